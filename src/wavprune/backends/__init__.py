@@ -1,0 +1,189 @@
+"""Backends: where the five steps run. One file each, one ``register`` line each.
+
+A backend is a class with two working methods, ``threshold`` and ``apply_``. Asked for by name it
+runs or says why it can't; ``"auto"`` takes the first one here that can do the whole job.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import NamedTuple, Protocol
+
+import torch
+
+from ..bases import Basis, Operator
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The kernels of one layer and what ranks their coefficients.
+
+    Attributes:
+        weight: ``(Cout, Cin/groups, kh, kw)``, on the device that computes.
+        basis: the basis of its kernels.
+        by_importance: True ranks by ``|c_m| * ||S[:, m]||``, False by ``|c_m|``.
+        draw: a 64-bit seed where a random draw ranks the weights, else None.
+    """
+
+    weight: torch.Tensor
+    basis: Basis
+    by_importance: bool
+    draw: int | None = None
+
+    @property
+    def operator(self) -> Operator:
+        """The matrices whose coefficients are ranked."""
+        basis = self.basis
+        return basis.importance_operator if self.by_importance else basis.coefficient_operator
+
+    @property
+    def kernels(self) -> int:
+        """How many kernels the weight holds."""
+        return int(self.weight.shape[0] * self.weight.shape[1])
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """float64 for float64 weights, float32 for all others."""
+        return torch.float64 if self.weight.dtype == torch.float64 else torch.float32
+
+
+class Target(NamedTuple):
+    """How much to keep of some batches taken together: one of the two.
+
+    Attributes:
+        keep: how many coefficients to keep.
+        percentile: the percentile of ``|C|``, structural zeros included, to cut at (one batch).
+    """
+
+    keep: int | None = None
+    percentile: float | None = None
+
+
+class Applied(NamedTuple):
+    """What ``apply_`` did to one batch, as 0-d tensors on the device that computed.
+
+    Attributes:
+        kept: coefficients that were kept; a coefficient of 0 never counts.
+        weight_zeros: exact zeros in the weight afterwards.
+        squared_error: squared Frobenius norm of the change, as stored.
+        squared_norm: squared Frobenius norm of the weight before.
+    """
+
+    kept: torch.Tensor
+    weight_zeros: torch.Tensor
+    squared_error: torch.Tensor
+    squared_norm: torch.Tensor
+
+
+class Backend(Protocol):
+    """What every backend offers."""
+
+    name: str
+
+    def unsupported(self, batch: Batch) -> str | None:
+        """Why this backend cannot prune this batch, or None."""
+        ...
+
+    def threshold(self, jobs: Sequence[tuple[Sequence[Batch], Target]]) -> list[torch.Tensor]:
+        """One exact threshold for each job, as a 0-d tensor; NaN where a weight is not finite."""
+        ...
+
+    def apply_(self, batches: Sequence[Batch], thresholds: Sequence[torch.Tensor]) -> list[Applied]:
+        """Prune each batch's weight in place at its own threshold."""
+        ...
+
+
+class _Entry(NamedTuple):
+    name: str
+    module: str
+    automatic: bool
+
+
+_REGISTRY: dict[str, _Entry] = {}
+
+
+def register(name: str, module: str, *, automatic: bool) -> None:
+    """Add a backend: ``module`` (in this package) has ``make() -> Backend``.
+
+    ``make`` raises ImportError with the reason where the backend cannot run on this machine.
+    ``"auto"`` tries the automatic ones in the order of registration.
+    """
+    _REGISTRY[name] = _Entry(name, module, automatic)
+
+
+register("eager", "eager", automatic=True)
+register("ptwt", "ptwt", automatic=False)
+register("reference", "reference", automatic=False)
+
+
+def names() -> list[str]:
+    """The names of all registered backends.
+
+    Example:
+        >>> "eager" in names()
+        True
+    """
+    return list(_REGISTRY)
+
+
+def unavailable() -> dict[str, str]:
+    """The backends that cannot run on this machine: name -> why, and what would change it."""
+    reasons = {}
+    for name in names():
+        try:
+            _load(name)
+        except ImportError as error:
+            reasons[name] = str(error)
+    return reasons
+
+
+def resolve(name: str, batches: Sequence[Batch]) -> Backend:
+    """The backend that prunes these batches.
+
+    Args:
+        name: a registered name, or ``"auto"``.
+        batches: all of them; the answer holds for the whole call.
+
+    Raises:
+        ValueError: the named backend does not exist, cannot run here, or cannot prune a batch.
+    """
+    if name == "auto":
+        for entry in _REGISTRY.values():
+            if entry.automatic:
+                try:
+                    backend = _load(entry.name)
+                except ImportError:
+                    continue
+                if not any(backend.unsupported(batch) for batch in batches):
+                    return backend
+        raise AssertionError("eager runs everything")
+    check_name(name)
+    try:
+        backend = _load(name)
+    except ImportError as error:
+        raise ValueError(f"backend {name!r} cannot run here: {error}") from error
+    for batch in batches:
+        reason = backend.unsupported(batch)
+        if reason is not None:
+            raise ValueError(f"backend {name!r} cannot do this: {reason}")
+    return backend
+
+
+def check_name(name: str) -> None:
+    """Raise ValueError unless ``name`` is ``"auto"`` or registered."""
+    if name == "auto" or name in _REGISTRY:
+        return
+    close = difflib.get_close_matches(name, names(), n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    raise ValueError(f"unknown backend {name!r}{hint} allowed: auto, {', '.join(names())}")
+
+
+@cache
+def _load(name: str) -> Backend:
+    module = importlib.import_module(f".{_REGISTRY[name].module}", __package__)
+    backend: Backend = module.make()
+    return backend

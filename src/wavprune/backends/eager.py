@@ -1,0 +1,271 @@
+"""Plain torch, on any device: one matmul a chunk, and a radix select that stores nothing.
+
+Every step walks the layer in chunks of at most ``CHUNK`` weights. The threshold is found from
+histograms of the coefficients' bit patterns, 16 bits at a time from the top: non-negative floats
+order as their bits do. That is exact, takes two passes for float32 whatever the data, needs no
+memory beyond a chunk, and adds up over layers, so that one layer and a whole network are the same
+code. On two cores it takes a sixth of ``torch.kthvalue``'s time for the same answer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+
+from ..bases import Operator
+from . import Applied, Backend, Batch, Target
+
+# Weights a chunk: its temporaries stay in a core's cache, and far below 64 MiB.
+CHUNK = 1 << 18
+DIGIT = 16
+BITS = {torch.float32: torch.int32, torch.float64: torch.int64}
+
+
+class Chunk(NamedTuple):
+    """Some kernels of a layer.
+
+    Attributes:
+        view: ``(outs, ins, kh, kw)``, a view of the weight.
+        first: ``(outs, ins)``, the position of each kernel's first weight in the whole weight.
+    """
+
+    view: torch.Tensor
+    first: torch.Tensor
+
+
+class EagerBackend:
+    """The five steps in plain torch. Subclasses replace the transform."""
+
+    name = "eager"
+    chunk = CHUNK
+
+    def unsupported(self, batch: Batch) -> str | None:
+        """Why this backend cannot prune this batch: there is no such batch."""
+        del batch
+        return None
+
+    def analyse(self, batch: Batch, kernels: torch.Tensor) -> torch.Tensor:
+        """Coefficients ``(n, M')`` of kernels ``(n, kh, kw)``, a new tensor or a view."""
+        flat = kernels.reshape(len(kernels), -1)
+        A = _matrices(batch.operator, flat.dtype, flat.device).analysis
+        return flat if A is None else flat @ A.T
+
+    def synthesise(self, batch: Batch, coefficients: torch.Tensor) -> torch.Tensor:
+        """Kernels ``(n, K)`` of coefficients ``(n, M')``."""
+        S = _matrices(batch.operator, coefficients.dtype, coefficients.device).synthesis
+        return coefficients if S is None else coefficients @ S.T
+
+    def threshold(self, jobs: Sequence[tuple[Sequence[Batch], Target]]) -> list[torch.Tensor]:
+        """One exact threshold for each job; see ``Backend``."""
+        return [self._threshold(batches, target) for batches, target in jobs]
+
+    def apply_(self, batches: Sequence[Batch], thresholds: Sequence[torch.Tensor]) -> list[Applied]:
+        """Prune each batch's weight in place; see ``Backend``."""
+        return [
+            self._apply(batch, threshold)
+            for batch, threshold in zip(batches, thresholds, strict=True)
+        ]
+
+    def _threshold(self, batches: Sequence[Batch], target: Target) -> torch.Tensor:
+        dtype = _ranking_dtype(batches)
+        device = batches[0].weight.device
+        total = sum(batch.kernels * len(batch.operator.analysis) for batch in batches)
+        if target.keep is not None:
+            if target.keep == 0 or total == 0:
+                return torch.tensor(math.inf, dtype=torch.float64, device=device)
+            value = self._order_statistic(batches, max(total - target.keep, 0), dtype)
+            return value.to(torch.float64)
+        assert target.percentile is not None
+        zeros = sum(batch.kernels * batch.operator.dropped for batch in batches)
+        rank, fraction = percentile_rank(total + zeros, target.percentile)
+        low = self._order_statistic(batches, rank - zeros, dtype)
+        if fraction == 0 or rank + 1 < zeros:
+            return low.to(torch.float64)
+        high = self._next(batches, rank + 1 - zeros, low)
+        return lerp(low, high, fraction).to(torch.float64)
+
+    def _order_statistic(
+        self, batches: Sequence[Batch], rank: int, dtype: torch.dtype
+    ) -> torch.Tensor:
+        device = batches[0].weight.device
+        if rank < 0:
+            # The structural zeros come first; a weight that is not finite must still show.
+            smallest = self._order_statistic(batches, 0, dtype)
+            return torch.where(smallest.isnan(), smallest, 0)
+        bits = BITS[dtype]
+        exponent = _nonfinite_key(dtype)
+        prefix = torch.zeros((), dtype=bits, device=device)
+        remaining = torch.tensor(rank, dtype=torch.int64, device=device)
+        finite = torch.ones((), dtype=torch.bool, device=device)
+        top = torch.iinfo(bits).bits - DIGIT
+        for shift in range(top, -1, -DIGIT):
+            histogram = torch.zeros(1 << DIGIT, dtype=torch.int64, device=device)
+            for keys in self._keys(batches, dtype):
+                if shift < top:
+                    keys = keys[keys >> (shift + DIGIT) == prefix.to(keys.device)]
+                digits = (keys >> shift) & ((1 << DIGIT) - 1)
+                histogram += torch.bincount(digits, minlength=1 << DIGIT).to(device)
+            if shift == top:
+                finite = histogram[exponent >> shift :].sum() == 0
+            upto = histogram.cumsum(0)
+            digit = torch.searchsorted(upto, remaining, right=True)
+            remaining = remaining - torch.where(digit > 0, upto[(digit - 1).clamp(min=0)], 0)
+            prefix = (prefix << DIGIT) | digit.to(bits)
+        value = prefix.view(dtype)
+        return torch.where(finite, value, torch.nan)
+
+    def _next(self, batches: Sequence[Batch], rank: int, low: torch.Tensor) -> torch.Tensor:
+        """The order statistic at ``rank``, where the one before it is ``low``."""
+        key = low.view(BITS[low.dtype])
+        upto = torch.zeros((), dtype=torch.int64, device=low.device)
+        limit = torch.iinfo(key.dtype).max
+        above = torch.full_like(key, limit)
+        for keys in self._keys(batches, low.dtype):
+            larger = keys > key.to(keys.device)
+            upto += keys.numel() - torch.count_nonzero(larger).to(key.device)
+            above = torch.minimum(above, torch.where(larger, keys, limit).min().to(key.device))
+        return torch.where(upto > rank, low, above.view(low.dtype))
+
+    def _keys(self, batches: Sequence[Batch], dtype: torch.dtype) -> Iterator[torch.Tensor]:
+        """The bit patterns of what ranks the coefficients, one chunk after the other."""
+        for batch in batches:
+            for chunk in chunks(batch.weight, self.chunk):
+                kernels = self._kernels(batch, chunk)
+                ranks = self._ranks(batch, chunk, self.analyse(batch, kernels)).to(dtype)
+                yield ranks.flatten().view(BITS[dtype])
+
+    def _kernels(self, batch: Batch, chunk: Chunk) -> torch.Tensor:
+        return chunk.view.to(batch.compute_dtype).flatten(0, 1)
+
+    def _ranks(self, batch: Batch, chunk: Chunk, coefficients: torch.Tensor) -> torch.Tensor:
+        if batch.draw is None:
+            return coefficients.abs()
+        K = coefficients.shape[1]
+        places = chunk.first.flatten()[:, None] + torch.arange(K, device=coefficients.device)
+        draws = torch.where(coefficients == 0, 0, uniform(places, batch.draw))
+        # A draw says nothing of its weight; the difference is NaN where that is not finite.
+        return draws + (coefficients - coefficients)
+
+    def _apply(self, batch: Batch, threshold: torch.Tensor) -> Applied:
+        device = batch.weight.device
+        kept = torch.zeros((), dtype=torch.int64, device=device)
+        zeros = torch.zeros((), dtype=torch.int64, device=device)
+        error = torch.zeros((), dtype=torch.float64, device=device)
+        norm = torch.zeros((), dtype=torch.float64, device=device)
+        threshold = threshold.to(device)
+        for chunk in chunks(batch.weight, self.chunk):
+            kernels = self._kernels(batch, chunk)
+            coefficients = self.analyse(batch, kernels)
+            ranks = self._ranks(batch, chunk, coefficients)
+            coefficients = coefficients * (ranks >= _at_least(threshold, ranks.dtype))
+            kept += torch.count_nonzero(coefficients)
+            before = chunk.view.to(batch.compute_dtype, copy=True)
+            chunk.view.copy_(self.synthesise(batch, coefficients).view(chunk.view.shape))
+            zeros += chunk.view.numel() - torch.count_nonzero(chunk.view)
+            norm += before.square().sum(dtype=torch.float64)
+            error += before.sub_(chunk.view).square_().sum(dtype=torch.float64)
+        return Applied(kept, zeros, error, norm)
+
+
+class _Matrices(NamedTuple):
+    analysis: torch.Tensor | None
+    synthesis: torch.Tensor | None
+
+
+@lru_cache(maxsize=64)
+def _matrices(operator: Operator, dtype: torch.dtype, device: torch.device) -> _Matrices:
+    if operator.identity:
+        return _Matrices(None, None)
+    return _Matrices(
+        torch.tensor(operator.analysis, dtype=dtype, device=device),
+        torch.tensor(operator.synthesis, dtype=dtype, device=device),
+    )
+
+
+def chunks(weight: torch.Tensor, size: int) -> Iterator[Chunk]:
+    """The weight in chunks of at most ``size`` values (one kernel, where that is larger)."""
+    outs, ins, kh, kw = weight.shape
+    K = kh * kw
+    wide = min(max(size // K, 1), ins)
+    tall = max(size // (K * wide), 1) if wide else 1
+    for o in range(0, outs, tall):
+        for i in range(0, ins, wide):
+            view = weight[o : o + tall, i : i + wide]
+            rows = torch.arange(o, o + view.shape[0], device=weight.device)
+            columns = torch.arange(i, i + view.shape[1], device=weight.device)
+            yield Chunk(view, (rows[:, None] * ins + columns) * K)
+
+
+def percentile_rank(count: int, percentile: float) -> tuple[int, float]:
+    """Where ``numpy.percentile`` looks: the lower order statistic and the way to the next.
+
+    Example:
+        >>> percentile_rank(5, 30)
+        (1, 0.19999999999999996)
+    """
+    place = (count - 1) * (percentile / 100)
+    rank = min(math.floor(place), count - 1)
+    return rank, place - rank
+
+
+def lerp(low: torch.Tensor, high: torch.Tensor, fraction: float) -> torch.Tensor:
+    """``numpy.percentile``'s interpolation, rounding for rounding."""
+    span = high - low
+    return low + span * fraction if fraction < 0.5 else high - span * (1 - fraction)
+
+
+def uniform(places: torch.Tensor, seed: int) -> torch.Tensor:
+    """A random float64 in (0, 1) for each place: the same on every device, in any order.
+
+    SplitMix64 (Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators"),
+    read at the given places of its sequence; the upper 52 bits make the number.
+
+    Args:
+        places: integers, int64.
+        seed: 64 bits, taken as a signed integer.
+    """
+
+    def mixed(x: torch.Tensor, shift: int, factor: int) -> torch.Tensor:
+        logical = (x >> shift) & ((1 << (64 - shift)) - 1)
+        return (x ^ logical) * factor
+
+    x = (places + 1) * _GAMMA + seed
+    x = mixed(mixed(x, 30, _MIX_1), 27, _MIX_2)
+    x = x ^ ((x >> 31) & ((1 << 33) - 1))
+    upper = (x >> 12) & ((1 << 52) - 1)
+    return (upper.to(torch.float64) + 0.5) * 2.0**-52
+
+
+def _signed(value: int) -> int:
+    return value - (1 << 64) if value >> 63 else value
+
+
+_GAMMA = _signed(0x9E3779B97F4A7C15)
+_MIX_1 = _signed(0xBF58476D1CE4E5B9)
+_MIX_2 = _signed(0x94D049BB133111EB)
+
+
+def _ranking_dtype(batches: Sequence[Batch]) -> torch.dtype:
+    wide = any(b.compute_dtype == torch.float64 or b.draw is not None for b in batches)
+    return torch.float64 if wide else torch.float32
+
+
+def _nonfinite_key(dtype: torch.dtype) -> int:
+    """The bit pattern of infinity; every NaN's is above it."""
+    return int(torch.tensor(math.inf, dtype=dtype).view(BITS[dtype]))
+
+
+def _at_least(threshold: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The smallest value of ``dtype`` that is not below a float64 threshold."""
+    rounded = threshold.to(dtype)
+    up = torch.nextafter(rounded, torch.full_like(rounded, math.inf))
+    return torch.where(rounded < threshold, up, rounded)
+
+
+def make() -> Backend:
+    """The backend, for the registry."""
+    return EagerBackend()

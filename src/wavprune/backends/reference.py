@@ -1,0 +1,281 @@
+"""PyWavelets and numpy, step by step: the definition that every other backend is tested against.
+
+Nothing here reads the matrices of ``bases.py``; the transforms are ``pywt.wavedec2`` and
+``pywt.waverec2`` on the whole layer, the percentile is ``numpy.percentile``.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pywt
+import torch
+
+from ..bases import NEGLIGIBLE, Basis, coefficient_bands, unpack
+from . import Applied, Backend, Batch, Target
+
+Array = npt.NDArray[Any]
+
+
+class Transform(Protocol):
+    """A 2-D transform of many kernels."""
+
+    def forward(self, kernels: Array) -> Array:
+        """Packed coefficients ``(n, Mh, Mw)`` of kernels ``(n, kh, kw)``."""
+        ...
+
+    def inverse(self, packed: Array) -> Array:
+        """Kernels ``(n, kh, kw)`` of packed coefficients."""
+        ...
+
+
+class ReferenceBackend:
+    """The five steps in PyWavelets and numpy."""
+
+    name = "reference"
+
+    def unsupported(self, batch: Batch) -> str | None:
+        """Why this backend cannot prune this batch: there is no such batch."""
+        del batch
+        return None
+
+    def threshold(self, jobs: Sequence[tuple[Sequence[Batch], Target]]) -> list[torch.Tensor]:
+        """One exact threshold for each job; see ``Backend``."""
+        return [
+            torch.tensor(_threshold(batches, target), dtype=torch.float64)
+            for batches, target in jobs
+        ]
+
+    def apply_(self, batches: Sequence[Batch], thresholds: Sequence[torch.Tensor]) -> list[Applied]:
+        """Prune each batch's weight in place; see ``Backend``."""
+        return [
+            _apply(batch, float(threshold))
+            for batch, threshold in zip(batches, thresholds, strict=True)
+        ]
+
+
+def _threshold(batches: Sequence[Batch], target: Target) -> float:
+    if not all(np.isfinite(_kernels(batch)).all() for batch in batches):
+        return float("nan")
+    ranks = np.concatenate([_ranks(batch, _coefficients(batch)).ravel() for batch in batches])
+    if target.percentile is not None:
+        return float(np.percentile(ranks, target.percentile))
+    assert target.keep is not None
+    largest_first = np.sort(ranks)[::-1]
+    keep = min(target.keep, len(ranks))
+    return float(largest_first[keep - 1]) if keep else float("inf")
+
+
+def _apply(batch: Batch, threshold: float) -> Applied:
+    before = _kernels(batch).copy()
+    coefficients = _coefficients(batch)
+    mask = (_ranks(batch, coefficients) >= threshold) & (coefficients != 0)
+    after = _transform(batch).inverse(np.where(mask, coefficients, 0))
+    with torch.no_grad():
+        batch.weight.copy_(torch.from_numpy(np.ascontiguousarray(after)).view(batch.weight.shape))
+    change = before.astype(np.float64) - _kernels(batch)
+    return Applied(
+        kept=torch.tensor(np.count_nonzero(mask)),
+        weight_zeros=torch.count_nonzero(batch.weight == 0),
+        squared_error=torch.tensor(np.sum(change**2)),
+        squared_norm=torch.tensor(np.sum(before.astype(np.float64) ** 2)),
+    )
+
+
+def _kernels(batch: Batch) -> Array:
+    weight = batch.weight.detach().to("cpu", batch.compute_dtype)
+    result: Array = weight.flatten(0, 1).contiguous().numpy()
+    return result
+
+
+def _coefficients(batch: Batch) -> Array:
+    transform = _transform(batch)
+    packed = transform.forward(_kernels(batch))
+    return np.where(_nonzero(transform, batch.basis.kernel), packed, 0)
+
+
+def _ranks(batch: Batch, coefficients: Array) -> Array:
+    if batch.draw is not None:
+        draws = _uniform(batch.weight.numel(), batch.draw).reshape(coefficients.shape)
+        return np.where(coefficients == 0, 0, draws)
+    if not batch.by_importance:
+        return np.abs(coefficients)
+    norms = _synthesis_norms(_transform(batch), coefficients.shape[1:])
+    return np.asarray(np.abs(coefficients) * norms.astype(coefficients.dtype))
+
+
+def _nonzero(transform: Transform, kernel: tuple[int, int]) -> Array:
+    """``(Mh, Mw)``: False at the structural zeros, where every unit impulse leaves nothing."""
+    K = kernel[0] * kernel[1]
+    responses = np.abs(transform.forward(np.eye(K).reshape(K, *kernel))).max(axis=0)
+    result: Array = responses > NEGLIGIBLE * responses.max()
+    return result
+
+
+def _synthesis_norms(transform: Transform, grid: tuple[int, ...]) -> Array:
+    """``(Mh, Mw)``: the norm of the kernel that each single coefficient makes."""
+    M = grid[0] * grid[1]
+    kernels = transform.inverse(np.eye(M).reshape(M, *grid))
+    norms = np.linalg.norm(kernels.reshape(M, -1), axis=1).reshape(grid)
+    return np.where(norms > NEGLIGIBLE * norms.max(), norms, 0)
+
+
+class _PyWavelets:
+    def __init__(self, basis: Basis) -> None:
+        self.basis = basis
+
+    def forward(self, kernels: Array) -> Array:
+        coeffs = self._decompose(kernels)
+        packed, _ = pywt.coeffs_to_array(coeffs, axes=(-2, -1))
+        result: Array = packed
+        return result
+
+    def inverse(self, packed: Array) -> Array:
+        kh, kw = self.basis.kernel
+        bands = coefficient_bands(self._decompose(np.zeros((1, kh, kw))))
+        coeffs = unpack(packed, bands)
+        whole = pywt.waverec2(coeffs, self.basis.name, mode=self.basis.mode, axes=(-2, -1))
+        result: Array = whole[:, :kh, :kw]
+        return result
+
+    def _decompose(self, kernels: Array) -> list[Any]:
+        basis = self.basis
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Level value")
+            coeffs: list[Any] = pywt.wavedec2(
+                kernels, basis.name, mode=basis.mode, level=basis.level_used, axes=(-2, -1)
+            )
+        return coeffs
+
+
+class _Axes:
+    """A function of one axis, run along both; its inverse likewise."""
+
+    def __init__(self, level: int) -> None:
+        self.level = level
+
+    def forward(self, kernels: Array) -> Array:
+        return self.along(self.along(kernels).swapaxes(1, 2)).swapaxes(1, 2)
+
+    def inverse(self, packed: Array) -> Array:
+        return self.back(self.back(packed).swapaxes(1, 2)).swapaxes(1, 2)
+
+    def along(self, x: Array) -> Array:
+        raise NotImplementedError
+
+    def back(self, x: Array) -> Array:
+        raise NotImplementedError
+
+
+class _UnbalancedHaar(_Axes):
+    def along(self, x: Array) -> Array:
+        means = [x[..., i] for i in range(x.shape[-1])]
+        sizes = [1] * len(means)
+        details: list[Array] = []
+        for _ in range(self.level):
+            pairs = len(means) // 2
+            found, coarse, widths = [], means[2 * pairs :], sizes[2 * pairs :]
+            merged, grown = [], []
+            for i in range(0, 2 * pairs, 2):
+                p, q, a, b = means[i], means[i + 1], sizes[i], sizes[i + 1]
+                root = np.sqrt(np.array([a, b, a + b], dtype=x.dtype))
+                merged.append((root[0] * p + root[1] * q) / root[2])
+                found.append((root[1] * p - root[0] * q) / root[2])
+                grown.append(a + b)
+            means, sizes, details = merged + coarse, grown + widths, found + details
+        return np.stack(means + details, axis=-1)
+
+    def back(self, x: Array) -> Array:
+        widths = [[1] * x.shape[-1]]
+        for _ in range(self.level):
+            last = widths[-1]
+            widths.append([sum(last[i : i + 2]) for i in range(0, len(last), 2)])
+        means = [x[..., i] for i in range(len(widths[-1]))]
+        used = len(means)
+        for sizes in widths[-2::-1]:
+            finer = []
+            for i, mean in enumerate(means):
+                if 2 * i + 1 == len(sizes):
+                    finer.append(mean)
+                    continue
+                a, b = sizes[2 * i], sizes[2 * i + 1]
+                root = np.sqrt(np.array([a, b, a + b], dtype=x.dtype))
+                detail = x[..., used]
+                used += 1
+                finer.append((root[0] * mean + root[1] * detail) / root[2])
+                finer.append((root[1] * mean - root[0] * detail) / root[2])
+            means = finer
+        return np.stack(means, axis=-1)
+
+
+class _Cosine(_Axes):
+    @staticmethod
+    def _table(n: int, dtype: Any) -> Array:
+        table = [
+            [np.cos(np.pi * k * (2 * i + 1) / (2 * n)) * np.sqrt((1 if k == 0 else 2) / n)
+             for i in range(n)]
+            for k in range(n)
+        ]  # fmt: skip
+        return np.array(table, dtype=dtype)
+
+    def along(self, x: Array) -> Array:
+        return np.asarray(np.einsum("nri,ki->nrk", x, self._table(x.shape[-1], x.dtype)))
+
+    def back(self, x: Array) -> Array:
+        return np.asarray(np.einsum("nrk,ki->nri", x, self._table(x.shape[-1], x.dtype)))
+
+
+class _Principal:
+    def __init__(self, kernels: Array) -> None:
+        matrix = kernels.reshape(len(kernels), -1).astype(np.float64)
+        N, K = matrix.shape
+        self.vectors = np.linalg.svd(matrix.T, full_matrices=N < K)[0].T
+
+    def forward(self, kernels: Array) -> Array:
+        flat = kernels.reshape(len(kernels), -1)
+        return np.asarray((flat @ self.vectors.T.astype(flat.dtype)).reshape(kernels.shape))
+
+    def inverse(self, packed: Array) -> Array:
+        flat = packed.reshape(len(packed), -1)
+        return np.asarray((flat @ self.vectors.astype(flat.dtype)).reshape(packed.shape))
+
+
+class _Identity:
+    def forward(self, kernels: Array) -> Array:
+        return kernels
+
+    def inverse(self, packed: Array) -> Array:
+        return packed
+
+
+def _transform(batch: Batch) -> Transform:
+    name = batch.basis.name
+    if name == "klt":
+        return _Principal(_kernels(batch))
+    if name == "identity":
+        return _Identity()
+    if name == "dct":
+        return _Cosine(1)
+    if name == "uhaar":
+        return _UnbalancedHaar(batch.basis.level_used)
+    return _PyWavelets(batch.basis)
+
+
+def _uniform(count: int, seed: int) -> Array:
+    """SplitMix64's first ``count`` numbers, their upper 52 bits as floats in (0, 1)."""
+    with np.errstate(over="ignore"):
+        x = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+        x += np.uint64(seed % 2**64)
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        x ^= x >> np.uint64(31)
+    return ((x >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
+
+
+def make() -> Backend:
+    """The backend, for the registry."""
+    return ReferenceBackend()

@@ -1,0 +1,101 @@
+"""Prune a model with the fastest backend that can."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from .config import PruneConfig
+from .pipeline import prune_model
+from .report import PruneReport
+
+
+def prune(
+    model: nn.Module,
+    method: str = "dwt",
+    wavelet: str = "uhaar",
+    level: int | None = None,
+    mode: str = "periodization",
+    force_level: bool = False,
+    sparsity: float | None = None,
+    percentile: float | None = None,
+    scope: str = "layer",
+    device: str | torch.device | None = None,
+    backend: str = "auto",
+    targets: str | Sequence[str] | None = None,
+    ignore: str | Sequence[str] | None = None,
+    seed: int = 0,
+    progress: bool = False,
+    match: PruneReport | None = None,
+) -> PruneReport:
+    """Prune the ``Conv2d`` weights of a model, in place.
+
+    Each weight ``(Cout, Cin/groups, kh, kw)`` is a batch of ``kh x kw`` kernels. Their
+    coefficients in a basis are ranked, the least important are set to 0, and the kernels are put
+    together again. A weight keeps its dtype, device, memory format and identity.
+
+    Args:
+        model: any module; every ``nn.Conv2d`` in it is pruned, unless ``targets`` says otherwise.
+        method: ``"dwt"`` prunes in the basis ``wavelet``, ``"min_weight"`` the smallest weights,
+            ``"random"`` weights drawn at random.
+        wavelet: any name of ``pywt.wavelist(kind="discrete")``, ``"uhaar"`` (orthonormal Haar for
+            any kernel size), ``"dct"``, ``"klt"`` (the layer's own principal components) or
+            ``"identity"``.
+        level: levels of the transform, 1 or more; None means the deepest that exists.
+        mode: PyWavelets' boundary mode, any of ``pywt.Modes.modes``.
+        force_level: use ``level`` even where PyWavelets calls it too deep for the kernel.
+        sparsity: pruned fraction relative to the weights, in [0, 1): keep the
+            ``ceil((1 - sparsity) * numel)`` most important coefficients. 0.5 if neither this nor
+            ``percentile`` nor ``match`` is given.
+        percentile: in [0, 100]: prune coefficients below ``numpy.percentile(|C|, percentile)``
+            of their layer, structural zeros included, as WaveletTransforms did.
+        scope: ``"layer"`` keeps that fraction of every layer, ``"global"`` of all together.
+        device: where to compute, such as ``"cuda"``; None means where each weight lives.
+            ``"cuda"`` without CUDA warns once and runs on the CPU.
+        backend: ``"auto"`` or a name from ``wavprune.backends.names()``; by name it runs or says
+            why it can't.
+        targets: names, globs (``"layer1.*"``) or ``"re:..."`` patterns of the layers to prune.
+        ignore: names, globs or patterns of layers to leave as they are.
+        seed: which weights ``"random"`` draws; the global random state is never touched.
+        progress: show a progress bar on standard error.
+        match: for ``"min_weight"`` and ``"random"``, in place of ``sparsity``: prune as much as
+            this report pruned, min-weight at its overall sparsity, random at each layer's.
+
+    Returns:
+        What was done, a row a layer.
+
+    Raises:
+        TypeError: an argument has the wrong type.
+        ValueError: an argument is not allowed, or a layer cannot be pruned. No weight has
+            changed then.
+
+    Example:
+        >>> import torch, wavprune
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 16, 3), torch.nn.Conv2d(16, 16, 3))
+        >>> report = wavprune.fast.prune(model, wavelet="uhaar", sparsity=0.75)
+        >>> report.kept, report.numel
+        (684, 2736)
+    """
+    if match is not None and (sparsity is not None or percentile is not None):
+        raise ValueError(
+            f"match was given together with sparsity={sparsity!r}, percentile={percentile!r}; "
+            "give one of them"
+        )
+    config = PruneConfig(
+        method=method,
+        wavelet=wavelet,
+        level=level,
+        mode=mode,
+        force_level=force_level,
+        sparsity=sparsity,
+        percentile=percentile,
+        scope=scope,
+        device=device,
+        backend=backend,
+        targets=targets,  # type: ignore[arg-type]  # PruneConfig makes a tuple of it
+        ignore=ignore,  # type: ignore[arg-type]
+        seed=seed,
+    )
+    return prune_model(model, config, match, progress)

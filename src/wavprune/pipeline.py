@@ -1,0 +1,335 @@
+"""The one loop: config -> layers -> basis -> threshold -> apply -> report."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from fractions import Fraction
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pywt
+import torch
+from torch import nn
+
+from ._version import __version__
+from .backends import Applied, Backend, Batch, Target, check_name, resolve
+from .bases import Basis, LevelCollapsedWarning, basis_for
+from .config import PruneConfig
+from .layers import LayerRef, non_finite, select_layers
+from .report import LayerStats, PruneReport
+
+# Small layers go to the backend together until they are this many weights.
+UNIT = 1 << 20
+
+
+def prune_model(
+    model: nn.Module,
+    config: PruneConfig,
+    match: PruneReport | None = None,
+    progress: bool = False,
+) -> PruneReport:
+    """Prune a model's selected layers in place; see ``wavprune.fast.prune``."""
+    check_name(config.backend)
+    return prune_layers(select_layers(model, config), config, match, progress)
+
+
+@torch.no_grad()
+def prune_layers(
+    layers: Sequence[LayerRef],
+    config: PruneConfig,
+    match: PruneReport | None = None,
+    progress: bool = False,
+) -> PruneReport:
+    """Prune the given weights in place.
+
+    Args:
+        layers: checked weights, each once (``select_layers``, ``unique_layers``).
+        config: what to do.
+        match: a report whose kept counts to use in place of ``config.sparsity``.
+        progress: show a tqdm bar on standard error.
+
+    Returns:
+        The report, one entry a layer.
+
+    Raises:
+        ValueError: a weight is not finite, the backend cannot do this, or ``match`` does not fit;
+            no weight has changed then.
+    """
+    check_name(config.backend)
+    if match is not None:
+        _check_match(config, match)
+    device = _compute_device(config.device)
+    keeps = _keeps(layers, config, match)
+    bases = [_checked_basis(ref, config) for ref in layers]
+    _warn_levels(layers, bases)
+    homes = [ref.weight for ref in layers]
+    batches = [
+        Batch(
+            weight=ref.weight.detach().to(device or ref.weight.device),
+            basis=basis,
+            by_importance=config.percentile is None,
+            draw=_draw(config.seed, ref.name) if config.method == "random" else None,
+        )
+        for ref, basis in zip(layers, bases, strict=True)
+    ]
+    backend = resolve(config.backend, batches)
+    seconds = [0.0] * len(batches)
+    units = _units([batch.weight.numel() for batch in batches])
+    with _bar(progress, sum(home.numel() for home in homes)) as advance:
+        thresholds = _thresholds(backend, batches, keeps, config, units, seconds, advance)
+        _check_finite(layers, thresholds)
+        applied: list[Applied] = []
+        for unit in units:
+            with _timed(seconds, batches, unit):
+                applied += backend.apply_([batches[i] for i in unit], [thresholds[i] for i in unit])
+            for i in unit:
+                if batches[i].weight.device != homes[i].device:
+                    homes[i].copy_(batches[i].weight)
+            advance(sum(homes[i].numel() for i in unit))
+    return _report(layers, config, match, backend, batches, thresholds, applied, seconds)
+
+
+def _thresholds(
+    backend: Backend,
+    batches: Sequence[Batch],
+    keeps: Sequence[int],
+    config: PruneConfig,
+    units: Sequence[Sequence[int]],
+    seconds: list[float],
+    advance: Callable[[int], object],
+) -> list[torch.Tensor]:
+    if config.scope == "global":
+        with _timed(seconds, batches, range(len(batches))):
+            (shared,) = backend.threshold([(batches, Target(keep=sum(keeps)))])
+        advance(sum(batch.weight.numel() for batch in batches))
+        return [shared] * len(batches)
+    percentile = config.percentile
+    targets = [Target(keep) if percentile is None else Target(None, percentile) for keep in keeps]
+    found: list[torch.Tensor] = []
+    for unit in units:
+        with _timed(seconds, batches, unit):
+            found += backend.threshold([((batches[i],), targets[i]) for i in unit])
+        advance(sum(batches[i].weight.numel() for i in unit))
+    return found
+
+
+def _keeps(layers: Sequence[LayerRef], config: PruneConfig, match: PruneReport | None) -> list[int]:
+    """How many coefficients each layer keeps; for scope "global" only their sum counts."""
+    sizes = [ref.weight.numel() for ref in layers]
+    if match is not None:
+        if config.method == "random":
+            return [
+                min(_matched(match, ref).kept, size)
+                for ref, size in zip(layers, sizes, strict=True)
+            ]
+        fraction = min(Fraction(match.kept, match.numel), Fraction(1))
+    else:
+        # The decimal that the caller wrote: 1 - 0.7 is three tenths, not a little more.
+        fraction = 1 - Fraction(repr(config.sparsity or 0.0))
+    if config.scope == "global":
+        return [math.ceil(fraction * sum(sizes))] + [0] * (len(sizes) - 1)
+    return [math.ceil(fraction * size) for size in sizes]
+
+
+def _check_match(config: PruneConfig, match: PruneReport) -> None:
+    """Raise unless a run with these settings can prune what another run's report pruned."""
+    if not isinstance(match, PruneReport):
+        raise TypeError(f"match must be a PruneReport, not {type(match).__name__}")
+    if config.method == "dwt":
+        raise ValueError("match goes with method='min_weight' or 'random', not with 'dwt'")
+    if config.method == "random" and config.scope == "global":
+        raise ValueError(
+            "match prunes at random what the report pruned in each layer, so scope='global' does "
+            "not go with it; leave scope='layer'"
+        )
+    if match.numel == 0:
+        raise ValueError("match: the report holds no weights")
+
+
+def _matched(match: PruneReport, ref: LayerRef) -> LayerStats:
+    try:
+        stats = match[ref.name]
+    except KeyError:
+        raise ValueError(
+            f"match: the report has no layer {ref.name!r}; it has "
+            f"{', '.join(layer.name for layer in match.layers[:8])}"
+        ) from None
+    if stats.shape != tuple(ref.weight.shape):
+        raise ValueError(
+            f"match: layer {ref.name!r} is {tuple(ref.weight.shape)}, in the report {stats.shape}"
+        )
+    return stats
+
+
+def _checked_basis(ref: LayerRef, config: PruneConfig) -> Basis:
+    if config.wavelet == "klt" and config.method == "dwt":
+        _raise_non_finite(ref)
+    return basis_for(config, ref.weight)
+
+
+def _warn_levels(layers: Sequence[LayerRef], bases: Sequence[Basis]) -> None:
+    collapsed: dict[Basis, list[str]] = {}
+    for ref, basis in zip(layers, bases, strict=True):
+        if basis.collapsed or basis.too_deep:
+            collapsed.setdefault(basis, []).append(ref.name)
+    for basis, names in collapsed.items():
+        size = "x".join(map(str, basis.kernel))
+        where = f"{size} kernels ({len(names)} layers, the first is {names[0]!r})"
+        if basis.too_deep:
+            warnings.warn(f"{basis.name!r} on {where}: {basis.too_deep}", stacklevel=6)
+        else:
+            warnings.warn(
+                f"{basis.name!r} is too long for {where}: the deepest level that exists is "
+                f"{basis.level_max}, so no transform runs there and the result is that of "
+                "minimum-weight pruning; 'uhaar' fits every kernel, and force_level=True with a "
+                "level transforms all the same",
+                LevelCollapsedWarning,
+                stacklevel=6,
+            )
+
+
+def _compute_device(asked: str | torch.device | None) -> torch.device | None:
+    if asked is None:
+        return None
+    device = torch.device(asked)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        _warn_no_cuda(str(asked))
+        return torch.device("cpu")
+    if device.type == "meta":
+        raise ValueError(f"device {str(asked)!r} holds no values; allowed: a device that computes")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device {str(asked)!r} is not available here: {reason}") from error
+    return device
+
+
+@cache
+def _warn_no_cuda(asked: str) -> None:
+    warnings.warn(f"device {asked!r}: torch sees no CUDA here; pruning on the CPU", stacklevel=7)
+
+
+def _draw(seed: int, name: str) -> int:
+    """64 bits for one layer's random mask: the same whichever other layers are selected."""
+    digest = hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True)
+
+
+def _units(sizes: Sequence[int]) -> list[list[int]]:
+    units: list[list[int]] = []
+    weights = UNIT
+    for i, size in enumerate(sizes):
+        if weights + size > UNIT:
+            units.append([])
+            weights = 0
+        units[-1].append(i)
+        weights += size
+    return units
+
+
+def _check_finite(layers: Sequence[LayerRef], thresholds: Sequence[torch.Tensor]) -> None:
+    if not any(bool(threshold.isnan()) for threshold in thresholds):
+        return
+    for ref in layers:
+        _raise_non_finite(ref)
+    raise ValueError(
+        "the coefficients overflow although every weight is finite; scale the weights down"
+    )
+
+
+def _raise_non_finite(ref: LayerRef) -> None:
+    count = non_finite(ref.weight)
+    if count:
+        raise ValueError(
+            f"layer {ref.name!r}: {count} of {ref.weight.numel()} weights are NaN or infinite; "
+            "allowed: finite weights"
+        )
+
+
+@contextmanager
+def _timed(seconds: list[float], batches: Sequence[Batch], unit: Sequence[int]) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    spent = time.perf_counter() - start
+    total = sum(batches[i].weight.numel() for i in unit) or 1
+    for i in unit:
+        seconds[i] += spent * batches[i].weight.numel() / total
+
+
+@contextmanager
+def _bar(shown: bool, weights: int) -> Iterator[Callable[[int], object]]:
+    from tqdm import tqdm
+
+    # Every weight is seen twice: for the threshold, and when it is pruned.
+    with tqdm(
+        total=2 * weights, disable=not shown, unit="weight", unit_scale=0.5, desc="prune"
+    ) as bar:
+        yield bar.update
+
+
+def _report(
+    layers: Sequence[LayerRef],
+    config: PruneConfig,
+    match: PruneReport | None,
+    backend: Backend,
+    batches: Sequence[Batch],
+    thresholds: Sequence[torch.Tensor],
+    applied: Sequence[Applied],
+    seconds: Sequence[float],
+) -> PruneReport:
+    stats = []
+    norm = error = 0.0
+    for i, (ref, batch, done) in enumerate(zip(layers, batches, applied, strict=True)):
+        basis = batch.basis
+        kept, zeros = int(done.kept), int(done.weight_zeros)
+        layer_norm, layer_error = float(done.squared_norm), float(done.squared_error)
+        norm += layer_norm
+        error += layer_error
+        numel = ref.weight.numel()
+        stats.append(
+            LayerStats(
+                name=ref.name,
+                shape=tuple(ref.weight.shape),  # type: ignore[arg-type]  # 4-D, checked
+                method=config.method,
+                wavelet=basis.name,
+                mode=basis.mode,
+                level_requested=config.level if config.method == "dwt" else None,
+                level_used=basis.level_used,
+                backend=backend.name,
+                device=str(done.kept.device),
+                threshold=float(thresholds[i]),
+                coefficients=batch.kernels * basis.coefficients,
+                kept=kept,
+                sparsity=1 - kept / numel if numel else 0.0,
+                weight_zeros=zeros,
+                weight_sparsity=zeros / numel if numel else 0.0,
+                relative_error=math.sqrt(layer_error / layer_norm) if layer_norm else 0.0,
+                seconds=seconds[i],
+            )
+        )
+    return PruneReport(tuple(stats), _settings(config, match), norm, error)
+
+
+def _settings(config: PruneConfig, match: PruneReport | None) -> dict[str, Any]:
+    settings = dataclasses.asdict(config)
+    settings["device"] = None if config.device is None else str(config.device)
+    if match is not None:
+        source = match.settings
+        basis = f" {source['wavelet']}" if source["method"] == "dwt" else ""
+        settings["sparsity"] = match.sparsity
+        settings["match"] = f"{source['method']}{basis}"
+    settings["versions"] = {
+        "wavprune": __version__,
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "pywavelets": pywt.__version__,
+    }
+    return settings

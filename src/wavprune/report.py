@@ -1,0 +1,285 @@
+"""What a run did: one row a layer, and the totals."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import math
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from rich.table import Table
+
+
+@dataclass(frozen=True, slots=True)
+class LayerStats:
+    """One layer.
+
+    Attributes:
+        name: the layer's name in its model.
+        shape: ``(Cout, Cin/groups, kh, kw)``.
+        method: ``"dwt"``, ``"min_weight"`` or ``"random"``.
+        wavelet: the basis that ran; ``"identity"`` for 1x1 kernels whatever was asked for.
+        mode: PyWavelets' boundary mode; None where the basis has no boundary.
+        level_requested: the level asked for; None means the deepest that exists.
+        level_used: the level that ran; 0 means that no transform ran.
+        backend: which backend ran.
+        device: where it ran.
+        threshold: coefficients that ranked below it were pruned (importance for ``sparsity``,
+            magnitude for ``percentile``, a uniform draw in (0, 1) for ``"random"``).
+        coefficients: how many coefficients the layer has, structural zeros not counted.
+        kept: coefficients that were not pruned: the values that a file must store.
+        sparsity: ``1 - kept / numel(weight)``.
+        weight_zeros: exact zeros in the weight afterwards.
+        weight_sparsity: ``weight_zeros / numel(weight)``.
+        relative_error: Frobenius norm of the change over that of the weight; 0 for a zero weight.
+        seconds: wall time; layers that ran together share it by their number of weights.
+    """
+
+    name: str
+    shape: tuple[int, int, int, int]
+    method: str
+    wavelet: str
+    mode: str | None
+    level_requested: int | None
+    level_used: int
+    backend: str
+    device: str
+    threshold: float
+    coefficients: int
+    kept: int
+    sparsity: float
+    weight_zeros: int
+    weight_sparsity: float
+    relative_error: float
+    seconds: float
+
+    @property
+    def numel(self) -> int:
+        """How many weights the layer has."""
+        return math.prod(self.shape)
+
+    @property
+    def note(self) -> str:
+        """Why no transform ran, where one was asked for; else an empty string."""
+        if self.method != "dwt" or self.level_used > 0 or self.numel == 0:
+            return ""
+        if self.shape[2:] == (1, 1):
+            return "1x1: no spatial axis"
+        return "" if self.wavelet == "identity" else "level 0: no transform ran"
+
+
+FIELDS = tuple(field.name for field in dataclasses.fields(LayerStats))
+
+
+@dataclass(frozen=True)
+class PruneReport:
+    """All layers of one run, in the model's order, with totals.
+
+    Iterating gives the ``LayerStats``; ``str()`` is a table.
+
+    Attributes:
+        layers: one entry a layer.
+        settings: the settings of the run, ready for JSON.
+        squared_norm: squared Frobenius norm of all weights before.
+        squared_error: squared Frobenius norm of the whole change.
+    """
+
+    layers: tuple[LayerStats, ...]
+    settings: dict[str, Any]
+    squared_norm: float
+    squared_error: float
+
+    def __iter__(self) -> Iterator[LayerStats]:
+        return iter(self.layers)
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def __getitem__(self, name: str) -> LayerStats:
+        for layer in self.layers:
+            if layer.name == name:
+                return layer
+        raise KeyError(name)
+
+    @property
+    def numel(self) -> int:
+        """Weights in all layers."""
+        return sum(layer.numel for layer in self.layers)
+
+    @property
+    def kept(self) -> int:
+        """Coefficients kept in all layers."""
+        return sum(layer.kept for layer in self.layers)
+
+    @property
+    def sparsity(self) -> float:
+        """``1 - kept / numel`` over all layers."""
+        return _pruned_fraction(self.kept, self.numel)
+
+    @property
+    def weight_zeros(self) -> int:
+        """Exact zeros in all weights afterwards."""
+        return sum(layer.weight_zeros for layer in self.layers)
+
+    @property
+    def weight_sparsity(self) -> float:
+        """``weight_zeros / numel`` over all layers."""
+        return self.weight_zeros / self.numel if self.numel else 0.0
+
+    @property
+    def relative_error(self) -> float:
+        """Frobenius norm of the change over that of the weights, all layers as one vector."""
+        return math.sqrt(self.squared_error / self.squared_norm) if self.squared_norm else 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of all layers."""
+        return sum(layer.seconds for layer in self.layers)
+
+    def totals(self) -> dict[str, Any]:
+        """The totals by name."""
+        names = (
+            "numel",
+            "kept",
+            "sparsity",
+            "weight_zeros",
+            "weight_sparsity",
+            "relative_error",
+            "seconds",
+        )
+        return {name: getattr(self, name) for name in names}
+
+    def to_csv(self, path: str | os.PathLike[str] | None = None) -> str:
+        """One row a layer, with a header; written to ``path`` too, where given."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(FIELDS)
+        for layer in self.layers:
+            row = dataclasses.asdict(layer)
+            row["shape"] = "x".join(map(str, layer.shape))
+            writer.writerow(row.values())
+        return _written(text.getvalue(), path)
+
+    def to_json(self, path: str | os.PathLike[str] | None = None) -> str:
+        """Settings, totals and layers as JSON; written to ``path`` too, where given."""
+        content = {
+            "settings": self.settings,
+            "totals": self.totals(),
+            "layers": [dataclasses.asdict(layer) for layer in self.layers],
+        }
+        return _written(json.dumps(_finite(content), indent=2, allow_nan=False) + "\n", path)
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row a layer, as a pandas DataFrame.
+
+        Raises:
+            ImportError: pandas is not installed.
+        """
+        try:
+            import pandas as pd
+        except ImportError as error:
+            raise ImportError(
+                "to_dataframe needs pandas; pip install 'wavprune[dataframe]'"
+            ) from error
+        rows = [dataclasses.asdict(layer) for layer in self.layers]
+        return pd.DataFrame(rows, columns=list(FIELDS))
+
+    def to_table(self) -> Table:
+        """A rich table: the layers and, last, the totals."""
+        from rich.table import Table
+
+        table = Table(title=self._title(), caption=self._caption(), title_justify="left")
+        table.caption_justify = "left"
+        table.add_column("layer", overflow="fold")
+        for column in ("shape", "basis", "level", "kept", "sparsity", "weight sp.", "error", "ms"):
+            table.add_column(column, justify="right", no_wrap=True)
+        table.add_column("note")
+        for layer in self.layers:
+            table.add_row(
+                layer.name,
+                "x".join(map(str, layer.shape)),
+                layer.wavelet,
+                _level(layer),
+                f"{layer.kept:,}",
+                *_amounts(layer),
+                layer.note,
+            )
+        table.add_section()
+        table.add_row("total", f"{self.numel:,}", "", "", f"{self.kept:,}", *_amounts(self), "")
+        return table
+
+    def __str__(self) -> str:
+        from rich.console import Console
+
+        text = io.StringIO()
+        width = 60 + max((len(layer.name) for layer in self.layers), default=0) + 60
+        Console(file=text, width=width, color_system=None).print(self.to_table())
+        return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+
+    def _title(self) -> str:
+        settings = self.settings
+        basis = f" {settings['wavelet']}" if settings["method"] == "dwt" else ""
+        if settings.get("match"):
+            amount = f"as pruned by {settings['match']}"
+        elif settings["percentile"] is not None:
+            amount = f"percentile {settings['percentile']:g}"
+        else:
+            amount = f"sparsity {settings['sparsity']:g}"
+        return f"{settings['method']}{basis}, {amount}, scope {settings['scope']}"
+
+    def _caption(self) -> str:
+        places = sorted({f"{layer.backend} on {layer.device}" for layer in self.layers})
+        return (
+            f"{', '.join(places)}. sparsity: 1 - kept/weights, what a file must store; "
+            "weight sp.: exact zeros in the weights."
+        )
+
+
+def _amounts(row: LayerStats | PruneReport) -> tuple[str, str, str, str]:
+    return (
+        f"{row.sparsity:.2%}",
+        f"{row.weight_sparsity:.2%}",
+        f"{row.relative_error:.4f}",
+        f"{row.seconds * 1e3:.2f}",
+    )
+
+
+def _level(layer: LayerStats) -> str:
+    asked = layer.level_requested
+    shown = str(layer.level_used)
+    return shown if asked is None or asked == layer.level_used else f"{shown} of {asked}"
+
+
+def _pruned_fraction(kept: int, numel: int) -> float:
+    return 1 - kept / numel if numel else 0.0
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _written(text: str, path: str | os.PathLike[str] | None) -> str:
+    if path is not None:
+        target = Path(path)
+        handle, temporary = tempfile.mkstemp(prefix=target.name, dir=target.parent)
+        try:
+            with os.fdopen(handle, "w") as file:
+                file.write(text)
+            Path(temporary).replace(target)
+        except BaseException:
+            Path(temporary).unlink()
+            raise
+    return text
