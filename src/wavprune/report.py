@@ -8,11 +8,12 @@ import io
 import json
 import math
 import os
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from .atomic import replaced
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -195,6 +196,7 @@ class PruneReport:
 
     def to_table(self) -> Table:
         """A rich table: the layers and, last, the totals."""
+        from rich.markup import escape
         from rich.table import Table
 
         table = Table(title=self._title(), caption=self._caption(), title_justify="left")
@@ -205,7 +207,7 @@ class PruneReport:
         table.add_column("note")
         for layer in self.layers:
             table.add_row(
-                layer.name,
+                escape(layer.name),
                 "x".join(map(str, layer.shape)),
                 layer.wavelet,
                 _level(layer),
@@ -273,13 +275,6 @@ def _finite(value: Any) -> Any:
 
 def _written(text: str, path: str | os.PathLike[str] | None) -> str:
     if path is not None:
-        target = Path(path)
-        handle, temporary = tempfile.mkstemp(prefix=target.name, dir=target.parent)
-        try:
-            with os.fdopen(handle, "w") as file:
-                file.write(text)
-            Path(temporary).replace(target)
-        except BaseException:
-            Path(temporary).unlink()
-            raise
+        with replaced(Path(path)) as new:
+            new.write_text(text)
     return text
