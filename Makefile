@@ -1,40 +1,45 @@
 # Every target works on a fresh machine with Python 3.11 and a C++ compiler, and again on an
-# existing .venv without reinstalling: a stamp file remembers what was installed and from what.
+# existing .venv without reinstalling: stamp files remember what was done, and from what.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 SOURCES := pyproject.toml setup.py constraints.txt
+KERNELS := setup.py $(wildcard csrc/*.* csrc/*/*.*)
 
-.PHONY: demo test bench lint clean
+.PHONY: demo test bench sanitize clean
 
-demo: $(VENV)/.demo
+demo: $(VENV)/.demo $(VENV)/.native
 	$(BIN)/python examples/demo.py --out out
 
-test: $(VENV)/.test
+test: $(VENV)/.test $(VENV)/.native
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest
+	$(MAKE) sanitize
 
-bench: $(VENV)/.bench
+bench: $(VENV)/.bench $(VENV)/.native
 	$(BIN)/pytest benchmarks/ --benchmark-only
 
-$(VENV)/.python:
+# The compiled kernels under AddressSanitizer and UndefinedBehaviorSanitizer.
+sanitize: $(VENV)/.test
+	$(BIN)/python tests/sanitize.py
+
+$(VENV)/.tools: constraints.txt
 	$(PYTHON) -m venv $(VENV)
+	$(INSTALL) torch setuptools ninja
 	touch $@
 
-$(VENV)/.demo: $(VENV)/.python $(SOURCES)
-	$(INSTALL) --editable ".[demo]"
+# Without a compiler this builds nothing, and the package says so: `wavprune info`.
+$(VENV)/.native: $(VENV)/.tools $(KERNELS)
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python setup.py --quiet build_ext --inplace
 	touch $@
 
-$(VENV)/.bench: $(VENV)/.python $(SOURCES)
-	$(INSTALL) --editable ".[bench]"
-	touch $@
-
-$(VENV)/.test: $(VENV)/.python $(SOURCES)
-	$(INSTALL) --editable ".[test]"
+# The extension has a target of its own, so that no extra compiles it again.
+$(VENV)/.demo $(VENV)/.bench $(VENV)/.test: $(VENV)/.%: $(VENV)/.tools $(SOURCES)
+	WAVPRUNE_NO_EXTENSION=1 $(INSTALL) --no-build-isolation --editable ".[$*]"
 	touch $@
 
 clean:

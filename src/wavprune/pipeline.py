@@ -13,20 +13,18 @@ from fractions import Fraction
 from functools import cache
 from typing import Any
 
-import numpy as np
-import pywt
 import torch
 from torch import nn
 
-from ._version import __version__
-from .backends import Applied, Backend, Batch, Target, check_name, resolve
+from ._version import versions
+from .backends import Backend, Batch, Target, check_name, resolve
 from .bases import Basis, LevelCollapsedWarning, basis_for
 from .config import PruneConfig
 from .layers import LayerRef, non_finite, select_layers
 from .report import LayerStats, PruneReport
 
-# Small layers go to the backend together until they are this many weights.
-UNIT = 1 << 20
+# Layers go to the backend together until they are this many weights.
+UNIT = 1 << 22
 
 
 def prune_model(
@@ -75,25 +73,38 @@ def prune_layers(
             weight=ref.weight.detach().to(device or ref.weight.device),
             basis=basis,
             by_importance=config.percentile is None,
+            compute_dtype=dtype,
             draw=_draw(config.seed, ref.name) if config.method == "random" else None,
         )
-        for ref, basis in zip(layers, bases, strict=True)
+        for ref, basis, dtype in zip(layers, bases, _compute_dtypes(layers, config), strict=True)
     ]
     backend = resolve(config.backend, batches)
     seconds = [0.0] * len(batches)
     units = _units([batch.weight.numel() for batch in batches])
     with _bar(progress, sum(home.numel() for home in homes)) as advance:
         thresholds = _thresholds(backend, batches, keeps, config, units, seconds, advance)
-        _check_finite(layers, thresholds)
-        applied: list[Applied] = []
-        for unit in units:
+        if any(bool(part.isnan().any()) for part in thresholds):
+            raise _non_finite(layers)
+        done: list[torch.Tensor] = []
+        for unit, part in zip(units, thresholds, strict=True):
             with _timed(seconds, batches, unit):
-                applied += backend.apply_([batches[i] for i in unit], [thresholds[i] for i in unit])
+                done.append(backend.apply_([batches[i] for i in unit], part))
             for i in unit:
                 if batches[i].weight.device != homes[i].device:
                     homes[i].copy_(batches[i].weight)
             advance(sum(homes[i].numel() for i in unit))
-    return _report(layers, config, match, backend, batches, thresholds, applied, seconds)
+    device_name = str(done[0].device)
+    rows = [
+        (threshold, *row)
+        for part, unit in zip(thresholds, done, strict=True)
+        for threshold, row in zip(part.tolist(), unit.tolist(), strict=True)
+    ]
+    stats = [
+        _layer_stats(ref, batch, config, backend.name, device_name, row, spent)
+        for ref, batch, row, spent in zip(layers, batches, rows, seconds, strict=True)
+    ]
+    squared_norm, squared_error = sum(row[4] for row in rows), sum(row[3] for row in rows)
+    return PruneReport(tuple(stats), _settings(config, match), squared_norm, squared_error)
 
 
 def _thresholds(
@@ -107,15 +118,15 @@ def _thresholds(
 ) -> list[torch.Tensor]:
     if config.scope == "global":
         with _timed(seconds, batches, range(len(batches))):
-            (shared,) = backend.threshold([(batches, Target(keep=sum(keeps)))])
+            shared = backend.threshold([(batches, Target(keep=sum(keeps)))])
         advance(sum(batch.weight.numel() for batch in batches))
-        return [shared] * len(batches)
+        return [shared.expand(len(unit)).contiguous() for unit in units]
     percentile = config.percentile
     targets = [Target(keep) if percentile is None else Target(None, percentile) for keep in keeps]
     found: list[torch.Tensor] = []
     for unit in units:
         with _timed(seconds, batches, unit):
-            found += backend.threshold([((batches[i],), targets[i]) for i in unit])
+            found.append(backend.threshold([((batches[i],), targets[i]) for i in unit]))
         advance(sum(batches[i].weight.numel() for i in unit))
     return found
 
@@ -134,8 +145,8 @@ def _keeps(layers: Sequence[LayerRef], config: PruneConfig, match: PruneReport |
         # The decimal that the caller wrote: 1 - 0.7 is three tenths, not a little more.
         fraction = 1 - Fraction(repr(config.sparsity or 0.0))
     if config.scope == "global":
-        return [math.ceil(fraction * sum(sizes))] + [0] * (len(sizes) - 1)
-    return [math.ceil(fraction * size) for size in sizes]
+        sizes = [sum(sizes)] + [0] * (len(sizes) - 1)
+    return [-(-fraction.numerator * size // fraction.denominator) for size in sizes]
 
 
 def _check_match(config: PruneConfig, match: PruneReport) -> None:
@@ -181,15 +192,15 @@ def _warn_levels(layers: Sequence[LayerRef], bases: Sequence[Basis]) -> None:
             collapsed.setdefault(basis, []).append(ref.name)
     for basis, names in collapsed.items():
         size = "x".join(map(str, basis.kernel))
-        where = f"{size} kernels ({len(names)} layers, the first is {names[0]!r})"
+        where = f"{size} kernels (first layer {names[0]!r}, {len(names)} in all)"
         if basis.too_deep:
             warnings.warn(f"{basis.name!r} on {where}: {basis.too_deep}", stacklevel=6)
         else:
             warnings.warn(
                 f"{basis.name!r} is too long for {where}: the deepest level that exists is "
                 f"{basis.level_max}, so no transform runs there and the result is that of "
-                "minimum-weight pruning; 'uhaar' fits every kernel, and force_level=True with a "
-                "level transforms all the same",
+                "minimum-weight pruning; 'uhaar' fits every kernel, and a forced level transforms "
+                "all the same",
                 LevelCollapsedWarning,
                 stacklevel=6,
             )
@@ -224,10 +235,10 @@ def _draw(seed: int, name: str) -> int:
 
 
 def _units(sizes: Sequence[int]) -> list[list[int]]:
-    units: list[list[int]] = []
-    weights = UNIT
+    units: list[list[int]] = [[]]
+    weights = 0
     for i, size in enumerate(sizes):
-        if weights + size > UNIT:
+        if weights + size > UNIT and units[-1]:
             units.append([])
             weights = 0
         units[-1].append(i)
@@ -235,12 +246,18 @@ def _units(sizes: Sequence[int]) -> list[list[int]]:
     return units
 
 
-def _check_finite(layers: Sequence[LayerRef], thresholds: Sequence[torch.Tensor]) -> None:
-    if not any(bool(threshold.isnan()) for threshold in thresholds):
-        return
+def _compute_dtypes(layers: Sequence[LayerRef], config: PruneConfig) -> list[torch.dtype]:
+    """float64 for float64 weights and for all that are ranked together with one, else float32."""
+    wide = [ref.weight.dtype == torch.float64 for ref in layers]
+    if config.scope == "global":
+        wide = [any(wide)] * len(wide)
+    return [torch.float64 if each else torch.float32 for each in wide]
+
+
+def _non_finite(layers: Sequence[LayerRef]) -> ValueError:
     for ref in layers:
         _raise_non_finite(ref)
-    raise ValueError(
+    return ValueError(
         "the coefficients overflow although every weight is finite; scale the weights down"
     )
 
@@ -275,47 +292,37 @@ def _bar(shown: bool, weights: int) -> Iterator[Callable[[int], object]]:
         yield bar.update
 
 
-def _report(
-    layers: Sequence[LayerRef],
+def _layer_stats(
+    ref: LayerRef,
+    batch: Batch,
     config: PruneConfig,
-    match: PruneReport | None,
-    backend: Backend,
-    batches: Sequence[Batch],
-    thresholds: Sequence[torch.Tensor],
-    applied: Sequence[Applied],
-    seconds: Sequence[float],
-) -> PruneReport:
-    stats = []
-    norm = error = 0.0
-    for i, (ref, batch, done) in enumerate(zip(layers, batches, applied, strict=True)):
-        basis = batch.basis
-        kept, zeros = int(done.kept), int(done.weight_zeros)
-        layer_norm, layer_error = float(done.squared_norm), float(done.squared_error)
-        norm += layer_norm
-        error += layer_error
-        numel = ref.weight.numel()
-        stats.append(
-            LayerStats(
-                name=ref.name,
-                shape=tuple(ref.weight.shape),  # type: ignore[arg-type]  # 4-D, checked
-                method=config.method,
-                wavelet=basis.name,
-                mode=basis.mode,
-                level_requested=config.level if config.method == "dwt" else None,
-                level_used=basis.level_used,
-                backend=backend.name,
-                device=str(done.kept.device),
-                threshold=float(thresholds[i]),
-                coefficients=batch.kernels * basis.coefficients,
-                kept=kept,
-                sparsity=1 - kept / numel if numel else 0.0,
-                weight_zeros=zeros,
-                weight_sparsity=zeros / numel if numel else 0.0,
-                relative_error=math.sqrt(layer_error / layer_norm) if layer_norm else 0.0,
-                seconds=seconds[i],
-            )
-        )
-    return PruneReport(tuple(stats), _settings(config, match), norm, error)
+    backend: str,
+    device: str,
+    row: Sequence[float],
+    seconds: float,
+) -> LayerStats:
+    threshold, kept, zeros, squared_error, squared_norm = row
+    basis = batch.basis
+    numel = ref.weight.numel()
+    return LayerStats(
+        name=ref.name,
+        shape=tuple(ref.weight.shape),  # type: ignore[arg-type]  # 4-D, checked
+        method=config.method,
+        wavelet=basis.name,
+        mode=basis.mode,
+        level_requested=config.level if config.method == "dwt" else None,
+        level_used=basis.level_used,
+        backend=backend,
+        device=device,
+        threshold=threshold,
+        coefficients=batch.kernels * basis.coefficients,
+        kept=int(kept),
+        sparsity=1 - kept / numel if numel else 0.0,
+        weight_zeros=int(zeros),
+        weight_sparsity=zeros / numel if numel else 0.0,
+        relative_error=math.sqrt(squared_error / squared_norm) if squared_norm else 0.0,
+        seconds=seconds,
+    )
 
 
 def _settings(config: PruneConfig, match: PruneReport | None) -> dict[str, Any]:
@@ -326,10 +333,5 @@ def _settings(config: PruneConfig, match: PruneReport | None) -> dict[str, Any]:
         basis = f" {source['wavelet']}" if source["method"] == "dwt" else ""
         settings["sparsity"] = match.sparsity
         settings["match"] = f"{source['method']}{basis}"
-    settings["versions"] = {
-        "wavprune": __version__,
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "pywavelets": pywt.__version__,
-    }
+    settings["versions"] = versions()
     return settings

@@ -26,12 +26,14 @@ class Batch:
         weight: ``(Cout, Cin/groups, kh, kw)``, on the device that computes.
         basis: the basis of its kernels.
         by_importance: True ranks by ``|c_m| * ||S[:, m]||``, False by ``|c_m|``.
+        compute_dtype: float32 or float64, the same for all batches that share a threshold.
         draw: a 64-bit seed where a random draw ranks the weights, else None.
     """
 
     weight: torch.Tensor
     basis: Basis
     by_importance: bool
+    compute_dtype: torch.dtype
     draw: int | None = None
 
     @property
@@ -44,11 +46,6 @@ class Batch:
     def kernels(self) -> int:
         """How many kernels the weight holds."""
         return int(self.weight.shape[0] * self.weight.shape[1])
-
-    @property
-    def compute_dtype(self) -> torch.dtype:
-        """float64 for float64 weights, float32 for all others."""
-        return torch.float64 if self.weight.dtype == torch.float64 else torch.float32
 
 
 class Target(NamedTuple):
@@ -63,22 +60,6 @@ class Target(NamedTuple):
     percentile: float | None = None
 
 
-class Applied(NamedTuple):
-    """What ``apply_`` did to one batch, as 0-d tensors on the device that computed.
-
-    Attributes:
-        kept: coefficients that were kept; a coefficient of 0 never counts.
-        weight_zeros: exact zeros in the weight afterwards.
-        squared_error: squared Frobenius norm of the change, as stored.
-        squared_norm: squared Frobenius norm of the weight before.
-    """
-
-    kept: torch.Tensor
-    weight_zeros: torch.Tensor
-    squared_error: torch.Tensor
-    squared_norm: torch.Tensor
-
-
 class Backend(Protocol):
     """What every backend offers."""
 
@@ -88,12 +69,30 @@ class Backend(Protocol):
         """Why this backend cannot prune this batch, or None."""
         ...
 
-    def threshold(self, jobs: Sequence[tuple[Sequence[Batch], Target]]) -> list[torch.Tensor]:
-        """One exact threshold for each job, as a 0-d tensor; NaN where a weight is not finite."""
+    def threshold(self, jobs: Sequence[tuple[Sequence[Batch], Target]]) -> torch.Tensor:
+        """One exact threshold for each job.
+
+        Args:
+            jobs: batches that share a threshold, and how much of them to keep.
+
+        Returns:
+            ``(jobs,)``, float64, on the device that computed; NaN where a weight is not finite,
+            infinity where nothing is to be kept.
+        """
         ...
 
-    def apply_(self, batches: Sequence[Batch], thresholds: Sequence[torch.Tensor]) -> list[Applied]:
-        """Prune each batch's weight in place at its own threshold."""
+    def apply_(self, batches: Sequence[Batch], thresholds: torch.Tensor) -> torch.Tensor:
+        """Prune each batch's weight in place.
+
+        Args:
+            batches: what to prune.
+            thresholds: ``(batches,)``, float64: each batch's own.
+
+        Returns:
+            ``(batches, 4)``, float64, on the device that computed: coefficients kept (never a 0),
+            exact zeros in the weight afterwards, squared Frobenius norm of the change as stored,
+            and of the weight before.
+        """
         ...
 
 
@@ -115,6 +114,7 @@ def register(name: str, module: str, *, automatic: bool) -> None:
     _REGISTRY[name] = _Entry(name, module, automatic)
 
 
+register("native", "native", automatic=True)
 register("eager", "eager", automatic=True)
 register("ptwt", "ptwt", automatic=False)
 register("reference", "reference", automatic=False)
@@ -178,8 +178,8 @@ def check_name(name: str) -> None:
     if name == "auto" or name in _REGISTRY:
         return
     close = difflib.get_close_matches(name, names(), n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
-    raise ValueError(f"unknown backend {name!r}{hint} allowed: auto, {', '.join(names())}")
+    hint = f" (did you mean {close[0]!r}?)" if close else ""
+    raise ValueError(f"unknown backend {name!r}{hint}; allowed: auto, {', '.join(names())}")
 
 
 @cache

@@ -17,10 +17,11 @@ from typing import NamedTuple
 import torch
 
 from ..bases import Operator
-from . import Applied, Backend, Batch, Target
+from . import Backend, Batch, Target
 
 # Weights a chunk: its temporaries stay in a core's cache, and far below 64 MiB.
 CHUNK = 1 << 18
+ALIGNMENT = 64
 DIGIT = 16
 BITS = {torch.float32: torch.int32, torch.float64: torch.int64}
 
@@ -59,16 +60,14 @@ class EagerBackend:
         S = _matrices(batch.operator, coefficients.dtype, coefficients.device).synthesis
         return coefficients if S is None else coefficients @ S.T
 
-    def threshold(self, jobs: Sequence[tuple[Sequence[Batch], Target]]) -> list[torch.Tensor]:
+    def threshold(self, jobs: Sequence[tuple[Sequence[Batch], Target]]) -> torch.Tensor:
         """One exact threshold for each job; see ``Backend``."""
-        return [self._threshold(batches, target) for batches, target in jobs]
+        return torch.stack([self._threshold(batches, target) for batches, target in jobs])
 
-    def apply_(self, batches: Sequence[Batch], thresholds: Sequence[torch.Tensor]) -> list[Applied]:
+    def apply_(self, batches: Sequence[Batch], thresholds: torch.Tensor) -> torch.Tensor:
         """Prune each batch's weight in place; see ``Backend``."""
-        return [
-            self._apply(batch, threshold)
-            for batch, threshold in zip(batches, thresholds, strict=True)
-        ]
+        done = zip(batches, thresholds.unbind(), strict=True)
+        return torch.stack([self._apply(batch, threshold) for batch, threshold in done])
 
     def _threshold(self, batches: Sequence[Batch], target: Target) -> torch.Tensor:
         dtype = _ranking_dtype(batches)
@@ -135,11 +134,14 @@ class EagerBackend:
         for batch in batches:
             for chunk in chunks(batch.weight, self.chunk):
                 kernels = self._kernels(batch, chunk)
-                ranks = self._ranks(batch, chunk, self.analyse(batch, kernels)).to(dtype)
+                ranks = self._ranks(batch, chunk, self.analyse(batch, kernels))
                 yield ranks.flatten().view(BITS[dtype])
 
     def _kernels(self, batch: Batch, chunk: Chunk) -> torch.Tensor:
-        return chunk.view.to(batch.compute_dtype).flatten(0, 1)
+        kernels = chunk.view.to(batch.compute_dtype).flatten(0, 1)
+        # BLAS rounds differently where a matrix is not aligned; a weight's place in memory must
+        # not show in the result.
+        return kernels.clone() if kernels.data_ptr() % ALIGNMENT else kernels
 
     def _ranks(self, batch: Batch, chunk: Chunk, coefficients: torch.Tensor) -> torch.Tensor:
         if batch.draw is None:
@@ -150,25 +152,22 @@ class EagerBackend:
         # A draw says nothing of its weight; the difference is NaN where that is not finite.
         return draws + (coefficients - coefficients)
 
-    def _apply(self, batch: Batch, threshold: torch.Tensor) -> Applied:
+    def _apply(self, batch: Batch, threshold: torch.Tensor) -> torch.Tensor:
         device = batch.weight.device
-        kept = torch.zeros((), dtype=torch.int64, device=device)
-        zeros = torch.zeros((), dtype=torch.int64, device=device)
-        error = torch.zeros((), dtype=torch.float64, device=device)
-        norm = torch.zeros((), dtype=torch.float64, device=device)
+        kept, zeros, error, norm = torch.zeros(4, dtype=torch.float64, device=device).unbind()
         threshold = threshold.to(device)
         for chunk in chunks(batch.weight, self.chunk):
             kernels = self._kernels(batch, chunk)
             coefficients = self.analyse(batch, kernels)
             ranks = self._ranks(batch, chunk, coefficients)
-            coefficients = coefficients * (ranks >= _at_least(threshold, ranks.dtype))
+            coefficients = coefficients * (ranks >= threshold.to(ranks.dtype))
             kept += torch.count_nonzero(coefficients)
             before = chunk.view.to(batch.compute_dtype, copy=True)
             chunk.view.copy_(self.synthesise(batch, coefficients).view(chunk.view.shape))
             zeros += chunk.view.numel() - torch.count_nonzero(chunk.view)
             norm += before.square().sum(dtype=torch.float64)
             error += before.sub_(chunk.view).square_().sum(dtype=torch.float64)
-        return Applied(kept, zeros, error, norm)
+        return torch.stack([kept, zeros, error, norm])
 
 
 class _Matrices(NamedTuple):
@@ -250,20 +249,12 @@ _MIX_2 = _signed(0x94D049BB133111EB)
 
 
 def _ranking_dtype(batches: Sequence[Batch]) -> torch.dtype:
-    wide = any(b.compute_dtype == torch.float64 or b.draw is not None for b in batches)
-    return torch.float64 if wide else torch.float32
+    return torch.float64 if batches[0].draw is not None else batches[0].compute_dtype
 
 
 def _nonfinite_key(dtype: torch.dtype) -> int:
     """The bit pattern of infinity; every NaN's is above it."""
     return int(torch.tensor(math.inf, dtype=dtype).view(BITS[dtype]))
-
-
-def _at_least(threshold: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """The smallest value of ``dtype`` that is not below a float64 threshold."""
-    rounded = threshold.to(dtype)
-    up = torch.nextafter(rounded, torch.full_like(rounded, math.inf))
-    return torch.where(rounded < threshold, up, rounded)
 
 
 def make() -> Backend:

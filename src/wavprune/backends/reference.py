@@ -16,7 +16,7 @@ import pywt
 import torch
 
 from ..bases import NEGLIGIBLE, Basis, coefficient_bands, unpack
-from . import Applied, Backend, Batch, Target
+from . import Backend, Batch, Target
 
 Array = npt.NDArray[Any]
 
@@ -43,19 +43,16 @@ class ReferenceBackend:
         del batch
         return None
 
-    def threshold(self, jobs: Sequence[tuple[Sequence[Batch], Target]]) -> list[torch.Tensor]:
+    def threshold(self, jobs: Sequence[tuple[Sequence[Batch], Target]]) -> torch.Tensor:
         """One exact threshold for each job; see ``Backend``."""
-        return [
-            torch.tensor(_threshold(batches, target), dtype=torch.float64)
-            for batches, target in jobs
-        ]
+        found = [_threshold(batches, target) for batches, target in jobs]
+        return torch.tensor(found, dtype=torch.float64)
 
-    def apply_(self, batches: Sequence[Batch], thresholds: Sequence[torch.Tensor]) -> list[Applied]:
+    def apply_(self, batches: Sequence[Batch], thresholds: torch.Tensor) -> torch.Tensor:
         """Prune each batch's weight in place; see ``Backend``."""
-        return [
-            _apply(batch, float(threshold))
-            for batch, threshold in zip(batches, thresholds, strict=True)
-        ]
+        done = zip(batches, thresholds.tolist(), strict=True)
+        rows = [_apply(batch, threshold) for batch, threshold in done]
+        return torch.tensor(rows, dtype=torch.float64)
 
 
 def _threshold(batches: Sequence[Batch], target: Target) -> float:
@@ -70,19 +67,19 @@ def _threshold(batches: Sequence[Batch], target: Target) -> float:
     return float(largest_first[keep - 1]) if keep else float("inf")
 
 
-def _apply(batch: Batch, threshold: float) -> Applied:
+def _apply(batch: Batch, threshold: float) -> tuple[float, float, float, float]:
     before = _kernels(batch).copy()
     coefficients = _coefficients(batch)
     mask = (_ranks(batch, coefficients) >= threshold) & (coefficients != 0)
-    after = _transform(batch).inverse(np.where(mask, coefficients, 0))
-    with torch.no_grad():
-        batch.weight.copy_(torch.from_numpy(np.ascontiguousarray(after)).view(batch.weight.shape))
-    change = before.astype(np.float64) - _kernels(batch)
-    return Applied(
-        kept=torch.tensor(np.count_nonzero(mask)),
-        weight_zeros=torch.count_nonzero(batch.weight == 0),
-        squared_error=torch.tensor(np.sum(change**2)),
-        squared_norm=torch.tensor(np.sum(before.astype(np.float64) ** 2)),
+    pruned = _transform(batch).inverse(np.where(mask, coefficients, 0))
+    batch.weight.copy_(torch.from_numpy(np.ascontiguousarray(pruned)).view(batch.weight.shape))
+    after = _kernels(batch)
+    before, after = before.astype(np.float64), after.astype(np.float64)
+    return (
+        float(np.count_nonzero(mask)),
+        float(np.count_nonzero(after == 0)),
+        float(np.sum((before - after) ** 2)),
+        float(np.sum(before**2)),
     )
 
 

@@ -1,0 +1,19 @@
+// AVX-512: chosen at run time, so only what follows the pragma may use it.
+#include "passes.h"
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#include <immintrin.h>
+#pragma GCC push_options
+#pragma GCC target("arch=x86-64-v4,prefer-vector-width=512")
+#define WAVPRUNE_NAMESPACE v4
+#define WAVPRUNE_NAME "x86-64-v4 (AVX-512)"
+#define WAVPRUNE_BYTES 64
+#include "passes.inc"
+#pragma GCC pop_options
+
+const wavprune::InstructionSet* wavprune::instructions_v4() {
+  return __builtin_cpu_supports("x86-64-v4") ? &v4::kInstructions : nullptr;
+}
+#else
+const wavprune::InstructionSet* wavprune::instructions_v4() { return nullptr; }
+#endif

@@ -1,0 +1,94 @@
+// Exact order statistics of the ranks of one or many weights.
+#pragma once
+
+#include <cmath>
+#include <utility>
+#include <vector>
+
+#include "weights.h"
+
+namespace wavprune {
+
+// One weight: what ranks its coefficients is |c|, or a random draw where `draw` is set.
+template <class T>
+struct Piece {
+  Weight weight;
+  const Plan<T>* plan;
+  bool draw;
+  uint64_t seed;
+};
+
+// Weights that share one threshold.
+template <class T>
+struct Job {
+  std::vector<Piece<T>> pieces;
+  int64_t total = 0;          // coefficients
+  int64_t weights_total = 0;  // weights
+
+  void add(const Piece<T>& piece) {
+    if (piece.weight.kernels() == 0) return;
+    pieces.push_back(piece);
+    total += coefficients(piece.weight, *piece.plan);
+    weights_total += piece.weight.kernels() * piece.weight.values();
+  }
+};
+
+// The weights with their plans, checked against each other. The plans live as long as what this
+// returns; equal plan tensors share one.
+template <class T>
+std::vector<std::unique_ptr<OwnedPlan<T>>> pieces_of(const std::vector<torch::stable::Tensor>& weights,
+                                                     const std::vector<torch::stable::Tensor>& plans,
+                                                     const std::vector<int64_t>& draws,
+                                                     std::vector<Piece<T>>* pieces) {
+  STD_TORCH_CHECK(weights.size() == plans.size(), "wavprune: ", weights.size(),
+                  " weights came with ", plans.size(), " plans");
+  STD_TORCH_CHECK(draws.empty() || draws.size() == weights.size(), "wavprune: ", weights.size(),
+                  " weights came with ", draws.size(), " draws");
+  std::vector<std::unique_ptr<OwnedPlan<T>>> owned;
+  std::vector<std::pair<const void*, const Plan<T>*>> known;
+  for (size_t w = 0; w < weights.size(); ++w) {
+    const Weight weight = weight_of(weights[w]);
+    const void* source = plans[w].data_ptr();
+    const Plan<T>* plan = nullptr;
+    for (const auto& [other, made] : known)
+      if (other == source && (made->kind == Kind::identity || made->inputs == weight.values()))
+        plan = made;
+    if (plan == nullptr) {
+      owned.push_back(plan_of<T>(plans[w], weight.values()));
+      plan = &owned.back()->plan;
+      known.emplace_back(source, plan);
+    }
+    STD_TORCH_CHECK(draws.empty() || plan->kind == Kind::identity,
+                    "wavprune: random draws go with the identity basis");
+    pieces->push_back({weight, plan, !draws.empty(), draws.empty() ? 0 : uint64_t(draws[w])});
+  }
+  return owned;
+}
+
+template <class T>
+int64_t largest_kernel(const Job<T>& job);
+
+// f(first, kernels) for every tile.
+template <class T, class F>
+void each_tile(const Piece<T>& piece, F f) {
+  const int64_t tile = tile_kernels(piece.weight, *piece.plan), kernels = piece.weight.kernels();
+  for (int64_t at = 0; at < kernels; at += tile) f(at, std::min(tile, kernels - at));
+}
+
+// Random ranks in (0, 1) in place of a tile's values: 0 for a zero, NaN for what is not finite.
+template <class T>
+T* draw_ranks(const Piece<T>& piece, int64_t first, int64_t kernels, const T* tile, T* buffer) {
+  const int64_t K = piece.weight.values();
+  for (int64_t i = 0; i < kernels * K; ++i) {
+    const T value = tile[i];
+    buffer[i] = (value == 0 ? T(0) : T(uniform(first * K + i, piece.seed))) + (value - value);
+  }
+  return buffer;
+}
+
+// For each (job, rank), the value of that rank, 0 the smallest; NaN where a weight is not finite.
+template <class T>
+std::vector<T> order_statistics(const std::vector<Job<T>>& jobs,
+                                const std::vector<std::pair<int64_t, int64_t>>& wanted);
+
+}  // namespace wavprune

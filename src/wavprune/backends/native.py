@@ -1,0 +1,87 @@
+"""The compiled kernels of ``wavprune._C``: each weight is read twice and written once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from .. import ops
+from . import Backend, Batch, Target
+
+MAX_VALUES = 31 * 31
+
+
+class NativeBackend:
+    """The five steps in C++, many layers in one call."""
+
+    name = "native"
+
+    def unsupported(self, batch: Batch) -> str | None:
+        """Why this backend cannot prune this batch, or None."""
+        if batch.weight.device.type != "cpu":
+            return f"the compiled kernels run on the CPU, not on {batch.weight.device}"
+        if batch.basis.kernel[0] * batch.basis.kernel[1] > MAX_VALUES:
+            size = "x".join(map(str, batch.basis.kernel))
+            return f"the compiled kernels go up to 31x31 kernels, not {size}"
+        return None
+
+    def threshold(self, jobs: Sequence[tuple[Sequence[Batch], Target]]) -> torch.Tensor:
+        """One exact threshold for each job; see ``Backend``."""
+        found = torch.empty(len(jobs), dtype=torch.float64)
+        for wide, chosen in _by_width([batches[0] for batches, _ in jobs]):
+            found[chosen] = _thresholds([jobs[i] for i in chosen], wide)
+        return found
+
+    def apply_(self, batches: Sequence[Batch], thresholds: torch.Tensor) -> torch.Tensor:
+        """Prune each batch's weight in place; see ``Backend``."""
+        done = torch.empty(len(batches), 4, dtype=torch.float64)
+        for wide, chosen in _by_width(batches):
+            members = [batches[i] for i in chosen]
+            done[chosen] = torch.ops.wavprune.prune_(
+                [batch.weight for batch in members],
+                [_plan(batch) for batch in members],
+                [batch.draw for batch in members if batch.draw is not None],
+                thresholds[chosen],
+                wide,
+            )
+        return done
+
+
+def _thresholds(jobs: Sequence[tuple[Sequence[Batch], Target]], wide: bool) -> torch.Tensor:
+    batches = [batch for members, _ in jobs for batch in members]
+    weights = [batch.weight for batch in batches]
+    plans = [_plan(batch) for batch in batches]
+    percentile = jobs[0][1].percentile
+    thresholds: torch.Tensor
+    if percentile is not None:
+        dropped = [batch.kernels * batch.operator.dropped for batch in batches]
+        thresholds = torch.ops.wavprune.percentile_threshold(
+            weights, plans, dropped, percentile, wide
+        )
+    else:
+        draws = [batch.draw for batch in batches if batch.draw is not None]
+        membership = [i for i, (members, _) in enumerate(jobs) for _ in members]
+        keep = [target.keep for _, target in jobs]
+        thresholds = torch.ops.wavprune.topk_threshold(
+            weights, plans, draws, membership, keep, wide
+        )
+    return thresholds
+
+
+def _plan(batch: Batch) -> torch.Tensor:
+    return ops.plan_for(batch.operator, batch.basis.kernel)
+
+
+def _by_width(batches: Sequence[Batch]) -> list[tuple[bool, list[int]]]:
+    """Which batches compute in float32 and which in float64: one call takes one of the two."""
+    groups: dict[bool, list[int]] = {}
+    for i, batch in enumerate(batches):
+        wide = batch.draw is not None or batch.compute_dtype == torch.float64
+        groups.setdefault(wide, []).append(i)
+    return list(groups.items())
+
+
+def make() -> Backend:
+    """The backend, for the registry."""
+    return NativeBackend()
