@@ -11,7 +11,15 @@ from setuptools import setup
 TARGET = "-DTORCH_TARGET_VERSION=0x020a000000000000"
 # No contraction into fused multiply-adds: every instruction set must give the same bits. SIMD is
 # chosen at run time, so nothing here may depend on the machine that builds.
-FLAGS = ["-std=c++20", "-O3", "-g0", "-fvisibility=hidden", "-ffp-contract=off", "-Wno-psabi", TARGET]
+FLAGS = [
+    "-std=c++20",
+    "-O3",
+    "-g0",
+    "-fvisibility=hidden",
+    "-ffp-contract=off",
+    "-Wno-psabi",
+    TARGET,
+]
 
 
 def extension() -> dict[str, object]:
@@ -38,7 +46,9 @@ def extension() -> dict[str, object]:
     )
     return {
         "ext_modules": [module],
-        "cmdclass": {"build_ext": BuildExtension.with_options(use_ninja=bool(shutil.which("ninja")))},
+        "cmdclass": {
+            "build_ext": BuildExtension.with_options(use_ninja=bool(shutil.which("ninja")))
+        },
         "options": {"bdist_wheel": {"py_limited_api": "cp311"}},
     }
 

@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <new>
 #include <type_traits>
@@ -149,7 +150,18 @@ T* load_tile(const Weight& weight, int64_t first, int64_t kernels, T* buffer) {
   return buffer;
 }
 
-// Writes a tile back, rounding to the weight's dtype.
+// Rounds to the weight's dtype; float16 ends at 65504, which a sum of coefficients may pass.
+template <class E, class T>
+E rounded(T value) {
+  if constexpr (sizeof(E) == 2) {
+    const float limit = static_cast<float>(std::numeric_limits<E>::max());
+    return static_cast<E>(std::clamp(static_cast<float>(value), -limit, limit));
+  } else {
+    return static_cast<E>(value);
+  }
+}
+
+// Writes a tile back.
 template <class T>
 void store_tile(const Weight& weight, int64_t first, int64_t kernels, const T* tile) {
   const int64_t K = weight.values();
@@ -158,10 +170,10 @@ void store_tile(const Weight& weight, int64_t first, int64_t kernels, const T* t
     E* target = reinterpret_cast<E*>(weight.data);
     if (weight.contiguous)
       for (int64_t i = 0; i < kernels * K; ++i)
-        target[first * K + i] = static_cast<E>(static_cast<Wide<E>>(tile[i]));
+        target[first * K + i] = rounded<E>(tile[i]);
     else
       each_value<T>(weight, first, kernels, [&](int64_t i, int64_t place) {
-        target[place] = static_cast<E>(static_cast<Wide<E>>(tile[i]));
+        target[place] = rounded<E>(tile[i]);
       });
   });
 }

@@ -134,8 +134,7 @@ class Basis:
         return self._operator(~self.structural & (norms > NEGLIGIBLE * norms.max()), norms)
 
     def _operator(self, used: npt.NDArray[np.bool_], scale: Matrix) -> Operator:
-        # Division by the norms of an orthonormal basis would only add rounding errors.
-        scale = np.where(np.abs(scale - 1) < 1e-12, 1.0, scale)[used]
+        scale = scale[used]
         A = self.analysis[used] * scale[:, None]
         S = self.synthesis[:, used] / scale
         return Operator(
@@ -208,7 +207,13 @@ def _pywavelets(name: str, kernel: Kernel, mode: str, level: int | None, force: 
     impulses = np.eye(K).reshape(K, *kernel)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        coeffs = pywt.wavedec2(impulses, name, mode=mode, level=used, axes=(-2, -1))
+        try:
+            coeffs = pywt.wavedec2(impulses, name, mode=mode, level=used, axes=(-2, -1))
+        except ValueError as error:
+            raise ValueError(
+                f"PyWavelets cannot transform {kernel[0]}x{kernel[1]} kernels by {name!r} in mode "
+                f"{mode!r} to level {used}: {error}"
+            ) from error
     packed, _ = pywt.coeffs_to_array(coeffs, axes=(-2, -1))
     grid = (int(packed.shape[1]), int(packed.shape[2]))
     bands = coefficient_bands(coeffs)

@@ -142,9 +142,13 @@ def _integer(name: str, value: object, low: int, high: int | None) -> int:
 def _real(name: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a number, not {value!r}")
-    if math.isnan(value):
+    try:
+        result = float(value)
+    except OverflowError:
+        result = math.inf
+    if math.isnan(result):
         raise ValueError(f"{name} must be a number, not NaN")
-    return float(value)
+    return result
 
 
 def _patterns(name: str, value: object) -> tuple[str, ...] | None:

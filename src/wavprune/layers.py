@@ -89,12 +89,15 @@ def unique_layers(refs: Iterable[LayerRef]) -> list[LayerRef]:
         ValueError: a weight is on the meta device, quantised, sparse, of an integer or complex
             dtype, not 4-D, or overlaps itself in memory.
     """
-    seen: set[int] = set()
+    seen: set[object] = set()
     result = []
     for ref in refs:
-        if id(ref.weight) not in seen:
-            seen.add(id(ref.weight))
-            _check_weight(ref)
+        _check_weight(ref)
+        weight = ref.weight
+        # Two parameters can be one memory; an empty one has none.
+        place = (weight.data_ptr(), weight.shape, weight.stride()) if weight.numel() else ref.name
+        if place not in seen:
+            seen.add(place)
             result.append(ref)
     return result
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,6 +27,7 @@ from .report import LayerStats, PruneReport
 
 # Layers go to the backend together until they are this many weights.
 UNIT = 1 << 22
+_TORCH = str(Path(torch.__file__).parent)
 
 
 def prune_model(
@@ -90,7 +93,7 @@ def prune_layers(
             with _timed(seconds, batches, unit):
                 done.append(backend.apply_([batches[i] for i in unit], part))
             for i in unit:
-                if batches[i].weight.device != homes[i].device:
+                if batches[i].weight.data_ptr() != homes[i].data_ptr():
                     homes[i].copy_(batches[i].weight)
             advance(sum(homes[i].numel() for i in unit))
     device_name = str(done[0].device)
@@ -182,7 +185,10 @@ def _matched(match: PruneReport, ref: LayerRef) -> LayerStats:
 def _checked_basis(ref: LayerRef, config: PruneConfig) -> Basis:
     if config.wavelet == "klt" and config.method == "dwt":
         _raise_non_finite(ref)
-    return basis_for(config, ref.weight)
+    try:
+        return basis_for(config, ref.weight)
+    except ValueError as error:
+        raise ValueError(f"layer {ref.name!r}: {error}") from error
 
 
 def _warn_levels(layers: Sequence[LayerRef], bases: Sequence[Basis]) -> None:
@@ -194,15 +200,14 @@ def _warn_levels(layers: Sequence[LayerRef], bases: Sequence[Basis]) -> None:
         size = "x".join(map(str, basis.kernel))
         where = f"{size} kernels (first layer {names[0]!r}, {len(names)} in all)"
         if basis.too_deep:
-            warnings.warn(f"{basis.name!r} on {where}: {basis.too_deep}", stacklevel=6)
+            _warn(f"{basis.name!r} on {where}: {basis.too_deep}")
         else:
-            warnings.warn(
+            _warn(
                 f"{basis.name!r} is too long for {where}: the deepest level that exists is "
                 f"{basis.level_max}, so no transform runs there and the result is that of "
                 "minimum-weight pruning; 'uhaar' fits every kernel, and a forced level transforms "
                 "all the same",
                 LevelCollapsedWarning,
-                stacklevel=6,
             )
 
 
@@ -225,7 +230,16 @@ def _compute_device(asked: str | torch.device | None) -> torch.device | None:
 
 @cache
 def _warn_no_cuda(asked: str) -> None:
-    warnings.warn(f"device {asked!r}: torch sees no CUDA here; pruning on the CPU", stacklevel=7)
+    _warn(f"device {asked!r}: torch sees no CUDA here; pruning on the CPU")
+
+
+def _warn(message: str, category: type[Warning] = UserWarning) -> None:
+    """Warn at the line that called into this package, by whichever of its entries."""
+    package = str(Path(__file__).parent)
+    frame, level = sys._getframe(1), 1
+    while frame.f_back and frame.f_code.co_filename.startswith((package, _TORCH)):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, category, stacklevel=level + 1)
 
 
 def _draw(seed: int, name: str) -> int:

@@ -276,5 +276,5 @@ def _finite(value: Any) -> Any:
 def _written(text: str, path: str | os.PathLike[str] | None) -> str:
     if path is not None:
         with replaced(Path(path)) as new:
-            new.write_text(text)
+            new.write_text(text, encoding="utf-8")
     return text

@@ -160,13 +160,16 @@ class EagerBackend:
             kernels = self._kernels(batch, chunk)
             coefficients = self.analyse(batch, kernels)
             ranks = self._ranks(batch, chunk, coefficients)
-            coefficients = coefficients * (ranks >= threshold.to(ranks.dtype))
+            coefficients = torch.where(ranks >= threshold.to(ranks.dtype), coefficients, 0)
             kept += torch.count_nonzero(coefficients)
-            before = chunk.view.to(batch.compute_dtype, copy=True)
-            chunk.view.copy_(self.synthesise(batch, coefficients).view(chunk.view.shape))
+            before = chunk.view.to(torch.float64, copy=True)
+            pruned = self.synthesise(batch, coefficients).view(chunk.view.shape)
+            # Float16 ends at 65504, which a sum of coefficients may pass.
+            limit = torch.finfo(chunk.view.dtype).max
+            chunk.view.copy_(pruned.clamp(-limit, limit))
             zeros += chunk.view.numel() - torch.count_nonzero(chunk.view)
-            norm += before.square().sum(dtype=torch.float64)
-            error += before.sub_(chunk.view).square_().sum(dtype=torch.float64)
+            norm += before.square().sum()
+            error += before.sub_(chunk.view).square_().sum()
         return torch.stack([kept, zeros, error, norm])
 
 

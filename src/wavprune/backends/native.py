@@ -45,6 +45,8 @@ class NativeBackend:
                 thresholds[chosen],
                 wide,
             )
+            # Autograd must see the change, as it sees one by any operator of torch.
+            torch.autograd.graph.increment_version([batch.weight for batch in members])
         return done
 
 

@@ -70,8 +70,12 @@ def _threshold(batches: Sequence[Batch], target: Target) -> float:
 def _apply(batch: Batch, threshold: float) -> tuple[float, float, float, float]:
     before = _kernels(batch).copy()
     coefficients = _coefficients(batch)
-    mask = (_ranks(batch, coefficients) >= threshold) & (coefficients != 0)
+    ranks = _ranks(batch, coefficients)
+    mask = (ranks >= threshold) & (ranks > 0)
     pruned = _transform(batch).inverse(np.where(mask, coefficients, 0))
+    # Float16 ends at 65504, which a sum of coefficients may pass.
+    limit = torch.finfo(batch.weight.dtype).max
+    pruned = np.clip(pruned, -limit, limit)
     batch.weight.copy_(torch.from_numpy(np.ascontiguousarray(pruned)).view(batch.weight.shape))
     after = _kernels(batch)
     before, after = before.astype(np.float64), after.astype(np.float64)
