@@ -98,10 +98,10 @@ Tensor prune_all(const std::vector<Tensor>& weights, const std::vector<Tensor>& 
       tasks.push_back({int64_t(w), first, kernels});
     });
   std::vector<Change<T>> changes(tasks.size());
-  torch::stable::parallel_for(0, int64_t(tasks.size()), 1, [&](int64_t begin, int64_t end) {
+  share_out(int64_t(tasks.size()), [&](auto next) {
     int64_t current = -1;
     std::unique_ptr<Scratch<T>> tile, before, scratch;
-    for (int64_t i = begin; i < end; ++i) {
+    for (int64_t i; (i = next()) < int64_t(tasks.size());) {
       const Piece<T>& piece = pieces[tasks[i].weight];
       if (tasks[i].weight != current) {
         current = tasks[i].weight;

@@ -11,8 +11,6 @@
 
 #include "select.h"
 
-#include <torch/csrc/stable/ops.h>
-
 #include <atomic>
 #include <cmath>
 #include <cstring>
@@ -67,10 +65,11 @@ Bracket bracket_of(int64_t sample, double quantile, double sigmas) {
   return {int64_t(std::floor(middle - spread)), int64_t(std::ceil(middle + spread))};
 }
 
-// The value of that rank. Reorders and overwrites the values, which have room for a vector more.
+// The values of two ranks, first <= second. Reorders and overwrites the values, which have room for
+// a vector more.
 template <class T>
-T select(T* values, int64_t count, int64_t rank) {
-  constexpr int kSample = 512;
+std::pair<T, T> select(T* values, int64_t count, int64_t first, int64_t second) {
+  constexpr int kSample = 128;
   Plan<T> identity{};
   identity.inputs = identity.outputs = 1;
   const Scratch<T> scratch(scratch_values(identity));
@@ -79,25 +78,29 @@ T select(T* values, int64_t count, int64_t rank) {
     passes<T>().scan(identity, values, count, scratch.get(), &found);
     return found;
   };
-  while (count > 2 * kSample) {
+  while (count > 8 * kSample) {
     T sample[kSample];
     for (int64_t i = 0; i < kSample; ++i) sample[i] = values[i * count / kSample];
     std::sort(sample, sample + kSample);
-    const Bracket bracket = bracket_of(kSample, double(rank) / double(count), 3);
-    const T low = bracket.from < 0 ? T(0) : sample[bracket.from];
-    const T high = bracket.to >= kSample ? std::numeric_limits<T>::max() : sample[bracket.to];
+    const int64_t from = bracket_of(kSample, double(first) / double(count), 3).from;
+    const int64_t to = bracket_of(kSample, double(second) / double(count), 3).to;
+    const T low = from < 0 ? T(0) : sample[from];
+    const T high = to >= kSample ? std::numeric_limits<T>::max() : sample[to];
     // Counted first, with nothing inside: what is inside overwrites the rest.
     T none[kLanes];
     const int64_t below = scan(low, T(-1), none).below;
     const int64_t upto = scan(value_of<T>(key_of(high) + 1), T(-1), none).below;
-    if (rank < below || rank >= upto) break;
-    if (low == high) return low;
+    if (first < below || second >= upto) break;
+    if (low == high) return {low, high};
     if (upto - below > count / 2) break;
     count = scan(low, high, values).inside;
-    rank -= below;
+    first -= below;
+    second -= below;
   }
-  std::nth_element(values, values + rank, values + count);
-  return values[rank];
+  std::nth_element(values, values + first, values + count);
+  const T low = values[first];
+  std::nth_element(values + first, values + second, values + count);
+  return {low, values[second]};
 }
 
 template <class T>
@@ -202,8 +205,10 @@ void run(const Task<T>& task, Buffers<T>& buffers) {
 template <class T>
 void bracket(Search<T>& search, Buffers<T>& buffers) {
   const Job<T>& job = *search.job;
-  // As many as make the sample as dear as what the bracket lets through.
-  const double wanted = std::pow(double(search.total), 2.0 / 3.0);
+  // As many as make the sample as dear as what the bracket lets through, and enough for that to fit.
+  const double room = double(search.capacity) / double(search.total);
+  const double wanted = std::max(std::pow(double(search.total), 2.0 / 3.0),
+                                 std::pow(kSigmas / (0.8 * room), 2));
   std::vector<T> sample;
   for (const Piece<T>& piece : job.pieces) {
     const int64_t K = piece.weight.values(), kernels = piece.weight.kernels();
@@ -235,9 +240,11 @@ void bracket(Search<T>& search, Buffers<T>& buffers) {
   const int64_t size = int64_t(sample.size());
   const Bracket places = bracket_of(size, double(search.rank) / double(search.total), kSigmas);
   sample.resize(size + kLanes);
-  std::vector<T> copy = sample;
-  if (places.from > 0) search.pass_low = key_of(select(sample.data(), size, places.from));
-  if (places.to < size - 1) search.pass_high = key_of(select(copy.data(), size, places.to));
+  const auto [low, high] = select(sample.data(), size, std::max<int64_t>(places.from, 0),
+                                  std::min(places.to, size - 1));
+  // Zeros are many in a layer that was pruned before: counted, not collected.
+  if (places.from > 0) search.pass_low = std::max<Key<T>>(key_of(low), 1);
+  if (places.to < size - 1) search.pass_high = key_of(high);
 }
 
 // Draws the conclusions of a pass; sets up the next one where the search goes on.
@@ -266,36 +273,28 @@ void conclude(Search<T>& search) {
     search.below = before;
     search.within = search.bins[bin];
   } else if (inside <= search.capacity) {
-    return search.finish(select(search.collected->get(), inside, search.rank - below));
+    const int64_t rank = search.rank - below;
+    return search.finish(select(search.collected->get(), inside, rank, rank).first);
   } else {
     search.low = search.pass_low;
     search.high = search.pass_high;
     search.below = below;
     search.within = inside;
   }
+  if (search.low == search.high) return search.finish(value_of<T>(search.low));
   search.pass_low = search.low;
   search.pass_high = search.high;
   search.counting = search.within > search.capacity && search.low < search.high;
 }
 
-}  // namespace
+// Searches that run together: enough to keep the threads busy, few enough to bound the memory.
+constexpr int64_t kWave = 1 << 22;
 
 template <class T>
-int64_t largest_kernel(const Job<T>& job) {
-  int64_t result = 1;
-  for (const Piece<T>& piece : job.pieces) result = std::max(result, piece.weight.values());
-  return result;
-}
-
-template <class T>
-std::vector<T> order_statistics(const std::vector<Job<T>>& jobs,
-                                const std::vector<std::pair<int64_t, int64_t>>& wanted) {
-  std::vector<std::unique_ptr<Search<T>>> searches;
-  for (const auto& [job, rank] : wanted)
-    searches.push_back(std::make_unique<Search<T>>(jobs[job], rank));
-  torch::stable::parallel_for(0, int64_t(searches.size()), 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      Search<T>& search = *searches[i];
+void solve(const std::vector<std::unique_ptr<Search<T>>>& searches, size_t begin, size_t end) {
+  share_out(int64_t(end - begin), [&](auto next) {
+    for (int64_t i; (i = next()) < int64_t(end - begin);) {
+      Search<T>& search = *searches[begin + i];
       Buffers<T> buffers(*search.job);
       search.pass_low = search.low;
       search.pass_high = search.high;
@@ -305,27 +304,29 @@ std::vector<T> order_statistics(const std::vector<Job<T>>& jobs,
       }
       // One thread does a small layer whole; many small layers keep all threads busy.
       search.prepare();
-      for (const Piece<T>& piece : search.job->pieces) each_tile(piece, [&](int64_t at, int64_t n) {
-          run(Task<T>{&search, &piece, at, n}, buffers);
+      for (const Piece<T>& piece : search.job->pieces)
+        each_tile(piece, [&](int64_t first, int64_t kernels) {
+          run(Task<T>{&search, &piece, first, kernels}, buffers);
         });
       conclude(search);
     }
   });
   for (;;) {
     std::vector<Task<T>> tasks;
-    for (auto& search : searches) {
+    for (size_t s = begin; s < end; ++s) {
+      Search<T>* const search = searches[s].get();
       if (search->done) continue;
       search->prepare();
       for (const Piece<T>& piece : search->job->pieces)
-        each_tile(piece, [&](int64_t at, int64_t n) {
-          tasks.push_back({search.get(), &piece, at, n});
+        each_tile(piece, [&](int64_t first, int64_t kernels) {
+          tasks.push_back({search, &piece, first, kernels});
         });
     }
     if (tasks.empty()) break;
-    torch::stable::parallel_for(0, int64_t(tasks.size()), 1, [&](int64_t begin, int64_t end) {
+    share_out(int64_t(tasks.size()), [&](auto next) {
       const Search<T>* current = nullptr;
       std::unique_ptr<Buffers<T>> buffers;
-      for (int64_t i = begin; i < end; ++i) {
+      for (int64_t i; (i = next()) < int64_t(tasks.size());) {
         if (tasks[i].search != current) {
           current = tasks[i].search;
           buffers = std::make_unique<Buffers<T>>(*current->job);
@@ -333,10 +334,29 @@ std::vector<T> order_statistics(const std::vector<Job<T>>& jobs,
         run(tasks[i], *buffers);
       }
     });
-    torch::stable::parallel_for(0, int64_t(searches.size()), 1, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i)
-        if (!searches[i]->done) conclude(*searches[i]);
+    share_out(int64_t(end - begin), [&](auto next) {
+      for (int64_t i; (i = next()) < int64_t(end - begin);)
+        if (!searches[begin + i]->done) conclude(*searches[begin + i]);
     });
+  }
+}
+
+}  // namespace
+
+template <class T>
+std::vector<T> order_statistics(const std::vector<Job<T>>& jobs,
+                                const std::vector<std::pair<int64_t, int64_t>>& wanted) {
+  std::vector<std::unique_ptr<Search<T>>> searches;
+  for (const auto& [job, rank] : wanted)
+    searches.push_back(std::make_unique<Search<T>>(jobs[job], rank));
+  for (size_t begin = 0; begin < searches.size();) {
+    size_t end = begin + 1;
+    for (int64_t weights = searches[begin]->job->weights_total; end < searches.size(); ++end) {
+      weights += searches[end]->job->weights_total;
+      if (weights > kWave) break;
+    }
+    solve(searches, begin, end);
+    begin = end;
   }
   std::vector<T> answers;
   for (const auto& search : searches) answers.push_back(search->answer);

@@ -5,6 +5,10 @@
 #include <utility>
 #include <vector>
 
+#include <torch/csrc/stable/ops.h>
+
+#include <atomic>
+
 #include "weights.h"
 
 namespace wavprune {
@@ -65,8 +69,17 @@ std::vector<std::unique_ptr<OwnedPlan<T>>> pieces_of(const std::vector<torch::st
   return owned;
 }
 
-template <class T>
-int64_t largest_kernel(const Job<T>& job);
+// Runs worker(next) on every thread of torch's pool; next() deals out 0, 1, 2 .. to whoever asks
+// first, so that no thread waits for another's larger share.
+template <class F>
+void share_out(int64_t count, F worker) {
+  std::atomic<int64_t> dealt{0};
+  const int64_t threads = std::min<int64_t>(torch::stable::get_num_threads(), count);
+  torch::stable::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t)
+      worker([&] { return dealt.fetch_add(1, std::memory_order_relaxed); });
+  });
+}
 
 // f(first, kernels) for every tile.
 template <class T, class F>

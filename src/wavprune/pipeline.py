@@ -25,8 +25,6 @@ from .config import PruneConfig
 from .layers import LayerRef, non_finite, select_layers
 from .report import LayerStats, PruneReport
 
-# Layers go to the backend together until they are this many weights.
-UNIT = 1 << 22
 _TORCH = str(Path(torch.__file__).parent)
 
 
@@ -83,7 +81,7 @@ def prune_layers(
     ]
     backend = resolve(config.backend, batches)
     seconds = [0.0] * len(batches)
-    units = _units([batch.weight.numel() for batch in batches])
+    units = _units([batch.weight.numel() for batch in batches], backend.unit)
     with _bar(progress, sum(home.numel() for home in homes)) as advance:
         thresholds = _thresholds(backend, batches, keeps, config, units, seconds, advance)
         if any(bool(part.isnan().any()) for part in thresholds):
@@ -248,11 +246,12 @@ def _draw(seed: int, name: str) -> int:
     return int.from_bytes(digest, "little", signed=True)
 
 
-def _units(sizes: Sequence[int]) -> list[list[int]]:
+def _units(sizes: Sequence[int], unit: int) -> list[list[int]]:
+    """Which layers go to the backend together: one, or several of at most ``unit`` weights."""
     units: list[list[int]] = [[]]
     weights = 0
     for i, size in enumerate(sizes):
-        if weights + size > UNIT and units[-1]:
+        if weights + size > unit and units[-1]:
             units.append([])
             weights = 0
         units[-1].append(i)
@@ -347,5 +346,5 @@ def _settings(config: PruneConfig, match: PruneReport | None) -> dict[str, Any]:
         basis = f" {source['wavelet']}" if source["method"] == "dwt" else ""
         settings["sparsity"] = match.sparsity
         settings["match"] = f"{source['method']}{basis}"
-    settings["versions"] = versions()
+    settings["versions"] = dict(versions())
     return settings

@@ -61,9 +61,15 @@ class Target(NamedTuple):
 
 
 class Backend(Protocol):
-    """What every backend offers."""
+    """What every backend offers.
+
+    Attributes:
+        name: the name it is registered by.
+        unit: how many weights it likes to get in one call.
+    """
 
     name: str
+    unit: int
 
     def unsupported(self, batch: Batch) -> str | None:
         """Why this backend cannot prune this batch, or None."""

@@ -42,6 +42,7 @@ class EagerBackend:
     """The five steps in plain torch. Subclasses replace the transform."""
 
     name = "eager"
+    unit = 1
     chunk = CHUNK
 
     def unsupported(self, batch: Batch) -> str | None:

@@ -16,6 +16,8 @@ class NativeBackend:
     """The five steps in C++, many layers in one call."""
 
     name = "native"
+    # A network in one call; a call bounds its own memory.
+    unit = 1 << 28
 
     def unsupported(self, batch: Batch) -> str | None:
         """Why this backend cannot prune this batch, or None."""
@@ -28,26 +30,24 @@ class NativeBackend:
 
     def threshold(self, jobs: Sequence[tuple[Sequence[Batch], Target]]) -> torch.Tensor:
         """One exact threshold for each job; see ``Backend``."""
-        found = torch.empty(len(jobs), dtype=torch.float64)
-        for wide, chosen in _by_width([batches[0] for batches, _ in jobs]):
-            found[chosen] = _thresholds([jobs[i] for i in chosen], wide)
-        return found
+        groups = _by_width([batches[0] for batches, _ in jobs])
+        parts = [_thresholds([jobs[i] for i in chosen], wide) for wide, chosen in groups]
+        return _in_order(parts, groups)
 
     def apply_(self, batches: Sequence[Batch], thresholds: torch.Tensor) -> torch.Tensor:
         """Prune each batch's weight in place; see ``Backend``."""
-        done = torch.empty(len(batches), 4, dtype=torch.float64)
-        for wide, chosen in _by_width(batches):
+        groups = _by_width(batches)
+        parts = []
+        for wide, chosen in groups:
             members = [batches[i] for i in chosen]
-            done[chosen] = torch.ops.wavprune.prune_(
-                [batch.weight for batch in members],
-                [_plan(batch) for batch in members],
-                [batch.draw for batch in members if batch.draw is not None],
-                thresholds[chosen],
-                wide,
-            )
+            weights = [batch.weight for batch in members]
+            draws = [batch.draw for batch in members if batch.draw is not None]
+            cuts = thresholds if len(groups) == 1 else thresholds[chosen]
+            plans = [_plan(batch) for batch in members]
+            parts.append(torch.ops.wavprune.prune_(weights, plans, draws, cuts, wide))
             # Autograd must see the change, as it sees one by any operator of torch.
-            torch.autograd.graph.increment_version([batch.weight for batch in members])
-        return done
+            torch.autograd.graph.increment_version(weights)
+        return _in_order(parts, groups)
 
 
 def _thresholds(jobs: Sequence[tuple[Sequence[Batch], Target]], wide: bool) -> torch.Tensor:
@@ -69,6 +69,16 @@ def _thresholds(jobs: Sequence[tuple[Sequence[Batch], Target]], wide: bool) -> t
             weights, plans, draws, membership, keep, wide
         )
     return thresholds
+
+
+def _in_order(
+    parts: Sequence[torch.Tensor], groups: Sequence[tuple[bool, list[int]]]
+) -> torch.Tensor:
+    """The groups' rows in the order of what was grouped."""
+    if len(parts) == 1:
+        return parts[0]
+    order = torch.tensor([i for _, chosen in groups for i in chosen])
+    return torch.cat(list(parts))[order.argsort()]
 
 
 def _plan(batch: Batch) -> torch.Tensor:

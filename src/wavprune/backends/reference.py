@@ -37,6 +37,7 @@ class ReferenceBackend:
     """The five steps in PyWavelets and numpy."""
 
     name = "reference"
+    unit = 1
 
     def unsupported(self, batch: Batch) -> str | None:
         """Why this backend cannot prune this batch: there is no such batch."""

