@@ -171,11 +171,11 @@ def _weights(network: nn.Module) -> Iterator[torch.Tensor]:
 def _ours(backend: str) -> list[Row]:
     haar = {"wavelet": "haar", "mode": MODES.get(backend, "periodization"), "sparsity": 0.5}
     cases: dict[str, dict[str, Any]] = {
-        "haar": haar | {"scope": "global"},
-        "haar per layer": haar | {"scope": "layer"},
-        "uhaar": {"wavelet": "uhaar", "sparsity": 0.5, "scope": "global"},
-        "min-weight": {"method": "min_weight", "sparsity": 0.5, "scope": "global"},
-        "random": {"method": "random", "sparsity": 0.5, "scope": "global"},
+        "haar": haar,
+        "haar global": haar | {"scope": "global"},
+        "uhaar": {"wavelet": "uhaar", "sparsity": 0.5},
+        "min-weight": {"method": "min_weight", "sparsity": 0.5},
+        "random": {"method": "random", "sparsity": 0.5},
     }
     return [
         Row(
@@ -189,7 +189,7 @@ def _ours(backend: str) -> list[Row]:
 
 
 def _peers() -> list[Row]:
-    layers = {"method": "min_weight", "sparsity": 0.5, "scope": "layer"}
+    layers = {"method": "min_weight", "sparsity": 0.5}
     haar = {"wavelet": "haar", "percentile": 50}
     return [
         Row(

@@ -23,7 +23,7 @@ namespace {
 constexpr int kBins = 4096;
 constexpr int64_t kSmall = 8192;
 // How many standard deviations of the sample's rank fit in the bracket on either side.
-constexpr double kSigmas = 4;
+constexpr double kSigmas = 3;
 
 template <class T>
 using Key = std::conditional_t<sizeof(T) == 4, uint32_t, uint64_t>;
@@ -207,7 +207,7 @@ void bracket(Search<T>& search, Buffers<T>& buffers) {
   const Job<T>& job = *search.job;
   // As many as make the sample as dear as what the bracket lets through, and enough for that to fit.
   const double room = double(search.capacity) / double(search.total);
-  const double wanted = std::max(std::pow(double(search.total), 2.0 / 3.0),
+  const double wanted = std::max(0.7 * std::pow(double(search.total), 2.0 / 3.0),
                                  std::pow(kSigmas / (0.8 * room), 2));
   std::vector<T> sample;
   for (const Piece<T>& piece : job.pieces) {

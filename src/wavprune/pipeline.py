@@ -296,12 +296,13 @@ def _timed(seconds: list[float], batches: Sequence[Batch], unit: Sequence[int]) 
 
 @contextmanager
 def _bar(shown: bool, weights: int) -> Iterator[Callable[[int], object]]:
+    if not shown:
+        yield lambda _: None
+        return
     from tqdm import tqdm
 
     # Every weight is seen twice: for the threshold, and when it is pruned.
-    with tqdm(
-        total=2 * weights, disable=not shown, unit="weight", unit_scale=0.5, desc="prune"
-    ) as bar:
+    with tqdm(total=2 * weights, unit="weight", unit_scale=0.5, desc="prune") as bar:
         yield bar.update
 
 
