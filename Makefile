@@ -21,7 +21,8 @@ test: $(VENV)/.test $(VENV)/.native
 	$(MAKE) sanitize
 
 bench: $(VENV)/.bench $(VENV)/.native
-	$(BIN)/pytest benchmarks/ --benchmark-only
+	$(BIN)/pytest benchmarks/ --benchmark-only --benchmark-columns=min,median,iqr,rounds \
+		--benchmark-time-unit=ms
 
 # The compiled kernels under AddressSanitizer and UndefinedBehaviorSanitizer.
 sanitize: $(VENV)/.test

@@ -66,7 +66,7 @@ def test_time_a_weight(benchmark: BenchmarkFixture, millions: int) -> None:
     flat = weight.view(-1)
 
     def restore() -> None:
-        for part in flat.split(1 << 20):
+        for part in torch.split(flat, 1 << 20):
             part.copy_(tile[: len(part)])
 
     restore()

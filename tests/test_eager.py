@@ -12,7 +12,14 @@ import torch
 from cases import BASES, Array, Outcome, assert_pruned, batch_of, bits, layer_weights, normal
 from wavprune import PruneConfig
 from wavprune.backends import Batch, Target
-from wavprune.backends.eager import EagerBackend, chunks, lerp, percentile_rank, uniform
+from wavprune.backends.eager import (
+    EagerBackend,
+    _places,
+    chunks,
+    lerp,
+    percentile_rank,
+    uniform,
+)
 
 IDENTITY = PruneConfig(method="min_weight")
 
@@ -166,7 +173,8 @@ def test_chunks_cover_the_weight_once_and_know_their_places(
     seen = []
     for chunk in chunks(weight, size):
         assert chunk.view.numel() <= max(size, K)
-        assert chunk.first.tolist() == chunk.view[:, :, 0, 0].tolist()
+        places = _places(weight, chunk)
+        assert torch.equal(places, chunk.view.flatten(0, 1).flatten(1))
         seen += chunk.view.flatten().tolist()
     assert sorted(seen) == list(range(weight.numel()))
 

@@ -288,7 +288,7 @@ void conclude(Search<T>& search) {
 }
 
 // Searches that run together: enough to keep the threads busy, few enough to bound the memory.
-constexpr int64_t kWave = 1 << 22;
+constexpr int64_t kWave = 1 << 21;
 
 template <class T>
 void solve(const std::vector<std::unique_ptr<Search<T>>>& searches, size_t begin, size_t end) {
