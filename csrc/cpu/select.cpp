@@ -21,7 +21,8 @@ namespace wavprune {
 namespace {
 
 constexpr int kBins = 4096;
-constexpr int64_t kSmall = 8192;
+// Layers that one thread does whole: what is collected of any layer may be as large.
+constexpr int64_t kSmall = kTile;
 // How many standard deviations of the sample's rank fit in the bracket on either side.
 constexpr double kSigmas = 3;
 
@@ -223,7 +224,7 @@ void bracket(Search<T>& search, Buffers<T>& buffers) {
     uint64_t state = 0x9E3779B97F4A7C15u;
     for (int64_t at = 0; at + stride <= kernels; at += stride) {
       state = state * 6364136223846793005u + 1442695040888963407u;
-      const int64_t first = at + int64_t((state >> 33) % uint64_t(stride - run + 1));
+      const int64_t first = at + int64_t(((state >> 33) * uint64_t(stride - run + 1)) >> 31);
       T* one = buffers.tile.get();
       const T* values = load_tile(piece.weight, first, run, one);
       if (piece.draw) values = draw_ranks(piece, first, run, values, one);

@@ -143,7 +143,7 @@ def _check_owned(name: str, module: nn.Conv2d) -> None:
 
 def _check_weight(ref: LayerRef) -> None:
     weight = ref.weight
-    reason = None
+    reason: str | None = None
     if nn.parameter.is_lazy(weight):
         reason = "is not initialised yet; run the model once"
     elif weight.is_meta:
