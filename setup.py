@@ -1,11 +1,13 @@
 """Builds the optional extension ``wavprune._C``; without a compiler the package installs anyway."""
 
 import os
+import shlex
 import shutil
 import sys
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import Extension, setup
+from setuptools.errors import CompileError
 
 # Torch's stable ABI of 2.10: one file for that release and all later ones.
 TARGET = "-DTORCH_TARGET_VERSION=0x020a000000000000"
@@ -30,7 +32,7 @@ def extension() -> dict[str, object]:
     except ImportError:
         print("wavprune: no torch at build time, so no compiled kernels", file=sys.stderr)
         return {}
-    if shutil.which(os.environ.get("CXX", "c++")) is None:
+    if shutil.which(shlex.split(os.environ.get("CXX", "c++"))[0]) is None:
         print("wavprune: no C++ compiler, so no compiled kernels", file=sys.stderr)
         return {}
     root = Path(__file__).parent
@@ -44,11 +46,19 @@ def extension() -> dict[str, object]:
         py_limited_api=True,
         optional=True,
     )
+
+    class OptionalBuild(BuildExtension):  # type: ignore[misc]  # torch gives it no type
+        def build_extension(self, ext: Extension) -> None:
+            # What setuptools forgives an optional extension is a CompileError; ninja's is not.
+            try:
+                super().build_extension(ext)
+            except RuntimeError as error:
+                raise CompileError(str(error)) from error
+
+    build = OptionalBuild.with_options(use_ninja=shutil.which("ninja") is not None)
     return {
         "ext_modules": [module],
-        "cmdclass": {
-            "build_ext": BuildExtension.with_options(use_ninja=bool(shutil.which("ninja")))
-        },
+        "cmdclass": {"build_ext": build},
         "options": {"bdist_wheel": {"py_limited_api": "cp311"}},
     }
 

@@ -58,6 +58,8 @@ def weights(seed: int, *shape: int, dtype: torch.dtype = torch.float32) -> torch
 
 
 IDENTITY = plan("identity", (1, 1))
+IDENTITY_3 = plan("identity", (3, 3))
+LOPSIDED = torch.cat([torch.tensor([1.0, 1, 100, 100, 1]), torch.ones(400)]).double()
 
 
 def order_statistic(values: torch.Tensor, keep: int, wide: bool = False) -> float:
@@ -166,6 +168,40 @@ def test_sums_neither_underflow_nor_overflow(factor: float) -> None:
     assert scaled_error / scaled_norm == pytest.approx(error / norm, 1e-4)
 
 
+def test_the_norm_is_that_of_the_weights_however_small_the_threshold() -> None:
+    weight = weights(13, 64, 64, 3, 3)
+    weight[:32] *= 1e-20
+    expected = float(weight.double().square().sum())
+    _, _, (_, _, _, norm) = prune(weight, IDENTITY_3, weight.numel() * 7 // 10)
+    assert norm == pytest.approx(expected, 1e-6)
+
+
+@pytest.mark.parametrize("extra", [-50, 0, 50])
+def test_denormals_rank_and_zeros_do_not_where_torch_flushes_denormals(extra: int) -> None:
+    values = torch.where(torch.arange(300_000) % 5 < 3, 0, weights(14, 300_000) * 1e-38)
+    nonzero = int((values != 0).sum())
+    sorted_values = np.sort(np.abs(values.numpy()))[::-1]
+    weight = values.reshape(-1, 1, 1, 1).clone()
+    keep = nonzero + extra
+    torch.set_flush_denormal(True)
+    try:
+        threshold = call.topk_threshold([weight], [IDENTITY], [], [0], [keep], False)
+        row = call.prune_([weight], [IDENTITY], [], threshold, False)
+    finally:
+        torch.set_flush_denormal(False)
+    assert float(threshold) == sorted_values[keep - 1]
+    assert row[0, :2].tolist() == [min(keep, nonzero), len(values) - min(keep, nonzero)]
+
+
+def test_empty_weights_and_weights_that_are_nowhere_finite() -> None:
+    full, empty = weights(15, 100, 100, 3, 3), torch.empty(4, 4, 0, 3)
+    plans = [IDENTITY_3, IDENTITY_3]
+    threshold = call.topk_threshold([full, empty], plans, [], [0, 0], [10], False)
+    assert float(threshold) == float(full.abs().flatten().sort().values[-10])
+    nowhere = torch.full((100, 100, 3, 3), float("nan"))
+    assert call.topk_threshold([nowhere], [IDENTITY_3], [], [0], [10], False).isnan().all()
+
+
 @pytest.mark.parametrize("name", ["haar", "db2", "bior2.2", "sym4", "uhaar", "dct", "identity"])
 @pytest.mark.parametrize("kernel", [(3, 3), (5, 5), (7, 7), (1, 7), (4, 6), (9, 9), (31, 31)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -221,7 +257,9 @@ def test_what_is_not_finite_gives_nan_and_prunes_nothing() -> None:
         (lambda w, p: call.topk_threshold([w], [p], [], [], [1], False), "with 0 jobs"),
         (lambda w, p: call.topk_threshold([w], [p], [], [7], [1], False), "job 7 of 1"),
         (lambda w, p: call.topk_threshold([w], [p], [], [0], [-1], False), "cannot keep -1"),
-        (lambda w, p: call.topk_threshold([w], [p], [3], [0], [1], False), "identity basis"),
+        (lambda w, p: call.topk_threshold([w], [p], [3], [0], [1], True), "identity basis"),
+        (lambda w, p: call.topk_threshold([w], [IDENTITY_3], [3], [0], [1], False), "with wide"),
+        (lambda w, p: call.dwt2(torch.ones(64, 100), LOPSIDED, 100), "shrink on one side"),
         (lambda w, p: call.topk_threshold([w], [p[:-1]], [], [0], [1], False), "numbers where"),
         (lambda w, p: call.topk_threshold([w], [p.float()], [], [0], [1], False), "float64 vector"),
         (lambda w, p: call.topk_threshold([w], [p * 0 - 1], [], [0], [1], False), "impossible"),

@@ -18,11 +18,10 @@ struct Scan {
   uint64_t peak;
 };
 
-// A positive threshold. Sums are of values times `scale`, a power of two that keeps their squares
-// in range.
+// A positive threshold, and what came of it. The sums are added up in T.
 template <class T>
 struct Change {
-  T threshold, scale;
+  T threshold;
   int64_t kept, zeros;
   double squared_error, squared_norm;
 };

@@ -1,7 +1,8 @@
 // AVX-512: chosen at run time, so only what follows the pragma may use it.
 #include "passes.h"
 
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+// GCC 12 is the first that can ask for these levels.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12
 #include <immintrin.h>
 #pragma GCC push_options
 #pragma GCC target("arch=x86-64-v4,prefer-vector-width=512")

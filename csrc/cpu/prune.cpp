@@ -23,22 +23,17 @@ T positive(double threshold) {
   return std::max(T(threshold), std::numeric_limits<T>::denorm_min());
 }
 
-// A power of two that brings values about the threshold to about 1; 1 where that changes nothing.
-template <class T>
-T scale_for(double threshold) {
-  if (!(threshold > 0) || std::isinf(threshold)) return T(1);
-  const int exponent = std::ilogb(threshold);
-  return exponent > -40 && exponent < 40 ? T(1) : T(std::ldexp(1.0, std::clamp(-exponent, -120, 120)));
-}
+// True where the squares of what lies about the threshold are far from the ends of float32.
+bool ordinary(double threshold) { return threshold > 0x1p-40 && threshold < 0x1p40; }
 
-// The sums of Change for values that were rounded after the pass, in an order of their own.
+// The sums of Change in float64, for weights that are rounded after the pass or whose squares may
+// leave float32.
 template <class T>
 void compare(const T* before, const T* after, int64_t count, Change<T>* change) {
   double error[kLanes] = {}, norm[kLanes] = {};
   int64_t zeros = 0;
   for (int64_t i = 0; i < count; ++i) {
-    const double was = double(before[i]) * double(change->scale);
-    const double moved = (double(before[i]) - double(after[i])) * double(change->scale);
+    const double was = double(before[i]), moved = was - double(after[i]);
     error[i % kLanes] += moved * moved;
     norm[i % kLanes] += was * was;
     zeros += after[i] == 0;
@@ -69,7 +64,7 @@ void prune_tile(const Piece<T>& piece, int64_t first, int64_t kernels, T* tile, 
   const Weight& weight = piece.weight;
   const int64_t values = kernels * weight.values();
   T* x = load_tile(weight, first, kernels, tile);
-  const bool in_place = direct<T>(weight) && !piece.draw;
+  const bool in_place = direct<T>(weight) && !piece.draw && ordinary(double(change->threshold));
   if (!in_place) std::copy(x, x + values, before);
   if (piece.draw) {
     if (x != tile) x = std::copy(x, x + values, tile) - values;
@@ -110,7 +105,6 @@ Tensor prune_all(const std::vector<Tensor>& weights, const std::vector<Tensor>& 
         scratch = std::make_unique<Scratch<T>>(scratch_values(*piece.plan));
       }
       changes[i].threshold = positive<T>(thresholds[current]);
-      changes[i].scale = scale_for<T>(thresholds[current]);
       prune_tile(piece, tasks[i].first, tasks[i].kernels, tile->get(), before->get(),
                  scratch->get(), &changes[i]);
     }
@@ -121,11 +115,10 @@ Tensor prune_all(const std::vector<Tensor>& weights, const std::vector<Tensor>& 
   std::fill(rows, rows + 4 * count, 0.0);
   for (size_t i = 0; i < tasks.size(); ++i) {
     double* row = rows + 4 * tasks[i].weight;
-    const double unscale = 1.0 / (double(changes[i].scale) * double(changes[i].scale));
     row[0] += double(changes[i].kept);
     row[1] += double(changes[i].zeros);
-    row[2] += changes[i].squared_error * unscale;
-    row[3] += changes[i].squared_norm * unscale;
+    row[2] += changes[i].squared_error;
+    row[3] += changes[i].squared_norm;
   }
   return result;
 }
@@ -245,9 +238,10 @@ Tensor mask_of(const Tensor& input, double percentile, bool packed) {
                          : torch::stable::new_empty(input, input.sizes(), ScalarType::Bool);
   uint8_t* bytes = static_cast<uint8_t*>(result.data_ptr());
   // A tile is a multiple of 8: no two threads share a byte.
-  torch::stable::parallel_for(0, (count + kTile - 1) / kTile, 1, [&](int64_t begin, int64_t end) {
+  const int64_t tiles = (count + kTile - 1) / kTile;
+  share_out(tiles, [&](auto next) {
     Scratch<T> buffer(kTile);
-    for (int64_t t = begin; t < end; ++t) {
+    for (int64_t t; (t = next()) < tiles;) {
       const int64_t first = t * kTile, length = std::min(kTile, count - first);
       const T* x = load_tile(weight, first, length, buffer.get());
       if (!packed) {
@@ -281,9 +275,10 @@ Tensor transform(const Tensor& input, const Tensor& plan_tensor, int64_t kernel_
   const T* from = static_cast<const T*>(input.data_ptr());
   T* to = static_cast<T*>(result.data_ptr());
   const int64_t tile = std::max<int64_t>(kTile / std::max(inputs, outputs) / kLanes, 1) * kLanes;
-  torch::stable::parallel_for(0, (kernels + tile - 1) / tile, 1, [&](int64_t begin, int64_t end) {
+  const int64_t tiles = (kernels + tile - 1) / tile;
+  share_out(tiles, [&](auto next) {
     Scratch<T> scratch(scratch_values(plan));
-    for (int64_t t = begin; t < end; ++t) {
+    for (int64_t t; (t = next()) < tiles;) {
       const int64_t first = t * tile, n = std::min(tile, kernels - first);
       const int64_t counted = identity ? n * kernel_values : n;
       const auto pass = forward ? passes<T>().forward : passes<T>().inverse;
@@ -301,6 +296,11 @@ void check_rows(const Tensor& rows) {
                   "on the CPU");
 }
 
+// Random draws are float64: rounded to float32 they would tie.
+void check_draws(const std::vector<int64_t>& draws, bool wide) {
+  STD_TORCH_CHECK(draws.empty() || wide, "wavprune: random draws go with wide");
+}
+
 void check_lengths(size_t weights, size_t others, const char* what) {
   STD_TORCH_CHECK(weights == others, "wavprune: ", weights, " weights came with ", others, " ",
                   what);
@@ -311,13 +311,16 @@ void check_lengths(size_t weights, size_t others, const char* what) {
 Tensor topk_threshold(std::vector<Tensor> weights, std::vector<Tensor> plans,
                       std::vector<int64_t> draws, std::vector<int64_t> jobs,
                       std::vector<int64_t> keep, bool wide) {
+  const KeepDenormals guard;
   check_lengths(weights.size(), jobs.size(), "jobs");
+  check_draws(draws, wide);
   return wide ? topk<double>(weights, plans, draws, jobs, keep)
               : topk<float>(weights, plans, draws, jobs, keep);
 }
 
 Tensor percentile_threshold(std::vector<Tensor> weights, std::vector<Tensor> plans,
                             std::vector<int64_t> dropped, double percentile, bool wide) {
+  const KeepDenormals guard;
   check_lengths(weights.size(), dropped.size(), "counts of dropped coefficients");
   check_percentile(percentile);
   for (const int64_t count : dropped)
@@ -328,6 +331,8 @@ Tensor percentile_threshold(std::vector<Tensor> weights, std::vector<Tensor> pla
 
 Tensor prune_(std::vector<Tensor> weights, std::vector<Tensor> plans, std::vector<int64_t> draws,
               Tensor thresholds, bool wide) {
+  const KeepDenormals guard;
+  check_draws(draws, wide);
   const double* values = numbers(thresholds, int64_t(weights.size()), "thresholds");
   for (size_t w = 0; w < weights.size(); ++w)
     STD_TORCH_CHECK(!std::isnan(values[w]), "wavprune: threshold ", w, " is NaN");
@@ -351,6 +356,7 @@ Tensor idwt2(Tensor coefficients, Tensor plan, int64_t values) {
 }
 
 Tensor percentile_mask(Tensor input, double percentile, bool packed) {
+  const KeepDenormals guard;
   check_percentile(percentile);
   const ScalarType dtype = input.scalar_type();
   STD_TORCH_CHECK(input.is_cpu() && input.is_contiguous() &&

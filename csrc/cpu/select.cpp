@@ -208,8 +208,10 @@ void bracket(Search<T>& search, Buffers<T>& buffers) {
   const Job<T>& job = *search.job;
   // As many as make the sample as dear as what the bracket lets through, and enough for that to fit.
   const double room = double(search.capacity) / double(search.total);
-  const double wanted = std::max(0.7 * std::pow(double(search.total), 2.0 / 3.0),
-                                 std::pow(kSigmas / (0.8 * room), 2));
+  const double cheap = 0.7 * std::pow(double(search.total), 2.0 / 3.0);
+  const double fitting = std::pow(kSigmas / (0.8 * room), 2);
+  // An expansive basis may ask for more than there is room for; passes that count do without.
+  const double wanted = std::max(cheap, std::min(fitting, double(search.capacity)));
   std::vector<T> sample;
   for (const Piece<T>& piece : job.pieces) {
     const int64_t K = piece.weight.values(), kernels = piece.weight.kernels();
@@ -239,6 +241,7 @@ void bracket(Search<T>& search, Buffers<T>& buffers) {
     sample.resize(held + scan.inside);
   }
   const int64_t size = int64_t(sample.size());
+  if (size == 0) return;
   const Bracket places = bracket_of(size, double(search.rank) / double(search.total), kSigmas);
   sample.resize(size + kLanes);
   const auto [low, high] = select(sample.data(), size, std::max<int64_t>(places.from, 0),

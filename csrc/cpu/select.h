@@ -11,6 +11,10 @@
 
 #include "weights.h"
 
+#if defined(__x86_64__)
+#include <xmmintrin.h>
+#endif
+
 namespace wavprune {
 
 // One weight: what ranks its coefficients is |c|, or a random draw where `draw` is set.
@@ -30,7 +34,7 @@ struct Job {
   int64_t weights_total = 0;  // weights
 
   void add(const Piece<T>& piece) {
-    if (piece.weight.kernels() == 0) return;
+    if (piece.weight.kernels() * piece.weight.values() == 0) return;
     pieces.push_back(piece);
     total += coefficients(piece.weight, *piece.plan);
     weights_total += piece.weight.kernels() * piece.weight.values();
@@ -69,13 +73,38 @@ std::vector<std::unique_ptr<OwnedPlan<T>>> pieces_of(const std::vector<torch::st
   return owned;
 }
 
+// While it lives, this thread neither reads nor writes denormals as 0.
+class KeepDenormals {
+ public:
+#if defined(__x86_64__)
+  KeepDenormals() : before_(_mm_getcsr()) { _mm_setcsr(before_ & ~0x8040u); }
+  ~KeepDenormals() { _mm_setcsr(before_); }
+
+ private:
+  unsigned before_;
+#elif defined(__aarch64__)
+  KeepDenormals() {
+    asm volatile("mrs %0, fpcr" : "=r"(before_));
+    asm volatile("msr fpcr, %0" ::"r"(before_ & ~(uint64_t(1) << 24)));
+  }
+  ~KeepDenormals() { asm volatile("msr fpcr, %0" ::"r"(before_)); }
+
+ private:
+  uint64_t before_;
+#endif
+};
+
 // Runs worker(next) on every thread of torch's pool; next() deals out 0, 1, 2 .. to whoever asks
 // first, so that no thread waits for another's larger share.
+//
+// Denormals count while a worker runs: flushed to zero, a comparison would contradict the bit
+// patterns that rank.
 template <class F>
 void share_out(int64_t count, F worker) {
   std::atomic<int64_t> dealt{0};
   const int64_t threads = std::min<int64_t>(torch::stable::get_num_threads(), count);
   torch::stable::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
+    const KeepDenormals guard;
     for (int64_t t = begin; t < end; ++t)
       worker([&] { return dealt.fetch_add(1, std::memory_order_relaxed); });
   });

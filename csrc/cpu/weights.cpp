@@ -99,6 +99,9 @@ std::unique_ptr<OwnedPlan<T>> plan_of(const Tensor& tensor, int64_t kernel_value
   STD_TORCH_CHECK(K == kernel_values && K > 0 && M > 0 && K < 1 << 20 && M < 1 << 20,
                   "wavprune: a plan for kernels of ", K, " values met kernels of ", kernel_values);
   const bool separable = p[0] == double(Kind::separable);
+  STD_TORCH_CHECK(!separable || std::max(rows_in * columns_out, rows_out * columns_in) <=
+                                    std::max(K, M),
+                  "wavprune: a plan whose axes shrink on one side and grow on the other");
   int64_t expected = 5;
   if (separable)
     expected += 2 * (rows_in * rows_out + columns_in * columns_out);

@@ -153,9 +153,9 @@ T* load_tile(const Weight& weight, int64_t first, int64_t kernels, T* buffer) {
 // Rounds to the weight's dtype; float16 ends at 65504, which a sum of coefficients may pass.
 template <class E, class T>
 E rounded(T value) {
-  if constexpr (sizeof(E) == 2) {
-    const float limit = static_cast<float>(std::numeric_limits<E>::max());
-    return static_cast<E>(std::clamp(static_cast<float>(value), -limit, limit));
+  if constexpr (sizeof(E) < sizeof(T) || sizeof(E) == 2) {
+    const T limit = static_cast<T>(static_cast<Wide<E>>(std::numeric_limits<E>::max()));
+    return static_cast<E>(static_cast<Wide<E>>(std::clamp(value, -limit, limit)));
   } else {
     return static_cast<E>(value);
   }
