@@ -75,7 +75,7 @@ def test_time_a_weight(benchmark: BenchmarkFixture, millions: int) -> None:
     # The same values again and again tie with each other.
     assert keep <= report.kept <= keep + weight.numel() // len(tile) + 1
     assert np.isclose(report.sparsity, 0.5, atol=1e-3)
-    benchmark.group, benchmark.name = "haar, time a weight", f"{millions}M"
+    benchmark.group, benchmark.name = "haar, time of 1M weights", f"{millions}M"
     benchmark.extra_info |= {"row": f"{millions}M", "weights": weight.numel()}
     benchmark.pedantic(  # type: ignore[no-untyped-call]
         wavprune.fast.prune,
