@@ -10,7 +10,6 @@ import contextlib
 import copy
 import io
 import math
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from torch import nn
 
 import wavprune
 from wavprune import PruneReport
+from wavprune.atomic import replaced
 
 METHODS: dict[str, dict[str, Any]] = {
     "dwt-uhaar": {"method": "dwt", "wavelet": "uhaar"},
@@ -150,11 +150,9 @@ def kernel_size(shape: tuple[int, ...]) -> str:
 
 def save_weights(network: nn.Module, path: Path, name: str) -> None:
     """Write all of a network's weights: the whole file, or none of it."""
-    with tempfile.TemporaryDirectory(prefix=path.name, dir=path.parent) as folder:
-        unfinished = Path(folder) / path.name
-        tensors = {key: value.contiguous() for key, value in network.state_dict().items()}
+    tensors = {key: value.contiguous() for key, value in network.state_dict().items()}
+    with replaced(path) as unfinished:
         unfinished.write_bytes(save(tensors, {"format": "pt", "pruned": name}))
-        unfinished.replace(path)
 
 
 if __name__ == "__main__":

@@ -271,9 +271,8 @@ void conclude(Search<T>& search) {
     int64_t before = below;
     int bin = 0;
     while (search.rank >= before + search.bins[bin]) before += search.bins[bin++];
-    const Key<T> top = search.pass_high;
     search.low = search.pass_low + (Key<T>(bin) << shift);
-    search.high = std::min<Key<T>>(top, search.low + ((Key<T>(1) << shift) - 1));
+    search.high = std::min<Key<T>>(search.pass_high, search.low + ((Key<T>(1) << shift) - 1));
     search.below = before;
     search.within = search.bins[bin];
   } else if (inside <= search.capacity) {
@@ -288,7 +287,7 @@ void conclude(Search<T>& search) {
   if (search.low == search.high) return search.finish(value_of<T>(search.low));
   search.pass_low = search.low;
   search.pass_high = search.high;
-  search.counting = search.within > search.capacity && search.low < search.high;
+  search.counting = search.within > search.capacity;
 }
 
 // Searches that run together: enough to keep the threads busy, few enough to bound the memory.

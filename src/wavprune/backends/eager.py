@@ -160,17 +160,14 @@ class EagerBackend:
     def _apply(self, batch: Batch, threshold: torch.Tensor) -> torch.Tensor:
         device = batch.weight.device
         kept, zeros, error, norm = torch.zeros(4, dtype=torch.float64, device=device).unbind()
-        # At this threshold or above, a coefficient of 0 is never kept.
-        least = {
-            dtype: torch.nextafter(torch.zeros((), dtype=dtype), torch.ones((), dtype=dtype))
-            for dtype in BITS
-        }
-        threshold = threshold.to(device)
+        # At the smallest positive number or above, a coefficient of 0 is never kept.
+        zero = torch.zeros((), dtype=_ranking_dtype([batch]), device=device)
+        cut = torch.maximum(threshold.to(device, zero.dtype), torch.nextafter(zero, zero + 1))
         for chunk in chunks(batch.weight, self.chunk):
             kernels = self._kernels(batch, chunk)
             coefficients = self.analyse(batch, kernels)
             ranks = self._ranks(batch, chunk, coefficients)
-            mask = ranks >= torch.maximum(threshold.to(ranks.dtype), least[ranks.dtype])
+            mask = ranks >= cut
             kept += torch.count_nonzero(mask)
             # Adding 0 makes 0 of the -0 that a negative coefficient leaves.
             pruned = self.synthesise(batch, (coefficients * mask).add_(0))
