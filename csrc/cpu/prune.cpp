@@ -96,7 +96,9 @@ Tensor prune_all(const std::vector<Tensor>& weights, const std::vector<Tensor>& 
   share_out(int64_t(tasks.size()), [&](auto next) {
     int64_t current = -1;
     std::unique_ptr<Scratch<T>> tile, before, scratch;
-    for (int64_t i; (i = next()) < int64_t(tasks.size());) {
+    for (int64_t dealt; (dealt = next()) < int64_t(tasks.size());) {
+      // Last first: what was scanned last for the threshold may still be in the cache.
+      const int64_t i = int64_t(tasks.size()) - 1 - dealt;
       const Piece<T>& piece = pieces[tasks[i].weight];
       if (tasks[i].weight != current) {
         current = tasks[i].weight;

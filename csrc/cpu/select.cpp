@@ -16,6 +16,7 @@
 #include <cstring>
 #include <limits>
 #include <mutex>
+#include <span>
 
 namespace wavprune {
 namespace {
@@ -25,6 +26,8 @@ constexpr int kBins = 4096;
 constexpr int64_t kSmall = kTile;
 // How many standard deviations of the sample's rank fit in the bracket on either side.
 constexpr double kSigmas = 3;
+// Kernels of a sample that are on their way while one is read.
+constexpr size_t kAhead = 12;
 
 template <class T>
 using Key = std::conditional_t<sizeof(T) == 4, uint32_t, uint64_t>;
@@ -222,14 +225,19 @@ void bracket(Search<T>& search, Buffers<T>& buffers) {
     const int64_t picks = std::max<int64_t>(int64_t(share * wanted) / (run * outputs), 1);
     const int64_t stride = std::max<int64_t>(kernels / picks, run);
     Scratch<T> gathered((kernels / stride + 1) * run * K);
-    int64_t taken = 0;
+    std::vector<int64_t> places;
     uint64_t state = 0x9E3779B97F4A7C15u;
     for (int64_t at = 0; at + stride <= kernels; at += stride) {
       state = state * 6364136223846793005u + 1442695040888963407u;
-      const int64_t first = at + int64_t(((state >> 33) * uint64_t(stride - run + 1)) >> 31);
+      places.push_back(at + int64_t(((state >> 33) * uint64_t(stride - run + 1)) >> 31));
+    }
+    int64_t taken = 0;
+    for (size_t i = 0; i < places.size(); ++i) {
+      // Far apart, so that each would wait for memory.
+      if (i + kAhead < places.size()) prefetch_tile<T>(piece.weight, places[i + kAhead], run);
       T* one = buffers.tile.get();
-      const T* values = load_tile(piece.weight, first, run, one);
-      if (piece.draw) values = draw_ranks(piece, first, run, values, one);
+      const T* values = load_tile(piece.weight, places[i], run, one);
+      if (piece.draw) values = draw_ranks(piece, places[i], run, values, one);
       std::copy(values, values + run * K, gathered.get() + taken * K);
       taken += run;
     }
@@ -242,13 +250,13 @@ void bracket(Search<T>& search, Buffers<T>& buffers) {
   }
   const int64_t size = int64_t(sample.size());
   if (size == 0) return;
-  const Bracket places = bracket_of(size, double(search.rank) / double(search.total), kSigmas);
+  const Bracket ends = bracket_of(size, double(search.rank) / double(search.total), kSigmas);
   sample.resize(size + kLanes);
-  const auto [low, high] = select(sample.data(), size, std::max<int64_t>(places.from, 0),
-                                  std::min(places.to, size - 1));
+  const auto [low, high] = select(sample.data(), size, std::max<int64_t>(ends.from, 0),
+                                  std::min(ends.to, size - 1));
   // Zeros are many in a layer that was pruned before: counted, not collected.
-  if (places.from > 0) search.pass_low = std::max<Key<T>>(key_of(low), 1);
-  if (places.to < size - 1) search.pass_high = key_of(high);
+  if (ends.from > 0) search.pass_low = std::max<Key<T>>(key_of(low), 1);
+  if (ends.to < size - 1) search.pass_high = key_of(high);
 }
 
 // Draws the conclusions of a pass; sets up the next one where the search goes on.
@@ -294,54 +302,60 @@ void conclude(Search<T>& search) {
 constexpr int64_t kWave = 1 << 21;
 
 template <class T>
-void solve(const std::vector<std::unique_ptr<Search<T>>>& searches, size_t begin, size_t end) {
-  share_out(int64_t(end - begin), [&](auto next) {
-    for (int64_t i; (i = next()) < int64_t(end - begin);) {
-      Search<T>& search = *searches[begin + i];
-      Buffers<T> buffers(*search.job);
-      search.pass_low = search.low;
-      search.pass_high = search.high;
-      if (search.total > kSmall) {
-        bracket(search, buffers);
-        continue;
-      }
-      // One thread does a small layer whole; many small layers keep all threads busy.
-      search.prepare();
-      for (const Piece<T>& piece : search.job->pieces)
-        each_tile(piece, [&](int64_t first, int64_t kernels) {
-          run(Task<T>{&search, &piece, first, kernels}, buffers);
-        });
-      conclude(search);
+using Wave = std::span<const std::unique_ptr<Search<T>>>;
+
+// Brackets the rank; does a small layer whole, since many of them keep all threads busy.
+template <class T>
+void start(Search<T>& search) {
+  Buffers<T> buffers(*search.job);
+  search.pass_low = search.low;
+  search.pass_high = search.high;
+  if (search.total > kSmall) return bracket(search, buffers);
+  search.prepare();
+  for (const Piece<T>& piece : search.job->pieces)
+    each_tile(piece, [&](int64_t first, int64_t kernels) {
+      run(Task<T>{&search, &piece, first, kernels}, buffers);
+    });
+  conclude(search);
+}
+
+// Starts one wave and concludes the pass of another: both are one thread's work a layer.
+template <class T>
+void turn(Wave<T> starting, Wave<T> ending) {
+  share_out(int64_t(starting.size() + ending.size()), [&](auto next) {
+    for (size_t i; (i = size_t(next())) < starting.size() + ending.size();) {
+      if (i < starting.size())
+        start(*starting[i]);
+      else if (Search<T>& search = *ending[i - starting.size()]; !search.done)
+        conclude(search);
     }
   });
-  for (;;) {
-    std::vector<Task<T>> tasks;
-    for (size_t s = begin; s < end; ++s) {
-      Search<T>* const search = searches[s].get();
-      if (search->done) continue;
-      search->prepare();
-      for (const Piece<T>& piece : search->job->pieces)
-        each_tile(piece, [&](int64_t first, int64_t kernels) {
-          tasks.push_back({search, &piece, first, kernels});
-        });
-    }
-    if (tasks.empty()) break;
-    share_out(int64_t(tasks.size()), [&](auto next) {
-      const Search<T>* current = nullptr;
-      std::unique_ptr<Buffers<T>> buffers;
-      for (int64_t i; (i = next()) < int64_t(tasks.size());) {
-        if (tasks[i].search != current) {
-          current = tasks[i].search;
-          buffers = std::make_unique<Buffers<T>>(*current->job);
-        }
-        run(tasks[i], *buffers);
-      }
-    });
-    share_out(int64_t(end - begin), [&](auto next) {
-      for (int64_t i; (i = next()) < int64_t(end - begin);)
-        if (!searches[begin + i]->done) conclude(*searches[begin + i]);
-    });
+}
+
+// One pass over the weights of the searches that go on; false where none does.
+template <class T>
+bool pass(Wave<T> wave) {
+  std::vector<Task<T>> tasks;
+  for (const auto& search : wave) {
+    if (search->done) continue;
+    search->prepare();
+    for (const Piece<T>& piece : search->job->pieces)
+      each_tile(piece, [&](int64_t first, int64_t kernels) {
+        tasks.push_back({search.get(), &piece, first, kernels});
+      });
   }
+  share_out(int64_t(tasks.size()), [&](auto next) {
+    const Search<T>* current = nullptr;
+    std::unique_ptr<Buffers<T>> buffers;
+    for (int64_t i; (i = next()) < int64_t(tasks.size());) {
+      if (tasks[i].search != current) {
+        current = tasks[i].search;
+        buffers = std::make_unique<Buffers<T>>(*current->job);
+      }
+      run(tasks[i], *buffers);
+    }
+  });
+  return !tasks.empty();
 }
 
 }  // namespace
@@ -352,13 +366,18 @@ std::vector<T> order_statistics(const std::vector<Job<T>>& jobs,
   std::vector<std::unique_ptr<Search<T>>> searches;
   for (const auto& [job, rank] : wanted)
     searches.push_back(std::make_unique<Search<T>>(jobs[job], rank));
-  for (size_t begin = 0; begin < searches.size();) {
-    size_t end = begin + 1;
-    for (int64_t weights = searches[begin]->job->weights_total; end < searches.size(); ++end) {
+  Wave<T> wave;
+  for (size_t begin = 0; begin < searches.size() || !wave.empty();) {
+    size_t end = begin;
+    for (int64_t weights = 0; end < searches.size(); ++end) {
       weights += searches[end]->job->weights_total;
-      if (weights > kWave) break;
+      if (weights > kWave && end > begin) break;
     }
-    solve(searches, begin, end);
+    const Wave<T> following(searches.data() + begin, end - begin);
+    turn(following, wave);
+    while (pass(wave)) turn<T>({}, wave);
+    pass(following);
+    wave = following;
     begin = end;
   }
   std::vector<T> answers;

@@ -150,6 +150,15 @@ T* load_tile(const Weight& weight, int64_t first, int64_t kernels, T* buffer) {
   return buffer;
 }
 
+// Has the kernels first .. first + kernels - 1 fetched from memory, where they lie together.
+template <class T>
+void prefetch_tile(const Weight& weight, int64_t first, int64_t kernels) {
+  if (!direct<T>(weight)) return;
+  const char* from = weight.data + first * weight.values() * int64_t(sizeof(T));
+  const char* const to = from + kernels * weight.values() * int64_t(sizeof(T));
+  for (; from < to; from += 64) __builtin_prefetch(from);
+}
+
 // Rounds to the weight's dtype; float16 ends at 65504, which a sum of coefficients may pass.
 template <class E, class T>
 E rounded(T value) {
