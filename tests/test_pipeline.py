@@ -29,6 +29,7 @@ from cases import (
     weight_of,
 )
 from wavprune import LayerRef, LevelCollapsedWarning, PruneConfig, PruneReport, prune_layers
+from wavprune.pipeline import _all_or_none
 
 ORTHONORMAL = ["uhaar", "dct", "identity", "klt"]
 METHODS: dict[str, dict[str, Any]] = {
@@ -606,3 +607,9 @@ def test_a_weight_stays_on_its_device(home: str) -> None:
     assert report["conv"].device.startswith("cuda")
     after = outcomes({"conv": weight_of(model).cpu()}, report)
     assert_pruned(before, after, PruneConfig())
+
+
+def test_one_threshold_that_is_nan_stops_all_of_them() -> None:
+    fine, bad = torch.tensor([1.0, 2.0]), torch.tensor([3.0, math.nan])
+    assert [part.tolist() for part in _all_or_none([fine, fine])] == [[1, 2], [1, 2]]
+    assert all(bool(part.isnan().all()) for part in _all_or_none([fine, bad]))

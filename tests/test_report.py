@@ -16,6 +16,7 @@ import pytest
 import wavprune
 from cases import any_level, model_of, normal
 from wavprune import LayerStats, PruneReport
+from wavprune.report import Outcome
 
 
 def pruned(**settings: Any) -> PruneReport:
@@ -119,7 +120,7 @@ def test_json_has_settings_totals_and_layers(report: PruneReport, tmp_path: Path
 def test_a_threshold_that_is_not_finite_is_null_in_json(report: PruneReport) -> None:
     for value in (math.inf, math.nan):
         row = dataclasses.replace(report.layers[0], threshold=value)
-        changed = dataclasses.replace(report, layers=(row,))
+        changed = PruneReport(Outcome((row,), 1.0, 0.5), report.settings)
         assert parsed(changed.to_json())["layers"][0]["threshold"] is None
         assert str(value) in changed.to_csv()
 
@@ -179,7 +180,7 @@ def test_a_failing_write_leaves_the_old_file(report: PruneReport, tmp_path: Path
     path.write_text("old")
     unwritable = dataclasses.replace(report.layers[0], name="\udc80")
     with pytest.raises(UnicodeEncodeError):
-        dataclasses.replace(report, layers=(unwritable,)).to_csv(path)
+        PruneReport(Outcome((unwritable,), 1.0, 0.5), report.settings).to_csv(path)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -202,3 +203,18 @@ def test_a_directory_is_not_replaced(report: PruneReport, tmp_path: Path) -> Non
 def test_a_missing_directory_is_named(report: PruneReport, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="nowhere"):
         report.to_json(tmp_path / "nowhere" / "report.json")
+
+
+def test_numbers_are_fetched_once_and_when_they_are_asked_for(report: PruneReport) -> None:
+    fetched = []
+
+    def outcome() -> Outcome:
+        fetched.append(1)
+        return Outcome(report.layers, report.squared_norm, report.squared_error)
+
+    later = PruneReport(outcome, report.settings)
+    assert fetched == []
+    assert later.kept == report.kept
+    assert later == report
+    assert pickle.loads(pickle.dumps(later)) == report
+    assert fetched == [1]

@@ -89,9 +89,10 @@ Tensor prune_all(const std::vector<Tensor>& weights, const std::vector<Tensor>& 
   const auto owned = pieces_of<T>(weights, plans, draws, &pieces);
   std::vector<Task<T>> tasks;
   for (size_t w = 0; w < pieces.size(); ++w)
-    each_tile(pieces[w], [&](int64_t first, int64_t kernels) {
-      tasks.push_back({int64_t(w), first, kernels});
-    });
+    if (!std::isnan(thresholds[w]))
+      each_tile(pieces[w], [&](int64_t first, int64_t kernels) {
+        tasks.push_back({int64_t(w), first, kernels});
+      });
   std::vector<Change<T>> changes(tasks.size());
   share_out(int64_t(tasks.size()), [&](auto next) {
     int64_t current = -1;
@@ -114,7 +115,8 @@ Tensor prune_all(const std::vector<Tensor>& weights, const std::vector<Tensor>& 
   const int64_t count = int64_t(weights.size());
   Tensor result = torch::stable::empty({count, 4}, ScalarType::Double);
   double* rows = static_cast<double*>(result.data_ptr());
-  std::fill(rows, rows + 4 * count, 0.0);
+  // A weight whose threshold is NaN stays as it is, and so does its row.
+  for (int64_t w = 0; w < count; ++w) std::fill_n(rows + 4 * w, 4, std::isnan(thresholds[w]) ? thresholds[w] : 0.0);
   for (size_t i = 0; i < tasks.size(); ++i) {
     double* row = rows + 4 * tasks[i].weight;
     row[0] += double(changes[i].kept);
@@ -336,8 +338,6 @@ Tensor prune_(std::vector<Tensor> weights, std::vector<Tensor> plans, std::vecto
   const KeepDenormals guard;
   check_draws(draws, wide);
   const double* values = numbers(thresholds, int64_t(weights.size()), "thresholds");
-  for (size_t w = 0; w < weights.size(); ++w)
-    STD_TORCH_CHECK(!std::isnan(values[w]), "wavprune: threshold ", w, " is NaN");
   return wide ? prune_all<double>(weights, plans, draws, values)
               : prune_all<float>(weights, plans, draws, values);
 }

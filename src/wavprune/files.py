@@ -24,7 +24,7 @@ from .formats import (
 )
 from .layers import LayerRef, select_names, unique_layers
 from .pipeline import prune_layers
-from .report import PruneReport
+from .report import Outcome, PruneReport
 
 # A copy of a model directory holds the pruned weights and no others.
 WEIGHTS = (
@@ -102,17 +102,17 @@ def _prune(
             layers = [layer for layer in file.layers if layer in chosen]
             refs += stack.enter_context(file.open(layers, copy))
         if not refs:
-            return PruneReport((), {}, 0.0, 0.0)
+            return PruneReport(Outcome((), 0.0, 0.0), {})
         return prune_layers(unique_layers(refs), config, progress=progress)
 
 
 def _merged(reports: Sequence[PruneReport]) -> PruneReport:
-    return PruneReport(
+    outcome = Outcome(
         layers=tuple(layer for report in reports for layer in report),
-        settings=reports[0].settings,
         squared_norm=sum(report.squared_norm for report in reports),
         squared_error=sum(report.squared_error for report in reports),
     )
+    return PruneReport(outcome, reports[0].settings)
 
 
 def _check_target(source: Path, target: Path, force: bool) -> None:

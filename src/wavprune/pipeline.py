@@ -20,10 +20,11 @@ from torch import nn
 
 from ._version import versions
 from .backends import Backend, Batch, Target, check_name, resolve
+from .backends.staging import Stage
 from .bases import Basis, LevelCollapsedWarning, basis_for
 from .config import PruneConfig
 from .layers import LayerRef, non_finite, select_layers
-from .report import LayerStats, PruneReport
+from .report import LayerStats, Outcome, PruneReport
 
 _TORCH = str(Path(torch.__file__).parent)
 
@@ -68,10 +69,9 @@ def prune_layers(
     keeps = _keeps(layers, config, match)
     bases = [_checked_basis(ref, config) for ref in layers]
     _warn_levels(layers, bases)
-    homes = [ref.weight for ref in layers]
     batches = [
         Batch(
-            weight=ref.weight.detach().to(device or ref.weight.device),
+            weight=ref.weight.detach(),
             basis=basis,
             by_importance=config.percentile is None,
             compute_dtype=dtype,
@@ -79,57 +79,95 @@ def prune_layers(
         )
         for ref, basis, dtype in zip(layers, bases, _compute_dtypes(layers, config), strict=True)
     ]
-    backend = resolve(config.backend, batches)
-    seconds = [0.0] * len(batches)
-    units = _units([batch.weight.numel() for batch in batches], backend.unit)
-    with _bar(progress, sum(home.numel() for home in homes)) as advance:
-        thresholds = _thresholds(backend, batches, keeps, config, units, seconds, advance)
-        if any(bool(part.isnan().any()) for part in thresholds):
-            raise _non_finite(layers)
-        done: list[torch.Tensor] = []
-        for unit, part in zip(units, thresholds, strict=True):
-            with _timed(seconds, batches, unit):
-                done.append(backend.apply_([batches[i] for i in unit], part))
-            for i in unit:
-                if batches[i].weight.data_ptr() != homes[i].data_ptr():
-                    homes[i].copy_(batches[i].weight)
-            advance(sum(homes[i].numel() for i in unit))
-    device_name = str(done[0].device)
-    rows = [
-        (threshold, *row)
-        for part, unit in zip(thresholds, done, strict=True)
-        for threshold, row in zip(part.tolist(), unit.tolist(), strict=True)
-    ]
-    stats = [
-        _layer_stats(ref, batch, config, backend.name, device_name, row, spent)
-        for ref, batch, row, spent in zip(layers, batches, rows, seconds, strict=True)
-    ]
-    squared_norm, squared_error = sum(row[4] for row in rows), sum(row[3] for row in rows)
-    return PruneReport(tuple(stats), _settings(config, match), squared_norm, squared_error)
+    stage = Stage(batches, device)
+    backend = resolve(config.backend, stage.stand_ins, config.scope == "global" and stage.scattered)
+    units = _units(stage.stand_ins, backend.unit, stage.largest_unit)
+    clock = _Clock(batches)
+    done: list[torch.Tensor] = []
+    with _bar(progress, sum(batch.weight.numel() for batch in batches)) as advance:
+        thresholds = _thresholds(backend, stage, keeps, config, units, clock, advance)
+        if all(part.device.type == "cpu" for part in thresholds):
+            _check_finite(thresholds, layers)
+        else:
+            # The host does not look, so as not to wait: nothing is pruned at a threshold of NaN.
+            thresholds = _all_or_none(thresholds)
+        for unit, members, part in zip(units, stage.each(units), thresholds, strict=True):
+            with clock.timed(unit, part.device):
+                done.append(backend.apply_(members, part))
+            stage.leave(unit, members)
+            advance(sum(batches[i].weight.numel() for i in unit))
+        stage.finish()
+    if stage.copies:
+        _check_finite(thresholds, layers)
+
+    facts = [(ref.name, ref.weight.shape, basis) for ref, basis in zip(layers, bases, strict=True)]
+    unread = [] if done[0].device.type == "cpu" else layers
+
+    def read() -> Outcome:
+        rows = _rows(thresholds, done)
+        if unread:
+            _check_finite([torch.tensor(row[:1]) for row in rows], unread)
+        place = str(done[0].device)
+        stats = tuple(
+            _layer_stats(*fact, config, backend.name, place, row, seconds)
+            for fact, row, seconds in zip(facts, rows, clock.seconds(), strict=True)
+        )
+        return Outcome(stats, sum(row[4] for row in rows), sum(row[3] for row in rows))
+
+    return PruneReport(read, _settings(config, match))
 
 
 def _thresholds(
     backend: Backend,
-    batches: Sequence[Batch],
+    stage: Stage,
     keeps: Sequence[int],
     config: PruneConfig,
     units: Sequence[Sequence[int]],
-    seconds: list[float],
+    clock: _Clock,
     advance: Callable[[int], object],
 ) -> list[torch.Tensor]:
+    weights = clock.weights
     if config.scope == "global":
-        with _timed(seconds, batches, range(len(batches))):
-            shared = backend.threshold([(batches, Target(keep=sum(keeps)))])
-        advance(sum(batch.weight.numel() for batch in batches))
-        return [shared.expand(len(unit)).contiguous() for unit in units]
+        everything = stage.everything
+        with clock.timed(range(len(everything)), everything[0].weight.device):
+            shared = backend.threshold([(everything, Target(keep=sum(keeps)))])
+        advance(sum(weights))
+        return [
+            shared.to(everything[unit[0]].weight.device).expand(len(unit)).contiguous()
+            for unit in units
+        ]
     percentile = config.percentile
     targets = [Target(keep) if percentile is None else Target(None, percentile) for keep in keeps]
     found: list[torch.Tensor] = []
-    for unit in units:
-        with _timed(seconds, batches, unit):
-            found.append(backend.threshold([((batches[i],), targets[i]) for i in unit]))
-        advance(sum(batches[i].weight.numel() for i in unit))
+    for unit, members in zip(units, stage.each(units), strict=True):
+        jobs = [((batch,), targets[i]) for i, batch in zip(unit, members, strict=True)]
+        with clock.timed(unit, members[0].weight.device):
+            found.append(backend.threshold(jobs))
+        advance(sum(weights[i] for i in unit))
     return found
+
+
+def _all_or_none(thresholds: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """NaN for all where one is NaN: an error leaves every weight as it was."""
+    home = thresholds[0].device
+    bad = torch.stack([part.isnan().any().to(home, non_blocking=True) for part in thresholds])
+    return [part.masked_fill(bad.any().to(part.device), torch.nan) for part in thresholds]
+
+
+def _check_finite(thresholds: Sequence[torch.Tensor], layers: Sequence[LayerRef]) -> None:
+    if any(bool(part.isnan().any()) for part in thresholds):
+        raise _non_finite(layers)
+
+
+def _rows(thresholds: Sequence[torch.Tensor], done: Sequence[torch.Tensor]) -> list[list[float]]:
+    """Threshold, kept, zeros, squared error and squared norm of each layer: one copy a device."""
+    parts = [
+        torch.cat([part.unsqueeze(1), rows], dim=1)
+        for part, rows in zip(thresholds, done, strict=True)
+    ]
+    if len({part.device for part in parts}) == 1:
+        parts = [torch.cat(parts)]
+    return [row for part in parts for row in part.tolist()]
 
 
 def _keeps(layers: Sequence[LayerRef], config: PruneConfig, match: PruneReport | None) -> list[int]:
@@ -219,11 +257,11 @@ def _compute_device(asked: str | torch.device | None) -> torch.device | None:
     if device.type == "meta":
         raise ValueError(f"device {str(asked)!r} holds no values; allowed: a device that computes")
     try:
-        torch.empty(0, device=device)
+        # With its index: "cuda" is the current one of several.
+        return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"device {str(asked)!r} is not available here: {reason}") from error
-    return device
 
 
 @cache
@@ -246,16 +284,27 @@ def _draw(seed: int, name: str) -> int:
     return int.from_bytes(digest, "little", signed=True)
 
 
-def _units(sizes: Sequence[int], unit: int) -> list[list[int]]:
-    """Which layers go to the backend together: one, or several of at most ``unit`` weights."""
+def _units(batches: Sequence[Batch], unit: int, limit: int | None) -> list[list[int]]:
+    """Which layers go to the backend together: one, or several on one device.
+
+    Args:
+        batches: all of them.
+        unit: how many weights together at most.
+        limit: how many bytes together at most; None sets no limit.
+    """
     units: list[list[int]] = [[]]
-    weights = 0
-    for i, size in enumerate(sizes):
-        if weights + size > unit and units[-1]:
+    weights = size = 0
+    device = batches[0].weight.device
+    for i, batch in enumerate(batches):
+        weight = batch.weight
+        count = weight.numel()
+        weights, size = weights + count, size + count * weight.element_size()
+        full = weights > unit or (limit is not None and size > limit)
+        if units[-1] and (full or weight.device != device):
             units.append([])
-            weights = 0
+            weights, size = count, count * weight.element_size()
         units[-1].append(i)
-        weights += size
+        device = weight.device
     return units
 
 
@@ -284,14 +333,47 @@ def _raise_non_finite(ref: LayerRef) -> None:
         )
 
 
-@contextmanager
-def _timed(seconds: list[float], batches: Sequence[Batch], unit: Sequence[int]) -> Iterator[None]:
-    start = time.perf_counter()
-    yield
-    spent = time.perf_counter() - start
-    total = sum(batches[i].weight.numel() for i in unit) or 1
-    for i in unit:
-        seconds[i] += spent * batches[i].weight.numel() / total
+class _Clock:
+    """Wall time of each layer; layers that run together share it by their number of weights."""
+
+    def __init__(self, batches: Sequence[Batch]) -> None:
+        self.weights = [batch.weight.numel() for batch in batches]
+        self._spans: list[tuple[Sequence[int], float | tuple[torch.cuda.Event, ...]]] = []
+
+    @contextmanager
+    def timed(self, unit: Sequence[int], device: torch.device) -> Iterator[None]:
+        """Measure what these layers take: on a GPU by events, which no one waits for."""
+        if device.type != "cuda":
+            start = time.perf_counter()
+            yield
+            self._spans.append((unit, time.perf_counter() - start))
+        elif torch.cuda.is_current_stream_capturing():
+            yield
+        else:
+            with torch.cuda.device(device):
+                start_event, end_event = _event(), _event()
+                start_event.record()
+                yield
+                end_event.record()
+            self._spans.append((unit, (start_event, end_event)))
+
+    def seconds(self) -> list[float]:
+        """One for each layer; on a GPU this waits for the work."""
+        result = [0.0] * len(self.weights)
+        for unit, span in self._spans:
+            if isinstance(span, tuple):
+                span[1].synchronize()
+                spent = span[0].elapsed_time(span[1]) / 1e3
+            else:
+                spent = span
+            total = sum(self.weights[i] for i in unit) or 1
+            for i in unit:
+                result[i] += spent * self.weights[i] / total
+        return result
+
+
+def _event() -> torch.cuda.Event:
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]  # torch's lack
 
 
 @contextmanager
@@ -307,8 +389,9 @@ def _bar(shown: bool, weights: int) -> Iterator[Callable[[int], object]]:
 
 
 def _layer_stats(
-    ref: LayerRef,
-    batch: Batch,
+    name: str,
+    shape: torch.Size,
+    basis: Basis,
     config: PruneConfig,
     backend: str,
     device: str,
@@ -316,11 +399,10 @@ def _layer_stats(
     seconds: float,
 ) -> LayerStats:
     threshold, kept, zeros, squared_error, squared_norm = row
-    basis = batch.basis
-    numel = ref.weight.numel()
+    numel = shape.numel()
     return LayerStats(
-        name=ref.name,
-        shape=tuple(ref.weight.shape),  # type: ignore[arg-type]  # 4-D, checked
+        name=name,
+        shape=tuple(shape),  # type: ignore[arg-type]  # 4-D, checked
         method=config.method,
         wavelet=basis.name,
         mode=basis.mode,
@@ -329,7 +411,7 @@ def _layer_stats(
         backend=backend,
         device=device,
         threshold=threshold,
-        coefficients=batch.kernels * basis.coefficients,
+        coefficients=shape[0] * shape[1] * basis.coefficients,
         kept=int(kept),
         sparsity=1 - kept / numel if numel else 0.0,
         weight_zeros=int(zeros),

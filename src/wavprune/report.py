@@ -8,10 +8,10 @@ import io
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .atomic import replaced
 
@@ -81,23 +81,70 @@ class LayerStats:
 FIELDS = tuple(field.name for field in dataclasses.fields(LayerStats))
 
 
-@dataclass(frozen=True)
-class PruneReport:
-    """All layers of one run, in the model's order, with totals.
-
-    Iterating gives the ``LayerStats``; ``str()`` is a table.
+class Outcome(NamedTuple):
+    """What a run did.
 
     Attributes:
         layers: one entry a layer.
-        settings: the settings of the run, ready for JSON.
         squared_norm: squared Frobenius norm of all weights before.
         squared_error: squared Frobenius norm of the whole change.
     """
 
     layers: tuple[LayerStats, ...]
-    settings: dict[str, Any]
     squared_norm: float
     squared_error: float
+
+
+class PruneReport:
+    """All layers of one run, in the model's order, with totals.
+
+    Iterating gives the ``LayerStats``; ``str()`` is a table. Of weights on a GPU the numbers stay
+    there until the first of them is asked for; that waits for the device, and raises ValueError
+    where a weight was not finite (then nothing was pruned).
+
+    Args:
+        outcome: what the run did, or a function that fetches it once it is asked for.
+        settings: the settings of the run, ready for JSON.
+    """
+
+    def __init__(self, outcome: Outcome | Callable[[], Outcome], settings: dict[str, Any]) -> None:
+        self._outcome = outcome
+        self.settings = settings
+
+    def _read(self) -> Outcome:
+        if not isinstance(self._outcome, Outcome):
+            self._outcome = self._outcome()
+        return self._outcome
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles hold the numbers, wherever they were."""
+        self._read()
+        return self.__dict__
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, PruneReport):
+            return NotImplemented
+        return self._read() == other._read() and self.settings == other.settings
+
+    __hash__ = None  # type: ignore[assignment]  # equal by value, and holds a dict
+
+    def __repr__(self) -> str:
+        return f"<PruneReport of {len(self)} layers: {self._title()}>"
+
+    @property
+    def layers(self) -> tuple[LayerStats, ...]:
+        """One entry a layer."""
+        return self._read().layers
+
+    @property
+    def squared_norm(self) -> float:
+        """Squared Frobenius norm of all weights before."""
+        return self._read().squared_norm
+
+    @property
+    def squared_error(self) -> float:
+        """Squared Frobenius norm of the whole change."""
+        return self._read().squared_error
 
     def __iter__(self) -> Iterator[LayerStats]:
         return iter(self.layers)

@@ -66,10 +66,13 @@ class Backend(Protocol):
     Attributes:
         name: the name it is registered by.
         unit: how many weights it likes to get in one call.
+        one_at_a_time: True where it looks at batches that share a threshold one after the other,
+            so that they may live on several devices, or come and go while it iterates.
     """
 
     name: str
     unit: int
+    one_at_a_time: bool
 
     def unsupported(self, batch: Batch) -> str | None:
         """Why this backend cannot prune this batch, or None."""
@@ -92,7 +95,8 @@ class Backend(Protocol):
 
         Args:
             batches: what to prune.
-            thresholds: ``(batches,)``, float64: each batch's own.
+            thresholds: ``(batches,)``, float64: each batch's own. NaN leaves a weight as it is,
+                and means nothing for its row of the result.
 
         Returns:
             ``(batches, 4)``, float64, on the device that computed: coefficients kept (never a 0),
@@ -147,12 +151,13 @@ def unavailable() -> dict[str, str]:
     return reasons
 
 
-def resolve(name: str, batches: Sequence[Batch]) -> Backend:
+def resolve(name: str, batches: Sequence[Batch], scattered: bool = False) -> Backend:
     """The backend that prunes these batches.
 
     Args:
         name: a registered name, or ``"auto"``.
         batches: all of them; the answer holds for the whole call.
+        scattered: True where they share a threshold and are never on one device at one time.
 
     Raises:
         ValueError: the named backend does not exist, cannot run here, or cannot prune a batch.
@@ -164,7 +169,7 @@ def resolve(name: str, batches: Sequence[Batch]) -> Backend:
                     backend = _load(entry.name)
                 except ImportError:
                     continue
-                if not any(backend.unsupported(batch) for batch in batches):
+                if _obstacle(backend, batches, scattered) is None:
                     return backend
         raise AssertionError("eager runs everything")
     check_name(name)
@@ -172,11 +177,19 @@ def resolve(name: str, batches: Sequence[Batch]) -> Backend:
         backend = _load(name)
     except ImportError as error:
         raise ValueError(f"backend {name!r} cannot run here: {error}") from error
-    for batch in batches:
-        reason = backend.unsupported(batch)
-        if reason is not None:
-            raise ValueError(f"backend {name!r} cannot do this: {reason}")
+    reason = _obstacle(backend, batches, scattered)
+    if reason is not None:
+        raise ValueError(f"backend {name!r} cannot do this: {reason}")
     return backend
+
+
+def _obstacle(backend: Backend, batches: Sequence[Batch], scattered: bool) -> str | None:
+    if scattered and not backend.one_at_a_time:
+        return (
+            "one threshold for weights that do not fit on one device together; "
+            "'eager' takes them one after the other"
+        )
+    return next(filter(None, map(backend.unsupported, batches)), None)
 
 
 def check_name(name: str) -> None:

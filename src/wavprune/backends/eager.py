@@ -46,6 +46,7 @@ class EagerBackend:
 
     name = "eager"
     unit = 1
+    one_at_a_time = True
     chunk = CHUNK
 
     def unsupported(self, batch: Batch) -> str | None:
@@ -77,14 +78,16 @@ class EagerBackend:
     def _threshold(self, batches: Sequence[Batch], target: Target) -> torch.Tensor:
         dtype = _ranking_dtype(batches)
         device = batches[0].weight.device
-        total = sum(batch.kernels * len(batch.operator.analysis) for batch in batches)
+        # By index, not in turn: what is not on the device need not come for this.
+        known = [batches[i] for i in range(len(batches))]
+        total = sum(batch.kernels * len(batch.operator.analysis) for batch in known)
         if target.keep is not None:
             if target.keep == 0 or total == 0:
                 return torch.tensor(math.inf, dtype=torch.float64, device=device)
             value = self._order_statistic(batches, max(total - target.keep, 0), dtype)
             return value.to(torch.float64)
         assert target.percentile is not None
-        zeros = sum(batch.kernels * batch.operator.dropped for batch in batches)
+        zeros = sum(batch.kernels * batch.operator.dropped for batch in known)
         rank, fraction = percentile_rank(total + zeros, target.percentile)
         low = self._order_statistic(batches, rank - zeros, dtype)
         if fraction == 0 or rank + 1 < zeros:
@@ -159,6 +162,9 @@ class EagerBackend:
 
     def _apply(self, batch: Batch, threshold: torch.Tensor) -> torch.Tensor:
         device = batch.weight.device
+        # On a GPU the host cannot know without waiting.
+        if device.type == "cpu" and threshold.isnan():
+            return threshold.expand(4)
         kept, zeros, error, norm = torch.zeros(4, dtype=torch.float64, device=device).unbind()
         # At the smallest positive number or above, a coefficient of 0 is never kept.
         zero = torch.zeros((), dtype=_ranking_dtype([batch]), device=device)
@@ -176,7 +182,10 @@ class EagerBackend:
                 # Float16 ends at 65504, which a sum of coefficients may pass.
                 limit = torch.finfo(chunk.view.dtype).max
                 pruned = pruned.clamp(-limit, limit)
-            chunk.view.copy_(pruned.reshape(chunk.view.shape))
+            pruned = pruned.reshape(chunk.view.shape)
+            if device.type != "cpu":
+                pruned = torch.where(threshold.isnan(), before, pruned)
+            chunk.view.copy_(pruned)
             zeros += chunk.view.numel() - torch.count_nonzero(chunk.view)
             norm += _squared_norm(before)
             error += _squared_norm(before.sub_(chunk.view))

@@ -18,6 +18,7 @@ class NativeBackend:
     name = "native"
     # A network in one call; a call bounds its own memory.
     unit = 1 << 28
+    one_at_a_time = False
 
     def unsupported(self, batch: Batch) -> str | None:
         """Why this backend cannot prune this batch, or None."""

@@ -6,6 +6,7 @@ Nothing here reads the matrices of ``bases.py``; the transforms are ``pywt.waved
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -38,6 +39,7 @@ class ReferenceBackend:
 
     name = "reference"
     unit = 1
+    one_at_a_time = True
 
     def unsupported(self, batch: Batch) -> str | None:
         """Why this backend cannot prune this batch: there is no such batch."""
@@ -69,6 +71,8 @@ def _threshold(batches: Sequence[Batch], target: Target) -> float:
 
 
 def _apply(batch: Batch, threshold: float) -> tuple[float, float, float, float]:
+    if math.isnan(threshold):
+        return threshold, threshold, threshold, threshold
     before = _kernels(batch).copy()
     coefficients = _coefficients(batch)
     ranks = _ranks(batch, coefficients)
