@@ -5,15 +5,29 @@
 // instruction set and every device gives the same bits.
 #pragma once
 
+#include <cstdint>
+
 #include "plan.h"
 
 #if defined(__CUDACC__)
 #define WAVPRUNE_INLINE __host__ __device__ __forceinline__
+#define WAVPRUNE_UNROLL _Pragma("unroll 9")
 #else
 #define WAVPRUNE_INLINE inline __attribute__((always_inline))
+#define WAVPRUNE_UNROLL _Pragma("GCC unroll 8")
 #endif
 
 namespace wavprune {
+
+// The sum of x[i * step] * factors[i]; `fixed` of them where that is not 0, else `count`.
+template <int fixed, class V, class T>
+WAVPRUNE_INLINE V weighted_sum(const V* x, int step, const T* factors, int count) {
+  const int n = fixed ? fixed : count;
+  V sum = x[0] * factors[0];
+  WAVPRUNE_UNROLL
+  for (int i = 1; i < n; ++i) sum = sum + x[i * step] * factors[i];
+  return sum;
+}
 
 // out (rows_out, columns_out) = R x C^T for x (rows_in, columns_in); sizes fixed where RI, RO, CI
 // and CO are given, else read from axes. middle holds rows_in * columns_out values.
@@ -21,25 +35,17 @@ template <int RI, int RO, int CI, int CO, class V, class T>
 WAVPRUNE_INLINE void separable(const Axes<T>& axes, const V* x, V* middle, V* out) {
   const int ri = RI ? RI : axes.rows_in, ro = RO ? RO : axes.rows_out;
   const int ci = CI ? CI : axes.columns_in, co = CO ? CO : axes.columns_out;
-#pragma GCC unroll 8
+  WAVPRUNE_UNROLL
   for (int i = 0; i < ri; ++i) {
-#pragma GCC unroll 8
-    for (int n = 0; n < co; ++n) {
-      V sum = x[i * ci] * axes.columns[n * ci];
-#pragma GCC unroll 8
-      for (int j = 1; j < ci; ++j) sum = sum + x[i * ci + j] * axes.columns[n * ci + j];
-      middle[i * co + n] = sum;
-    }
+    WAVPRUNE_UNROLL
+    for (int n = 0; n < co; ++n)
+      middle[i * co + n] = weighted_sum<CI>(x + i * ci, 1, axes.columns + n * ci, ci);
   }
-#pragma GCC unroll 8
+  WAVPRUNE_UNROLL
   for (int m = 0; m < ro; ++m) {
-#pragma GCC unroll 8
-    for (int n = 0; n < co; ++n) {
-      V sum = middle[n] * axes.rows[m * ri];
-#pragma GCC unroll 8
-      for (int i = 1; i < ri; ++i) sum = sum + middle[i * co + n] * axes.rows[m * ri + i];
-      out[m * co + n] = sum;
-    }
+    WAVPRUNE_UNROLL
+    for (int n = 0; n < co; ++n)
+      out[m * co + n] = weighted_sum<RI>(middle + n, co, axes.rows + m * ri, ri);
   }
 }
 
@@ -98,16 +104,35 @@ WAVPRUNE_INLINE void three_inverse(const T* scale, const V* c, V* middle, V* out
     Axis::inverse(middle[3 * i], middle[3 * i + 1], middle[3 * i + 2], out + 3 * i, 1);
 }
 
+// Output m of a matrix that is known by its entries.
+template <class V, class T>
+WAVPRUNE_INLINE V sparse_row(const Entries<T>& entries, const V* x, int m) {
+  // Every row has an entry: a row of zeros is a structural zero, and left out.
+  int e = entries.start[m];
+  V sum = x[entries.column[e]] * entries.value[e];
+  for (++e; e < entries.start[m + 1]; ++e) sum = sum + x[entries.column[e]] * entries.value[e];
+  return sum;
+}
+
 template <class V, class T>
 WAVPRUNE_INLINE void sparse(const Entries<T>& entries, const V* x, V* out) {
-  for (int m = 0; m < entries.outputs; ++m) {
-    // Every row has an entry: a row of zeros is a structural zero, and left out.
-    int e = entries.start[m];
-    V sum = x[entries.column[e]] * entries.value[e];
-    for (++e; e < entries.start[m + 1]; ++e)
-      sum = sum + x[entries.column[e]] * entries.value[e];
-    out[m] = sum;
-  }
+  for (int m = 0; m < entries.outputs; ++m) out[m] = sparse_row(entries, x, m);
+}
+
+// numpy.percentile's interpolation between two neighbours, rounding for rounding.
+template <class T>
+WAVPRUNE_INLINE T between(T low, T high, double fraction) {
+  const T span = high - low;
+  return fraction < 0.5 ? low + span * T(fraction) : high - span * T(1 - fraction);
+}
+
+// A random number in (0, 1) for a place: SplitMix64, as in backends/eager.py.
+WAVPRUNE_INLINE double random_rank(uint64_t place, uint64_t seed) {
+  uint64_t x = (place + 1) * 0x9E3779B97F4A7C15u + seed;
+  x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9u;
+  x = (x ^ (x >> 27)) * 0x94D049BB133111EBu;
+  x ^= x >> 31;
+  return (double(x >> 12) + 0.5) * 0x1p-52;
 }
 
 }  // namespace wavprune

@@ -8,6 +8,10 @@
 #include <cmath>
 #include <limits>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include "ops.h"
 #include "select.h"
 
@@ -263,6 +267,21 @@ Tensor mask_of(const Tensor& input, double percentile, bool packed) {
   return result;
 }
 
+// A new tensor for results of many megabytes. Of its time more went into the faults of its 4 KiB
+// pages than into the transform that fills it, so large pages are asked for.
+Tensor fresh(const Tensor& like, int64_t rows, int64_t columns) {
+  Tensor result = torch::stable::new_empty(like, {rows, columns});
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  constexpr uintptr_t kHuge = uintptr_t(1) << 21;
+  const uintptr_t begin = uintptr_t(result.data_ptr());
+  const uintptr_t end = begin + uintptr_t(result.numel()) * result.element_size();
+  const uintptr_t first = (begin + kHuge - 1) & ~(kHuge - 1), last = end & ~(kHuge - 1);
+  // Advice: where the system does not take it, small pages do.
+  if (first < last) (void)madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#endif
+  return result;
+}
+
 template <class T>
 Tensor transform(const Tensor& input, const Tensor& plan_tensor, int64_t kernel_values,
                  int64_t width, bool forward) {
@@ -275,7 +294,7 @@ Tensor transform(const Tensor& input, const Tensor& plan_tensor, int64_t kernel_
   STD_TORCH_CHECK(taken == (forward ? inputs : outputs) && width == (forward ? outputs : inputs),
                   "wavprune: a plan of ", inputs, " values and ", outputs,
                   " coefficients met rows of ", taken, " to become rows of ", width);
-  Tensor result = torch::stable::new_empty(input, {kernels, width});
+  Tensor result = fresh(input, kernels, width);
   const T* from = static_cast<const T*>(input.data_ptr());
   T* to = static_cast<T*>(result.data_ptr());
   const int64_t tile = std::max<int64_t>(kTile / std::max(inputs, outputs) / kLanes, 1) * kLanes;

@@ -1,7 +1,7 @@
 """A small ResNet and an MLP trained on real handwritten digits, ready to prune.
 
-The images are scikit-learn's ``load_digits``: 1797 of 8x8 pixels, by 43 writers. The weights of three
-trainings of each network come with the package; ``python -m wavprune.demo.train`` made them.
+The images are scikit-learn's ``load_digits``: 1797 of 8x8 pixels, by 43 writers. The weights of
+three trainings of each network come with the package; ``python -m wavprune.demo.train`` made them.
 """
 
 from __future__ import annotations
@@ -96,9 +96,7 @@ class MLP(nn.Module):
         return logits
 
 
-def digits(
-    split: str = "test", batch_size: int = 200
-) -> DataLoader[tuple[torch.Tensor, ...]]:
+def digits(split: str = "test", batch_size: int = 200) -> DataLoader[tuple[torch.Tensor, ...]]:
     """Handwritten digits, always in the same order.
 
     Args:
@@ -136,7 +134,9 @@ def digits(
     )
     # The sampler gives whole batches of indices: one indexing a batch instead of one an image.
     batches = BatchSampler(SequentialSampler(dataset), batch_size, drop_last=False)
-    return DataLoader(dataset, batch_size=None, sampler=batches)
+    # A loader draws from the global random state whenever it starts, unless it has its own.
+    own = torch.Generator()
+    return DataLoader(dataset, batch_size=None, sampler=batches, generator=own)
 
 
 def resnet(seed: int = 0) -> ResNet:

@@ -70,11 +70,11 @@ def train(
         )
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=epochs * steps)
         for _ in tqdm(range(epochs), desc=label, unit="epoch", disable=label is None):
-            for chosen in torch.randperm(len(images)).split(BATCH):
+            for chosen in torch.split(torch.randperm(len(images)), BATCH):
                 logits = network(shifted(images[chosen]))
                 loss = functional.cross_entropy(logits, labels[chosen])
                 optimizer.zero_grad()
-                loss.backward()
+                torch.autograd.backward(loss)
                 optimizer.step()
                 schedule.step()
     return network.eval()
