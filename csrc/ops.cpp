@@ -6,6 +6,23 @@
 #include "cpu/ops.h"
 #include "cpu/weights.h"
 
+#if defined(WAVPRUNE_CUDA)
+#include "cuda/ops.h"
+#endif
+
+namespace {
+
+// The compute capabilities that were compiled for, times ten: none where there was no nvcc.
+std::vector<int64_t> cuda_capabilities() {
+#if defined(WAVPRUNE_CUDA)
+  return {WAVPRUNE_CUDA};
+#else
+  return {};
+#endif
+}
+
+}  // namespace
+
 STABLE_TORCH_LIBRARY(wavprune, library) {
   library.def(
       "topk_threshold(Tensor[] weights, Tensor[] plans, int[] draws, int[] jobs, int[] keep, "
@@ -16,22 +33,42 @@ STABLE_TORCH_LIBRARY(wavprune, library) {
   library.def(
       "prune_(Tensor(a!)[] weights, Tensor[] plans, int[] draws, Tensor thresholds, bool wide) -> "
       "Tensor");
+  library.def(
+      "mark_(Tensor[] weights, Tensor[] plans, int[] draws, Tensor thresholds, "
+      "Tensor(a!)[] masks, bool wide) -> ()");
+  library.def(
+      "project_(Tensor(a!)[] weights, Tensor[] plans, Tensor[] masks, bool wide) -> ()");
   library.def("dwt2(Tensor kernels, Tensor plan, int outputs) -> Tensor");
   library.def("idwt2(Tensor coefficients, Tensor plan, int values) -> Tensor");
   library.def("percentile_mask(Tensor input, float percentile, bool packed) -> Tensor");
   library.def("use_instruction_set(int index) -> int");
+  library.def("cuda_capabilities() -> int[]");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(wavprune, CPU, library) {
   library.impl("topk_threshold", TORCH_BOX(&wavprune::topk_threshold));
   library.impl("percentile_threshold", TORCH_BOX(&wavprune::percentile_threshold));
   library.impl("prune_", TORCH_BOX(&wavprune::prune_));
+  library.impl("mark_", TORCH_BOX(&wavprune::mark_));
+  library.impl("project_", TORCH_BOX(&wavprune::project_));
   library.impl("dwt2", TORCH_BOX(&wavprune::dwt2));
   library.impl("idwt2", TORCH_BOX(&wavprune::idwt2));
   library.impl("percentile_mask", TORCH_BOX(&wavprune::percentile_mask));
 }
 
+#if defined(WAVPRUNE_CUDA)
+STABLE_TORCH_LIBRARY_IMPL(wavprune, CUDA, library) {
+  library.impl("topk_threshold", TORCH_BOX(&wavprune::cuda::topk_threshold));
+  library.impl("percentile_threshold", TORCH_BOX(&wavprune::cuda::percentile_threshold));
+  library.impl("prune_", TORCH_BOX(&wavprune::cuda::prune_));
+  library.impl("dwt2", TORCH_BOX(&wavprune::cuda::dwt2));
+  library.impl("idwt2", TORCH_BOX(&wavprune::cuda::idwt2));
+  library.impl("percentile_mask", TORCH_BOX(&wavprune::cuda::percentile_mask));
+}
+#endif
+
 STABLE_TORCH_LIBRARY_IMPL(wavprune, CompositeExplicitAutograd, library) {
+  library.impl("cuda_capabilities", TORCH_BOX(&cuda_capabilities));
   library.impl("use_instruction_set", TORCH_BOX(&wavprune::use_instruction_set));
 }
 

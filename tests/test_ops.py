@@ -295,6 +295,18 @@ def test_opcheck() -> None:
         (call.topk_threshold, ([weight], [a_plan], [], [0], [50], False)),
         (call.percentile_threshold, ([weight], [a_plan], [0], 50.0, False)),
         (call.prune_, ([weight], [a_plan], [], torch.tensor([0.02], dtype=torch.float64), False)),
+        (
+            call.mark_,
+            (
+                [weight],
+                [a_plan],
+                [],
+                torch.tensor([0.02], dtype=torch.float64),
+                [torch.zeros(4 * 9 * 2, dtype=torch.uint8)],
+                False,
+            ),
+        ),
+        (call.project_, ([weight], [a_plan], [torch.ones(4 * 9 * 2, dtype=torch.uint8)], False)),
         (call.dwt2, (rows, a_plan, 9)),
         (call.idwt2, (rows, a_plan, 9)),
         (call.percentile_mask, (weight, 50.0, True)),

@@ -16,6 +16,10 @@ Tensor percentile_threshold(std::vector<Tensor> weights, std::vector<Tensor> pla
                             std::vector<int64_t> dropped, double percentile, bool wide);
 Tensor prune_(std::vector<Tensor> weights, std::vector<Tensor> plans, std::vector<int64_t> draws,
               Tensor thresholds, bool wide);
+void mark_(std::vector<Tensor> weights, std::vector<Tensor> plans, std::vector<int64_t> draws,
+           Tensor thresholds, std::vector<Tensor> masks, bool wide);
+void project_(std::vector<Tensor> weights, std::vector<Tensor> plans, std::vector<Tensor> masks,
+              bool wide);
 Tensor dwt2(Tensor kernels, Tensor plan, int64_t outputs);
 Tensor idwt2(Tensor coefficients, Tensor plan, int64_t values);
 Tensor percentile_mask(Tensor input, double percentile, bool packed);

@@ -26,11 +26,17 @@ struct Change {
   double squared_error, squared_norm;
 };
 
+// Masks hold a word for each block of 16 kernels and coefficient, block by block: bit l is that of
+// the block's kernel l.
+typedef uint16_t MaskWord;
+
 // x: (kernels, K), contiguous. scratch: scratch_values(plan) values.
 template <class T>
 struct Passes {
   void (*scan)(const Plan<T>&, const T* x, int64_t kernels, T* scratch, Scan<T>*);
   void (*prune)(const Plan<T>&, T* x, int64_t kernels, T* scratch, Change<T>*);
+  void (*mark)(const Plan<T>&, const T* x, int64_t kernels, T* scratch, T threshold, MaskWord*);
+  void (*project)(const Plan<T>&, T* x, int64_t kernels, T* scratch, const MaskWord*);
   void (*forward)(const Plan<T>&, const T* x, int64_t kernels, T* scratch, T* coefficients);
   void (*inverse)(const Plan<T>&, const T* coefficients, int64_t kernels, T* scratch, T* x);
 };

@@ -21,12 +21,6 @@ using torch::headeronly::ScalarType;
 
 namespace {
 
-// The smallest positive number: at this threshold or above, a coefficient of 0 is never kept.
-template <class T>
-T positive(double threshold) {
-  return std::max(T(threshold), std::numeric_limits<T>::denorm_min());
-}
-
 // True where the squares of what lies about the threshold are far from the ends of float32.
 bool ordinary(double threshold) { return threshold > 0x1p-40 && threshold < 0x1p40; }
 
@@ -82,21 +76,12 @@ void prune_tile(const Piece<T>& piece, int64_t first, int64_t kernels, T* tile, 
 }
 
 template <class T>
-struct Task {
-  int64_t weight, first, kernels;
-};
-
-template <class T>
 Tensor prune_all(const std::vector<Tensor>& weights, const std::vector<Tensor>& plans,
                  const std::vector<int64_t>& draws, const double* thresholds) {
   std::vector<Piece<T>> pieces;
   const auto owned = pieces_of<T>(weights, plans, draws, &pieces);
-  std::vector<Task<T>> tasks;
-  for (size_t w = 0; w < pieces.size(); ++w)
-    if (!std::isnan(thresholds[w]))
-      each_tile(pieces[w], [&](int64_t first, int64_t kernels) {
-        tasks.push_back({int64_t(w), first, kernels});
-      });
+  std::vector<TileTask> tasks = tiles_of(pieces);
+  std::erase_if(tasks, [&](const TileTask& task) { return std::isnan(thresholds[task.weight]); });
   std::vector<Change<T>> changes(tasks.size());
   share_out(int64_t(tasks.size()), [&](auto next) {
     int64_t current = -1;
@@ -129,13 +114,6 @@ Tensor prune_all(const std::vector<Tensor>& weights, const std::vector<Tensor>& 
     row[3] += changes[i].squared_norm;
   }
   return result;
-}
-
-const double* numbers(const Tensor& tensor, int64_t count, const char* what) {
-  STD_TORCH_CHECK(tensor.is_cpu() && tensor.scalar_type() == ScalarType::Double &&
-                      tensor.is_contiguous() && tensor.numel() == count,
-                  "wavprune: ", what, " must be ", count, " contiguous float64 numbers on the CPU");
-  return static_cast<const double*>(tensor.data_ptr());
 }
 
 template <class T>
@@ -317,16 +295,6 @@ void check_rows(const Tensor& rows) {
                        rows.scalar_type() == ScalarType::Double),
                   "wavprune: expected a contiguous (kernels, values) matrix of float32 or float64 "
                   "on the CPU");
-}
-
-// Random draws are float64: rounded to float32 they would tie.
-void check_draws(const std::vector<int64_t>& draws, bool wide) {
-  STD_TORCH_CHECK(draws.empty() || wide, "wavprune: random draws go with wide");
-}
-
-void check_lengths(size_t weights, size_t others, const char* what) {
-  STD_TORCH_CHECK(weights == others, "wavprune: ", weights, " weights came with ", others, " ",
-                  what);
 }
 
 }  // namespace

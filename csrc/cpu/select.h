@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cmath>
+#include <limits>
 #include <utility>
 #include <vector>
 
@@ -117,6 +118,27 @@ void each_tile(const Piece<T>& piece, F f) {
   for (int64_t at = 0; at < kernels; at += tile) f(at, std::min(tile, kernels - at));
 }
 
+// One tile of one of several weights.
+struct TileTask {
+  int64_t weight, first, kernels;
+};
+
+template <class T>
+std::vector<TileTask> tiles_of(const std::vector<Piece<T>>& pieces) {
+  std::vector<TileTask> tasks;
+  for (size_t w = 0; w < pieces.size(); ++w)
+    each_tile(pieces[w], [&](int64_t first, int64_t kernels) {
+      tasks.push_back({int64_t(w), first, kernels});
+    });
+  return tasks;
+}
+
+// The smallest positive number: at this threshold or above, a coefficient of 0 is never kept.
+template <class T>
+T positive(double threshold) {
+  return std::max(T(threshold), std::numeric_limits<T>::denorm_min());
+}
+
 // Random ranks in (0, 1) in place of a tile's values: 0 for a zero, NaN for what is not finite.
 template <class T>
 T* draw_ranks(const Piece<T>& piece, int64_t first, int64_t kernels, const T* tile, T* buffer) {
@@ -126,6 +148,23 @@ T* draw_ranks(const Piece<T>& piece, int64_t first, int64_t kernels, const T* ti
     buffer[i] = (value == 0 ? T(0) : T(uniform(first * K + i, piece.seed))) + (value - value);
   }
   return buffer;
+}
+
+inline const double* numbers(const torch::stable::Tensor& tensor, int64_t count, const char* what) {
+  STD_TORCH_CHECK(tensor.is_cpu() && tensor.scalar_type() == torch::headeronly::ScalarType::Double &&
+                      tensor.is_contiguous() && tensor.numel() == count,
+                  "wavprune: ", what, " must be ", count, " contiguous float64 numbers on the CPU");
+  return static_cast<const double*>(tensor.data_ptr());
+}
+
+// Random draws are float64: rounded to float32 they would tie.
+inline void check_draws(const std::vector<int64_t>& draws, bool wide) {
+  STD_TORCH_CHECK(draws.empty() || wide, "wavprune: random draws go with wide");
+}
+
+inline void check_lengths(size_t weights, size_t others, const char* what) {
+  STD_TORCH_CHECK(weights == others, "wavprune: ", weights, " weights came with ", others, " ",
+                  what);
 }
 
 // For each (job, rank), the value of that rank, 0 the smallest; NaN where a weight is not finite.

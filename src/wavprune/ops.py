@@ -167,6 +167,12 @@ def _whole_plan(basis: Basis) -> torch.Tensor:
     return plan_for(whole, basis.kernel)
 
 
+def _numbers(weights: list[torch.Tensor], *shape: int) -> torch.Tensor:
+    """Results in float64, where the weights are."""
+    device = weights[0].device if weights else None
+    return torch.empty(shape, dtype=torch.float64, device=device)
+
+
 def _topk_threshold_shape(
     weights: list[torch.Tensor],
     plans: list[torch.Tensor],
@@ -175,7 +181,7 @@ def _topk_threshold_shape(
     keep: list[int],
     wide: bool,
 ) -> torch.Tensor:
-    return plans[0].new_empty(len(keep))
+    return _numbers(weights, len(keep))
 
 
 def _percentile_threshold_shape(
@@ -185,7 +191,7 @@ def _percentile_threshold_shape(
     percentile: float,
     wide: bool,
 ) -> torch.Tensor:
-    return plans[0].new_empty(len(weights))
+    return _numbers(weights, len(weights))
 
 
 def _prune_shape(
@@ -195,7 +201,24 @@ def _prune_shape(
     thresholds: torch.Tensor,
     wide: bool,
 ) -> torch.Tensor:
-    return thresholds.new_empty(len(weights), 4)
+    return _numbers(weights, len(weights), 4)
+
+
+def _mark_shape(
+    weights: list[torch.Tensor],
+    plans: list[torch.Tensor],
+    draws: list[int],
+    thresholds: torch.Tensor,
+    masks: list[torch.Tensor],
+    wide: bool,
+) -> None:
+    return None
+
+
+def _project_shape(
+    weights: list[torch.Tensor], plans: list[torch.Tensor], masks: list[torch.Tensor], wide: bool
+) -> None:
+    return None
 
 
 def _dwt2_shape(kernels: torch.Tensor, plan: torch.Tensor, outputs: int) -> torch.Tensor:
@@ -216,6 +239,8 @@ for _name, _shape in (
     ("topk_threshold", _topk_threshold_shape),
     ("percentile_threshold", _percentile_threshold_shape),
     ("prune_", _prune_shape),
+    ("mark_", _mark_shape),
+    ("project_", _project_shape),
     ("dwt2", _dwt2_shape),
     ("idwt2", _idwt2_shape),
     ("percentile_mask", _percentile_mask_shape),

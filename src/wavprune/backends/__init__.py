@@ -106,6 +106,31 @@ class Backend(Protocol):
         ...
 
 
+class Projector(Protocol):
+    """What a backend offers that keeps a weight pruned while it is trained."""
+
+    def masks(self, batches: Sequence[Batch], thresholds: torch.Tensor) -> list[torch.Tensor]:
+        """Which coefficients ``apply_`` would keep.
+
+        Args:
+            batches: weights, not changed.
+            thresholds: ``(batches,)``, float64: each batch's own.
+
+        Returns:
+            One mask a batch, as ``wavprune.masks`` lays it out, on the weight's device.
+        """
+        ...
+
+    def project_(self, batches: Sequence[Batch], masks: Sequence[torch.Tensor]) -> None:
+        """Set the coefficients that a mask does not keep to 0, in place.
+
+        Args:
+            batches: what to change.
+            masks: one a batch.
+        """
+        ...
+
+
 class _Entry(NamedTuple):
     name: str
     module: str

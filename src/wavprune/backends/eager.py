@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 
 from ..bases import Operator
+from ..masks import pack, unpack
 from . import Backend, Batch, Target
 
 # Weights a chunk: its temporaries stay in a core's cache, and far below 64 MiB.
@@ -74,6 +75,23 @@ class EagerBackend:
         """Prune each batch's weight in place; see ``Backend``."""
         done = zip(batches, thresholds.unbind(), strict=True)
         return torch.stack([self._apply(batch, threshold) for batch, threshold in done])
+
+    def masks(self, batches: Sequence[Batch], thresholds: torch.Tensor) -> list[torch.Tensor]:
+        """Which coefficients are kept; see ``Backend``."""
+        done = zip(batches, thresholds.unbind(), strict=True)
+        return [self._mask(batch, threshold) for batch, threshold in done]
+
+    def project_(self, batches: Sequence[Batch], masks: Sequence[torch.Tensor]) -> None:
+        """Set the coefficients that are not kept to 0, in place; see ``Backend``."""
+        for batch, mask in zip(batches, masks, strict=True):
+            kept = unpack(mask, batch.kernels, batch.operator)
+            first = 0
+            for chunk in chunks(batch.weight, self.chunk):
+                kernels = self._kernels(batch, chunk)
+                coefficients = self.analyse(batch, kernels)
+                bits = kept[first : first + len(kernels)]
+                first += len(kernels)
+                chunk.view.copy_(self._restored(batch, chunk, coefficients * bits))
 
     def _threshold(self, batches: Sequence[Batch], target: Target) -> torch.Tensor:
         dtype = _ranking_dtype(batches)
@@ -160,29 +178,47 @@ class EagerBackend:
         # A draw says nothing of its weight; the difference is NaN where that is not finite.
         return (draws + (coefficients - coefficients)).abs()
 
+    def _mask(self, batch: Batch, threshold: torch.Tensor) -> torch.Tensor:
+        cut = self._cut(batch, threshold)
+        kept = [
+            self._ranks(batch, chunk, self.analyse(batch, self._kernels(batch, chunk))) >= cut
+            for chunk in chunks(batch.weight, self.chunk)
+        ]
+        columns = len(batch.operator.analysis)
+        whole = torch.cat([bits.reshape(-1, columns) for bits in kept]) if kept else None
+        empty = torch.empty(0, columns, dtype=torch.bool, device=batch.weight.device)
+        return pack(empty if whole is None else whole, batch.operator)
+
+    def _cut(self, batch: Batch, threshold: torch.Tensor) -> torch.Tensor:
+        # At the smallest positive number or above, a coefficient of 0 is never kept.
+        zero = torch.zeros((), dtype=_ranking_dtype([batch]), device=batch.weight.device)
+        return torch.maximum(threshold.to(zero.device, zero.dtype), torch.nextafter(zero, zero + 1))
+
+    def _restored(self, batch: Batch, chunk: Chunk, coefficients: torch.Tensor) -> torch.Tensor:
+        """The kernels of pruned coefficients, which are overwritten, in a chunk's shape."""
+        # Adding 0 makes 0 of the -0 that a negative coefficient leaves.
+        pruned = self.synthesise(batch, coefficients.add_(0))
+        if chunk.view.dtype != pruned.dtype:
+            # Float16 ends at 65504, which a sum of coefficients may pass.
+            limit = torch.finfo(chunk.view.dtype).max
+            pruned = pruned.clamp(-limit, limit)
+        return pruned.reshape(chunk.view.shape)
+
     def _apply(self, batch: Batch, threshold: torch.Tensor) -> torch.Tensor:
         device = batch.weight.device
         # On a GPU the host cannot know without waiting.
         if device.type == "cpu" and threshold.isnan():
             return threshold.expand(4)
         kept, zeros, error, norm = torch.zeros(4, dtype=torch.float64, device=device).unbind()
-        # At the smallest positive number or above, a coefficient of 0 is never kept.
-        zero = torch.zeros((), dtype=_ranking_dtype([batch]), device=device)
-        cut = torch.maximum(threshold.to(device, zero.dtype), torch.nextafter(zero, zero + 1))
+        cut = self._cut(batch, threshold)
         for chunk in chunks(batch.weight, self.chunk):
             kernels = self._kernels(batch, chunk)
             coefficients = self.analyse(batch, kernels)
             ranks = self._ranks(batch, chunk, coefficients)
             mask = ranks >= cut
             kept += torch.count_nonzero(mask)
-            # Adding 0 makes 0 of the -0 that a negative coefficient leaves.
-            pruned = self.synthesise(batch, (coefficients * mask).add_(0))
             before = chunk.view.to(batch.compute_dtype, copy=True)
-            if chunk.view.dtype != pruned.dtype:
-                # Float16 ends at 65504, which a sum of coefficients may pass.
-                limit = torch.finfo(chunk.view.dtype).max
-                pruned = pruned.clamp(-limit, limit)
-            pruned = pruned.reshape(chunk.view.shape)
+            pruned = self._restored(batch, chunk, coefficients * mask)
             if device.type != "cpu":
                 pruned = torch.where(threshold.isnan(), before, pruned)
             chunk.view.copy_(pruned)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from .. import ops
+from ..masks import mask_bytes
 from . import Backend, Batch, Target
 
 MAX_VALUES = 31 * 31
@@ -49,6 +50,33 @@ class NativeBackend:
             # Autograd must see the change, as it sees one by any operator of torch.
             torch.autograd.graph.increment_version(weights)
         return _in_order(parts, groups)
+
+    def masks(self, batches: Sequence[Batch], thresholds: torch.Tensor) -> list[torch.Tensor]:
+        """Which coefficients are kept; see ``Backend``."""
+        result = [
+            torch.empty(mask_bytes(batch.kernels, batch.operator), dtype=torch.uint8)
+            for batch in batches
+        ]
+        for wide, chosen in _by_width(batches):
+            members = [batches[i] for i in chosen]
+            draws = [batch.draw for batch in members if batch.draw is not None]
+            torch.ops.wavprune.mark_(
+                [batch.weight for batch in members],
+                [_plan(batch) for batch in members],
+                draws,
+                thresholds[chosen],
+                [result[i] for i in chosen],
+                wide,
+            )
+        return result
+
+    def project_(self, batches: Sequence[Batch], masks: Sequence[torch.Tensor]) -> None:
+        """Set the coefficients that are not kept to 0, in place; see ``Backend``."""
+        for wide, chosen in _by_width(batches):
+            weights = [batches[i].weight for i in chosen]
+            plans = [_plan(batches[i]) for i in chosen]
+            torch.ops.wavprune.project_(weights, plans, [masks[i] for i in chosen], wide)
+            torch.autograd.graph.increment_version(weights)
 
 
 def _thresholds(jobs: Sequence[tuple[Sequence[Batch], Target]], wide: bool) -> torch.Tensor:

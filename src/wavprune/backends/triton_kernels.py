@@ -1,0 +1,554 @@
+# Triton reads its functions as source, so their arguments have no types that mypy could check.
+# mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators, ignore-errors
+"""The Triton kernels: count a digit, conclude the thresholds, prune, add up.
+
+One launch takes all layers. A program finds its layer in a table of 64-bit words::
+
+    programs words    the row of each program
+    ROW words a layer its memory, its kernels, where its matrices are
+    JOB words a job   which order statistic it wants
+    the matrices      A as (K, M') and S as (M', K), in what computes
+
+What a program works on is a *tile* of coefficients: ``ROWS`` by ``BLOCK`` of them in a basis, or as
+many weights in a row where the basis is the identity. Coefficients are recomputed in every pass and
+never stored. Each is one chain of fused multiply-adds in the order of k, so that every pass and
+every device finds the same bits.
+
+A threshold is found by a radix select: non-negative floats order as their bits do, so passes that
+count one digit each, from the top, fix the bits of an order statistic one digit a pass. Every
+program of pass p draws the conclusion of pass p - 1 by itself, which saves a launch a digit.
+"""
+
+import triton
+import triton.language as tl
+
+# What the table's words mean, in order; see triton.py, which writes them.
+ROW = tl.constexpr(21)
+JOB = tl.constexpr(5)
+POINTER, DTYPE, KIND, VALUES, KW, INS = [tl.constexpr(i) for i in range(6)]
+OUT_STRIDE, IN_STRIDE, ROW_STRIDE, COLUMN_STRIDE = [tl.constexpr(i) for i in range(6, 10)]
+UNITS, TILES, COEFFICIENTS, ANALYSIS, SYNTHESIS = [tl.constexpr(i) for i in range(10, 15)]
+OWNER, DRAWN, SEED, FIRST, PROGRAMS, LAYER = [tl.constexpr(i) for i in range(15, 21)]
+RANK, NOTHING, ZERO, FRACTION, PLACE = [tl.constexpr(i) for i in range(5)]
+
+# The kinds: weights as they lie in memory, weights by their strides, kernels of at most 16 values,
+# larger kernels.
+FLAT, STRIDED, SMALL, LARGE = [tl.constexpr(i) for i in range(4)]
+SMALL_ROWS, LARGE_ROWS = tl.constexpr(16), tl.constexpr(64)
+FLOAT32, FLOAT16, BFLOAT16, FLOAT64 = [tl.constexpr(i) for i in range(4)]
+
+# The state of a job: prefix and rank after each pass, the least key above, then the counts.
+BINS = tl.constexpr(2048)
+HEAD = tl.constexpr(16)
+ABOVE = tl.constexpr(15)
+
+# Digits that a program counts in shared memory; 16 of them are one octave and a half or more
+# above the largest of its first tile.
+WINDOW = tl.constexpr(128)
+ROOM = tl.constexpr(16)
+
+
+@triton.jit
+def _load(base, origin, offset, mask, dtype, WIDE: tl.constexpr):
+    """Weights of any dtype in what computes."""
+    number: tl.constexpr = tl.float64 if WIDE else tl.float32
+    if dtype == FLOAT32:
+        value = tl.load(base.to(tl.pointer_type(tl.float32)) + origin + offset, mask=mask, other=0)
+        value = value.to(number)
+    elif dtype == FLOAT16:
+        half = tl.load(base.to(tl.pointer_type(tl.float16)) + origin + offset, mask=mask, other=0)
+        value = half.to(number)
+    elif dtype == BFLOAT16:
+        half = tl.load(base.to(tl.pointer_type(tl.bfloat16)) + origin + offset, mask=mask, other=0)
+        value = half.to(tl.float32).to(number)
+    else:
+        wide = tl.load(base.to(tl.pointer_type(tl.float64)) + origin + offset, mask=mask, other=0)
+        value = wide.to(number)
+    return value
+
+
+@triton.jit
+def _clamped(value, most: tl.constexpr):
+    return tl.where(value > most, most, tl.where(value < -most, -most, value))
+
+
+@triton.jit
+def _store(base, origin, offset, value, mask, dtype, WIDE: tl.constexpr):
+    """Store rounded to the weights' dtype; what was stored."""
+    number: tl.constexpr = tl.float64 if WIDE else tl.float32
+    if dtype == FLOAT32:
+        if WIDE:
+            value = _clamped(value, 3.4028234663852886e38)
+        stored = value.to(tl.float32)
+        tl.store(base.to(tl.pointer_type(tl.float32)) + origin + offset, stored, mask=mask)
+        value = stored.to(number)
+    elif dtype == FLOAT16:
+        # Float16 ends at 65504, which a sum of coefficients may pass.
+        half = _clamped(value, 65504.0).to(tl.float16)
+        tl.store(base.to(tl.pointer_type(tl.float16)) + origin + offset, half, mask=mask)
+        value = half.to(number)
+    elif dtype == BFLOAT16:
+        half = _clamped(value, 3.3895313892515355e38).to(tl.bfloat16)
+        tl.store(base.to(tl.pointer_type(tl.bfloat16)) + origin + offset, half, mask=mask)
+        value = half.to(tl.float32).to(number)
+    else:
+        wide = value.to(tl.float64)
+        tl.store(base.to(tl.pointer_type(tl.float64)) + origin + offset, wide, mask=mask)
+        value = wide.to(number)
+    return value
+
+
+@triton.jit
+def _positions(row, start, SIZE: tl.constexpr):
+    """Where SIZE weights in a row lie: the element that they count from, and how far each is."""
+    lane = tl.arange(0, SIZE)
+    if tl.load(row + KIND) == FLAT:
+        origin = start
+        offset = lane
+    else:
+        # The division of 64 bits once a tile, those of each weight in 32.
+        values = tl.load(row + VALUES)
+        at = (start % values).to(tl.int32) + lane
+        k = at % values.to(tl.int32)
+        origin, offset = _kernels_from(row, start // values, at // values.to(tl.int32))
+        offset += _within(row, k)
+    return origin, offset
+
+
+@triton.jit
+def _within(row, k):
+    """How far value k of a kernel is from its first."""
+    kw = tl.load(row + KW).to(tl.int32)
+    down = tl.load(row + ROW_STRIDE).to(tl.int32)
+    across = tl.load(row + COLUMN_STRIDE).to(tl.int32)
+    return (k // kw) * down + (k % kw) * across
+
+
+@triton.jit
+def _kernels_from(row, first, lane):
+    """Where the kernels first + lane begin: an element to count from, and how far each is."""
+    ins = tl.load(row + INS)
+    out_stride = tl.load(row + OUT_STRIDE)
+    in_stride = tl.load(row + IN_STRIDE)
+    origin = (first // ins) * out_stride
+    at = (first % ins).to(tl.int32) + lane
+    down = at // ins.to(tl.int32)
+    across = at % ins.to(tl.int32)
+    return origin, down * out_stride.to(tl.int32) + across * in_stride.to(tl.int32)
+
+
+@triton.jit
+def _uniform(place, seed):
+    """SplitMix64 read at any place: see backends/eager.py."""
+    x = (place + 1).to(tl.uint64) * 0x9E3779B97F4A7C15 + seed.to(tl.uint64, bitcast=True)
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EB
+    x = x ^ (x >> 31)
+    return ((x >> 12).to(tl.float64) + 0.5) * 2.220446049250313e-16
+
+
+@triton.jit
+def _ranks(row, start, value, SIZE: tl.constexpr, WIDE: tl.constexpr):
+    """What ranks weights in the identity basis: their magnitude, or a random draw."""
+    rank = tl.abs(value)
+    if WIDE:
+        if tl.load(row + DRAWN) != 0:
+            draw = _uniform(start + tl.arange(0, SIZE), tl.load(row + SEED))
+            # A draw says nothing of its weight; the difference is NaN where that is not finite.
+            rank = tl.where(value == 0, 0.0, draw) + (value - value)
+    return rank
+
+
+@triton.jit
+def _matrix(table, row, WHICH: tl.constexpr, WIDE: tl.constexpr):
+    number: tl.constexpr = tl.float64 if WIDE else tl.float32
+    at = table + tl.load(row + WHICH)
+    return at.to(tl.pointer_type(number), bitcast=True)
+
+
+@triton.jit
+def _coefficients(
+    table, row, origin, offset, inside, first, ROWS: tl.constexpr, BLOCK: tl.constexpr, WIDE: tl.constexpr
+):
+    """The coefficients first .. first + ROWS - 1 of BLOCK kernels; 0 for those that do not exist."""
+    number: tl.constexpr = tl.float64 if WIDE else tl.float32
+    base = tl.load(row + POINTER)
+    dtype = tl.load(row + DTYPE)
+    M = tl.load(row + COEFFICIENTS).to(tl.int32)
+    analysis = _matrix(table, row, ANALYSIS, WIDE)
+    m = first + tl.arange(0, ROWS)
+    C = tl.zeros((ROWS, BLOCK), number)
+    for k in range(tl.load(row + VALUES).to(tl.int32)):
+        w = _load(base, origin, offset + _within(row, k), inside, dtype, WIDE)
+        a = tl.load(analysis + k * M + m, mask=m < M, other=0)
+        C = tl.fma(
+            tl.broadcast_to(a[:, None], (ROWS, BLOCK)), tl.broadcast_to(w[None, :], (ROWS, BLOCK)), C
+        )
+    return C
+
+
+@triton.jit
+def _keys(rank, WIDE: tl.constexpr):
+    """Bit patterns, which order as the non-negative floats do; every NaN is the largest."""
+    if WIDE:
+        keys = rank.to(tl.int64, bitcast=True) & 0x7FFFFFFFFFFFFFFF
+    else:
+        keys = rank.to(tl.int32, bitcast=True) & 0x7FFFFFFF
+    return keys
+
+
+@triton.jit
+def _count(keys, inside, prefix, shift, bits, counts, window, base, above):
+    """Count the digits of the keys that begin with the prefix.
+
+    The digits about the largest are counted in shared memory, and so is digit 0, for layers that
+    were pruned before; the few others one by one.
+    """
+    upper = keys >> (shift + bits)
+    hit = inside & (upper == prefix)
+    digit = ((keys >> shift) & ((1 << bits) - 1)).to(tl.int32)
+    top = tl.max(tl.where(hit, digit, -1))
+    if top >= 0:
+        base = tl.where(base < 0, tl.maximum(top + ROOM + 2 - WINDOW, 1), base)
+        slot = tl.where(digit == 0, 0, digit + 1 - base)
+        near = hit & ((digit == 0) | ((digit >= base) & (slot < WINDOW)))
+        window += tl.histogram(tl.where(near, slot, 0), WINDOW, mask=near)
+        one = tl.full(digit.shape, 1, tl.int64)
+        tl.atomic_add(counts + digit, one, mask=hit & ~near, sem="relaxed")
+    if shift == 0:
+        # The order statistic after the wanted one may begin with another prefix.
+        larger = tl.where(inside & (upper > prefix), 0x7FFFFFFFFFFFFFFF - keys.to(tl.int64), 0)
+        above = tl.maximum(above, tl.max(larger))
+    return window, base, above
+
+
+@triton.jit
+def _resolve(counts, prefix, rank, bits):
+    """One digit more of the key at a rank, and its rank among the keys that begin so."""
+    upto = tl.cumsum(tl.load(counts + tl.arange(0, BINS)), 0)
+    below = upto <= rank
+    digit = tl.sum(below.to(tl.int64))
+    return (prefix << bits) | digit, rank - tl.max(tl.where(below, upto, 0))
+
+
+@triton.jit
+def _prefix(job, state, counts, digit, bits):
+    """The prefix and the rank that pass ``digit`` begins with."""
+    prefix = tl.zeros((), tl.int64)
+    rank = tl.load(job + RANK)
+    if digit > 1:
+        prefix = tl.load(state + 2 * digit - 2)
+        rank = tl.load(state + 2 * digit - 1)
+    if digit > 0:
+        prefix, rank = _resolve(counts + (digit - 1) * BINS, prefix, rank, bits)
+        # All programs of the job store the same.
+        tl.store(state + 2 * digit, prefix)
+        tl.store(state + 2 * digit + 1, rank)
+    return prefix, rank
+
+
+@triton.jit(
+    do_not_specialize=["programs", "rows", "size", "digit", "shift", "bits", "before"],
+    do_not_specialize_on_alignment=["table", "states"],
+)
+def count(table, states, programs, rows, size, digit, shift, bits, before, WIDE: tl.constexpr):
+    """Count one digit of all ranks.
+
+    Args:
+        table: where the layers are.
+        states: ``(jobs, size)`` 64-bit words, zero before the first pass.
+        programs: how many programs the table is for.
+        rows: how many layers it has.
+        size: words of a job's state.
+        digit: which pass this is.
+        shift: the lowest bit of the digit.
+        bits: how many bits the digit has.
+        before: how many the digit before it had.
+        WIDE: True computes in float64.
+    """
+    SIZE: tl.constexpr = 1024 if WIDE else 2048
+    # Half as many where a tile takes more registers a coefficient.
+    WIDTH: tl.constexpr = SIZE // 2
+    program = tl.program_id(0)
+    row = table + programs + ROW * tl.load(table + program)
+    owner = tl.load(row + OWNER)
+    state = states + owner * size
+    counts = state + HEAD
+    prefix, _ = _prefix(table + programs + ROW * rows + JOB * owner, state, counts, digit, before)
+    if not WIDE:
+        prefix = prefix.to(tl.int32)
+    counts += digit * BINS
+    window = tl.zeros((WINDOW,), tl.int32)
+    base = tl.full((), -1, tl.int32)
+    above = tl.zeros((), tl.int64)
+
+    kind = tl.load(row + KIND)
+    units = tl.load(row + UNITS)
+    tiles = tl.load(row + TILES)
+    index = program - tl.load(row + FIRST)
+    if kind < SMALL:
+        start = index * tiles * WIDTH
+        for tile in range(tl.minimum(tiles, tl.cdiv(units - start, WIDTH)).to(tl.int32)):
+            at = start + tile * WIDTH
+            origin, offset = _positions(row, at, WIDTH)
+            inside = tl.arange(0, WIDTH) < units - at
+            value = _load(tl.load(row + POINTER), origin, offset, inside, tl.load(row + DTYPE), WIDE)
+            keys = _keys(_ranks(row, at, value, WIDTH, WIDE), WIDE)
+            window, base, above = _count(
+                keys, inside, prefix, shift, bits, counts, window, base, above
+            )
+    elif kind == SMALL:
+        window, base, above = _count_kernels(
+            table, row, index, prefix, shift, bits, counts, window, base, above,
+            SMALL_ROWS, SIZE, WIDE,
+        )  # fmt: skip
+    else:
+        window, base, above = _count_kernels(
+            table, row, index, prefix, shift, bits, counts, window, base, above,
+            LARGE_ROWS, WIDTH, WIDE,
+        )  # fmt: skip
+
+    slot = tl.arange(0, WINDOW)
+    place = tl.where(slot == 0, 0, base + slot - 1)
+    tl.atomic_add(counts + place, window.to(tl.int64), mask=window > 0, sem="relaxed")
+    if above > 0:
+        tl.atomic_max(state + ABOVE, above, sem="relaxed")
+
+
+@triton.jit
+def _count_kernels(
+    table, row, index, prefix, shift, bits, counts, window, base, above,
+    ROWS: tl.constexpr, SIZE: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    BLOCK: tl.constexpr = SIZE // ROWS
+    units = tl.load(row + UNITS)
+    tiles = tl.load(row + TILES)
+    M = tl.load(row + COEFFICIENTS).to(tl.int32)
+    start = index * tiles * BLOCK
+    lane = tl.arange(0, BLOCK)
+    for tile in range(tl.minimum(tiles, tl.cdiv(units - start, BLOCK)).to(tl.int32)):
+        at = start + tile * BLOCK
+        origin, offset = _kernels_from(row, at, lane)
+        inside = lane < units - at
+        for first in range(0, M, ROWS):
+            C = _coefficients(table, row, origin, offset, inside, first, ROWS, BLOCK, WIDE)
+            m = first + tl.arange(0, ROWS)
+            there = tl.ravel((m < M)[:, None] & inside[None, :], can_reorder=False)
+            keys = tl.ravel(_keys(C, WIDE), can_reorder=False)
+            window, base, above = _count(
+                keys, there, prefix, shift, bits, counts, window, base, above
+            )
+    return window, base, above
+
+
+@triton.jit(
+    do_not_specialize=["size", "last", "bits"],
+    do_not_specialize_on_alignment=["jobs", "states", "thresholds"],
+)
+def conclude(jobs, states, thresholds, size, last, bits, WIDE: tl.constexpr):
+    """The thresholds from the counts of all digits; one program a job.
+
+    Args:
+        jobs: the table from its first job on.
+        states: ``(jobs, size)`` 64-bit words.
+        thresholds: float64, written at each job's place: NaN where a rank is not finite.
+        size: words of a job's state.
+        last: which digit is the last.
+        bits: how many bits it has.
+        WIDE: True computes in float64.
+    """
+    job = jobs + JOB * tl.program_id(0)
+    state = states + tl.program_id(0).to(tl.int64) * size
+    bin = tl.arange(0, BINS)
+    first = tl.load(state + HEAD + bin)
+    counts = state + HEAD + last * BINS
+    found = tl.load(counts + bin)
+    prefix = tl.load(state + 2 * last)
+    key, rank = _resolve(counts, prefix, tl.load(state + 2 * last + 1), bits)
+
+    digit = key & ((1 << bits) - 1)
+    following = tl.min(tl.where((bin > digit) & (found > 0), bin, BINS))
+    above = tl.load(state + ABOVE)
+    higher = key
+    if rank + 1 >= tl.sum(tl.where(bin == digit, found, 0)):
+        if following < BINS:
+            higher = (prefix << bits) | following
+        elif above > 0:
+            higher = 0x7FFFFFFFFFFFFFFF - above
+    # Structural zeros are the smallest of all: what follows the last is the least coefficient.
+    if tl.load(job + ZERO) != 0:
+        higher = key
+        key = tl.zeros((), tl.int64)
+    # The top digit holds the whole exponent: from the infinite one on, nothing is finite.
+    fraction = tl.load(job + FRACTION).to(tl.float64, bitcast=True)
+    if WIDE:
+        finite = tl.sum(tl.where(bin >= 2047, first, 0)) == 0
+        low = key.to(tl.float64, bitcast=True)
+        high = higher.to(tl.float64, bitcast=True)
+        value = _between(low, high, fraction, 1 - fraction)
+    else:
+        finite = tl.sum(tl.where(bin >= 2040, first, 0)) == 0
+        low = key.to(tl.int32).to(tl.float32, bitcast=True)
+        high = higher.to(tl.int32).to(tl.float32, bitcast=True)
+        value = _between(low, high, fraction.to(tl.float32), (1 - fraction).to(tl.float32))
+    threshold = value.to(tl.float64)
+    if tl.load(job + NOTHING) != 0:
+        threshold = tl.full((), float("inf"), tl.float64)
+    threshold = tl.where(finite, threshold, float("nan"))
+    tl.store(thresholds + tl.load(job + PLACE), threshold)
+
+
+@triton.jit
+def _between(low, high, fraction, rest):
+    """``numpy.percentile``'s interpolation, rounding for rounding."""
+    span = high - low
+    value = tl.where(fraction < 0.5, low + span * fraction, high - span * rest)
+    return tl.where(fraction == 0, low, value)
+
+
+@triton.jit
+def _change(before, after, inside, error, norm, zeros):
+    was = before.to(tl.float64)
+    moved = was - after.to(tl.float64)
+    error += tl.sum(moved * moved)
+    norm += tl.sum(was * was)
+    zeros += tl.sum((inside & (after == 0)).to(tl.int32))
+    return error, norm, zeros
+
+
+@triton.jit(
+    do_not_specialize=["programs"],
+    do_not_specialize_on_alignment=["table", "thresholds", "partials"],
+)
+def prune(table, thresholds, partials, programs, WIDE: tl.constexpr):
+    """Prune all layers in place.
+
+    Args:
+        table: where the layers are.
+        thresholds: float64, each layer's at its place; NaN leaves a weight as it is.
+        partials: ``(programs, 4)`` float64, what each program kept, its zeros, error and norm.
+        programs: how many programs the table is for.
+        WIDE: True computes in float64.
+    """
+    SIZE: tl.constexpr = 1024 if WIDE else 2048
+    # Half as many where a tile takes more registers a coefficient.
+    WIDTH: tl.constexpr = SIZE // 2
+    program = tl.program_id(0)
+    row = table + programs + ROW * tl.load(table + program)
+    threshold = tl.load(thresholds + tl.load(row + LAYER))
+    whole = threshold == threshold
+    kind = tl.load(row + KIND)
+    index = program - tl.load(row + FIRST)
+    kept = tl.zeros((), tl.int32)
+    zeros = tl.zeros((), tl.int32)
+    error = tl.zeros((), tl.float64)
+    norm = tl.zeros((), tl.float64)
+    if kind < SMALL:
+        base = tl.load(row + POINTER)
+        dtype = tl.load(row + DTYPE)
+        units = tl.load(row + UNITS)
+        tiles = tl.load(row + TILES)
+        start = index * tiles * WIDTH
+        for tile in range(tl.minimum(tiles, tl.cdiv(units - start, WIDTH)).to(tl.int32)):
+            at = start + tile * WIDTH
+            origin, offset = _positions(row, at, WIDTH)
+            inside = tl.arange(0, WIDTH) < units - at
+            value = _load(base, origin, offset, inside, dtype, WIDE)
+            rank = _ranks(row, at, value, WIDTH, WIDE)
+            keep = (rank >= threshold.to(rank.dtype)) & (value != 0)
+            kept += tl.sum(keep.to(tl.int32))
+            pruned = tl.where(keep, value, 0.0)
+            after = _store(base, origin, offset, pruned, inside & whole, dtype, WIDE)
+            error, norm, zeros = _change(value, after, inside, error, norm, zeros)
+    elif kind == SMALL:
+        kept, zeros, error, norm = _prune_kernels(
+            table, row, index, threshold, SMALL_ROWS, SIZE, WIDE
+        )
+    else:
+        kept, zeros, error, norm = _prune_kernels(
+            table, row, index, threshold, LARGE_ROWS, WIDTH, WIDE
+        )
+    partial = partials + 4 * program.to(tl.int64)
+    tl.store(partial, kept.to(tl.float64))
+    tl.store(partial + 1, zeros.to(tl.float64))
+    tl.store(partial + 2, error)
+    tl.store(partial + 3, norm)
+
+
+@triton.jit
+def _prune_kernels(
+    table, row, index, threshold,
+    ROWS: tl.constexpr, SIZE: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    number: tl.constexpr = tl.float64 if WIDE else tl.float32
+    BLOCK: tl.constexpr = SIZE // ROWS
+    base = tl.load(row + POINTER)
+    dtype = tl.load(row + DTYPE)
+    units = tl.load(row + UNITS)
+    tiles = tl.load(row + TILES)
+    K = tl.load(row + VALUES).to(tl.int32)
+    M = tl.load(row + COEFFICIENTS).to(tl.int32)
+    synthesis = _matrix(table, row, SYNTHESIS, WIDE)
+    lane = tl.arange(0, BLOCK)
+    step = tl.arange(0, ROWS)
+    places = _within(row, step)
+    kept = tl.zeros((), tl.int32)
+    zeros = tl.zeros((), tl.int32)
+    error = tl.zeros((), tl.float64)
+    norm = tl.zeros((), tl.float64)
+    whole = threshold == threshold
+    start = index * tiles * BLOCK
+    for tile in range(tl.minimum(tiles, tl.cdiv(units - start, BLOCK)).to(tl.int32)):
+        at = start + tile * BLOCK
+        origin, offset = _kernels_from(row, at, lane)
+        inside = lane < units - at
+        pruned = tl.zeros((ROWS, BLOCK), number)
+        for first in range(0, M, ROWS):
+            C = _coefficients(table, row, origin, offset, inside, first, ROWS, BLOCK, WIDE)
+            keep = (tl.abs(C) >= threshold.to(number)) & (C != 0)
+            kept += tl.sum(keep.to(tl.int32))
+            C = tl.where(keep, C, 0.0)
+            for m in range(first, tl.minimum(first + ROWS, M)):
+                # Adding zeros is exact: the sum is coefficient m, whatever the order.
+                c = tl.sum(tl.where((step == m - first)[:, None], C, 0.0), axis=0)
+                s = tl.load(synthesis + m * K + step, mask=step < K, other=0)
+                pruned = tl.fma(
+                    tl.broadcast_to(s[:, None], (ROWS, BLOCK)),
+                    tl.broadcast_to(c[None, :], (ROWS, BLOCK)),
+                    pruned,
+                )
+        # Turned round, so that neighbouring threads write neighbouring weights.
+        memory = offset[:, None] + places[None, :]
+        there = inside[:, None] & (step < K)[None, :]
+        before = _load(base, origin, memory, there, dtype, WIDE)
+        # No thread may write what another has yet to read.
+        tl.debug_barrier()
+        after = _store(base, origin, memory, tl.trans(pruned), there & whole, dtype, WIDE)
+        error, norm, zeros = _change(before, after, there, error, norm, zeros)
+    return kept, zeros, error, norm
+
+
+@triton.jit(
+    do_not_specialize=["programs"],
+    do_not_specialize_on_alignment=["table", "partials", "sums"],
+)
+def total(table, partials, sums, programs):
+    """Add up the parts of each layer, in one order; one program a layer.
+
+    Args:
+        table: where the layers are.
+        partials: ``(programs, 4)`` float64.
+        sums: ``(layers, 4)`` float64, written at each layer's place.
+        programs: how many programs the table is for.
+    """
+    row = table + programs + ROW * tl.program_id(0)
+    first = tl.load(row + FIRST)
+    parts = tl.load(row + PROGRAMS)
+    lane = tl.arange(0, 128)[:, None]
+    column = tl.arange(0, 4)[None, :]
+    found = tl.zeros((128, 4), tl.float64)
+    for at in range(0, parts.to(tl.int32), 128):
+        part = first + at + lane
+        found += tl.load(partials + 4 * part + column, mask=at + lane < parts, other=0)
+    place = tl.load(row + LAYER)
+    tl.store(sums + 4 * place + tl.arange(0, 4), tl.sum(found, axis=0))

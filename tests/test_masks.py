@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wavprune.backends import Batch, Target, names, resolve, unavailable
+from wavprune.bases import basis_for, named_basis
+from wavprune.config import PruneConfig
+from wavprune.masks import mask_bytes, pack, unpack
+
+PROJECTORS = [name for name in ("native", "eager", "ptwt") if name in names()]
+BASES = [("uhaar", "periodization"), ("haar", "periodization"), ("db2", "symmetric")]
+
+
+def batch_of(
+    shape: tuple[int, int, int, int],
+    dtype: torch.dtype = torch.float32,
+    draw: int | None = None,
+    **settings: object,
+) -> Batch:
+    generator = torch.Generator().manual_seed(sum(shape))
+    weight = torch.randn(shape, generator=generator).to(dtype)
+    config = PruneConfig(**settings)  # type: ignore[arg-type]  # any field
+    compute = torch.float64 if dtype == torch.float64 else torch.float32
+    return Batch(weight, basis_for(config, weight), True, compute, draw)
+
+
+@given(
+    kernels=st.integers(0, 70),
+    name=st.sampled_from(["identity", "haar", "db2"]),
+    seed=st.integers(0, 9),
+)
+def test_a_mask_gives_back_its_bits(kernels: int, name: str, seed: int) -> None:
+    operator = named_basis(name, (3, 3), "symmetric").importance_operator
+    generator = torch.Generator().manual_seed(seed)
+    kept = torch.rand(kernels, len(operator.analysis), generator=generator) < 0.5
+    mask = pack(kept, operator)
+    assert mask.shape == (mask_bytes(kernels, operator),)
+    assert torch.equal(unpack(mask, kernels, operator), kept)
+
+
+def test_the_bits_of_the_identity_are_in_the_order_of_the_values() -> None:
+    operator = named_basis("identity", (3, 3)).importance_operator
+    kept = torch.zeros(4, 9, dtype=torch.bool)
+    kept[0, 1] = kept[1, 0] = kept[3, 8] = True
+    assert pack(kept, operator).tolist() == [2, 2, 0, 0, 8, 0]
+
+
+def test_a_mask_of_another_weight_is_refused() -> None:
+    operator = named_basis("haar", (3, 3)).importance_operator
+    with pytest.raises(ValueError, match=r"20 kernels must be 36 bytes.*not \(18,\)"):
+        unpack(torch.zeros(18, dtype=torch.uint8), 20, operator)
+
+
+@pytest.mark.parametrize("backend", PROJECTORS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("settings", [{"wavelet": w, "mode": m} for w, m in BASES], ids=str)
+@pytest.mark.parametrize("shape", [(5, 7, 3, 3), (300, 40, 3, 3), (6, 3, 5, 5), (33, 9, 1, 1)])
+def test_a_mask_keeps_what_pruning_keeps(
+    backend: str,
+    dtype: torch.dtype,
+    settings: dict[str, str],
+    shape: tuple[int, int, int, int],
+) -> None:
+    batch = batch_of(shape, dtype, **settings)
+    if backend in unavailable():
+        pytest.skip(unavailable()[backend])
+    try:
+        chosen = resolve(backend, [batch])
+    except ValueError as error:
+        pytest.skip(str(error))
+    before = batch.weight.clone()
+    threshold = chosen.threshold([((batch,), Target(keep=batch.weight.numel() // 3))])
+    (mask,) = chosen.masks([batch], threshold)
+    assert torch.equal(batch.weight, before)
+    kept = unpack(mask, batch.kernels, batch.operator)
+    twin = Batch(before.clone(), batch.basis, True, batch.compute_dtype)
+    chosen.project_([batch], [mask])
+    row = chosen.apply_([twin], threshold)
+    assert int(kept.sum()) == int(row[0, 0])
+    assert torch.equal(batch.weight, twin.weight)
+
+
+@pytest.mark.parametrize("backend", ["native", "eager"])
+def test_a_random_mask_keeps_what_random_pruning_keeps(backend: str) -> None:
+    if backend in unavailable():
+        pytest.skip(unavailable()[backend])
+    batch = batch_of((60, 40, 3, 3), draw=12345, method="random")
+    batch.weight[3] = 0
+    twin = Batch(batch.weight.clone(), batch.basis, True, torch.float32, batch.draw)
+    chosen = resolve(backend, [batch])
+    threshold = chosen.threshold([((batch,), Target(keep=9000))])
+    (mask,) = chosen.masks([batch], threshold)
+    chosen.project_([batch], [mask])
+    row = chosen.apply_([twin], threshold)
+    assert int(row[0, 0]) == 9000
+    assert int(unpack(mask, batch.kernels, batch.operator).sum()) == 9000
+    assert torch.equal(batch.weight, twin.weight)
+
+
+def test_every_backend_packs_the_same_bits_for_the_same_coefficients() -> None:
+    masks = []
+    for backend in ("native", "eager"):
+        if backend in unavailable():
+            pytest.skip(unavailable()[backend])
+        batch = batch_of((37, 5, 3, 3), method="min_weight")
+        chosen = resolve(backend, [batch])
+        threshold = chosen.threshold([((batch,), Target(keep=500))])
+        masks += chosen.masks([batch], threshold)
+    assert torch.equal(masks[0], masks[1])
+
+
+@pytest.mark.parametrize("shape", [(8, 4, 3, 3), (64, 64, 3, 3)])
+def test_projecting_again_changes_nothing_more_than_rounding(
+    shape: tuple[int, int, int, int],
+) -> None:
+    batch = batch_of(shape)
+    chosen = resolve("auto", [batch])
+    threshold = chosen.threshold([((batch,), Target(keep=batch.weight.numel() // 4))])
+    masks = chosen.masks([batch], threshold)
+    chosen.project_([batch], masks)
+    once = batch.weight.clone()
+    chosen.project_([batch], masks)
+    assert torch.allclose(batch.weight, once, atol=1e-6)
