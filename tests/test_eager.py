@@ -169,11 +169,12 @@ def test_chunks_cover_the_weight_once_and_know_their_places(
     shape: tuple[int, int, int, int], size: int
 ) -> None:
     weight = torch.arange(int(np.prod(shape))).view(shape)
+    batch = batch_of(weight, IDENTITY)
     K = shape[2] * shape[3]
     seen = []
     for chunk in chunks(weight, size):
         assert chunk.view.numel() <= max(size, K)
-        places = _places(weight, chunk)
+        places = _places(batch, chunk)
         assert torch.equal(places, chunk.view.flatten(0, 1).flatten(1))
         seen += chunk.view.flatten().tolist()
     assert sorted(seen) == list(range(weight.numel()))

@@ -3,13 +3,14 @@
 ``wavprune.fast.prune(model)`` prunes every ``Conv2d`` of a model in place and returns a report.
 """
 
-from . import backends, fast, reference
+from . import backends, fast, reference, schedule
 from ._version import __version__
 from .bases import Basis, LevelCollapsedWarning, basis_for
 from .batchnorm import batchnorm_statistics, match_batchnorm, update_batchnorm
 from .compare import Comparison, Reference, Trial, compare, run_trial
 from .config import PruneConfig
 from .evaluate import Evaluation, evaluate, predict
+from .finetune import Pruner
 from .layers import LayerRef
 from .pipeline import prune_layers
 from .report import LayerStats, PruneReport
@@ -24,6 +25,7 @@ __all__ = [
     "LevelCollapsedWarning",
     "PruneConfig",
     "PruneReport",
+    "Pruner",
     "Reference",
     "Trial",
     "__version__",
@@ -38,6 +40,7 @@ __all__ = [
     "prune_layers",
     "reference",
     "run_trial",
+    "schedule",
     "stored_bytes",
     "update_batchnorm",
 ]

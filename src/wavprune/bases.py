@@ -2,13 +2,14 @@
 
 For a kernel of ``K = kh * kw`` values, ``c = A @ w`` are its M coefficients and ``w = S @ c``
 brings it back. The matrices of PyWavelets' transforms are what PyWavelets itself answers to unit
-impulses, so they agree with it for every wavelet, boundary mode and level.
+impulses, so they agree with it for every wavelet, boundary mode and level. Of kernels too large for
+that there are only the factors of these matrices (``factored.py``).
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Any
@@ -18,14 +19,23 @@ import numpy.typing as npt
 import pywt
 import torch
 
-from .config import PruneConfig
-from .matrices import Matrix, dct_matrix, frozen, klt_matrix, merges, uhaar_matrix, uhaar_spans
+from .config import AUTO, PruneConfig
+from .factored import Factors, kronecker_factors, wavelet_factors
+from .matrices import (
+    NEGLIGIBLE,
+    Matrix,
+    dct_matrix,
+    frozen,
+    klt_matrix,
+    merges,
+    uhaar_matrix,
+    uhaar_spans,
+)
 
 Kernel = tuple[int, int]
 
-# PyWavelets' tabulated filters sum to zero only up to 1e-13 .. 1e-11, so what is 0 for every
-# input in exact arithmetic comes out of them as a row that small.
-NEGLIGIBLE = 1e-10
+# Kernels of more values than this have their basis in factors.
+DENSE_VALUES = 1024
 
 
 class LevelCollapsedWarning(UserWarning):
@@ -67,8 +77,7 @@ class Basis:
         level_used: the level that ran; 0 means that no transform ran.
         level_max: the deepest level that exists on this kernel.
         grid: ``(Mh, Mw)``, how ``pywt.coeffs_to_array`` arranges the ``M = Mh * Mw`` coefficients.
-        analysis: ``A``, ``(M, K)``, one row a coefficient, in the order of ``grid``.
-        synthesis: ``S``, ``(K, M)``.
+        parts: ``(A, S)``, or the factors of both where ``K > DENSE_VALUES``.
         bands: name of each band -> its place in ``grid``: ``a2``, ``h2``, ``v2``, ``d2``, ``h1``...
         too_deep: PyWavelets' own warning about a forced level, else None.
     """
@@ -80,14 +89,48 @@ class Basis:
     level_used: int
     level_max: int
     grid: tuple[int, int]
-    analysis: Matrix = field(repr=False)
-    synthesis: Matrix = field(repr=False)
+    parts: tuple[Matrix, Matrix] | Factors = field(repr=False)
     bands: dict[str, tuple[slice, slice]] = field(repr=False)
     too_deep: str | None = None
+
+    @property
+    def factors(self) -> Factors | None:
+        """What there is instead of the matrices of a large kernel, else None."""
+        return self.parts if isinstance(self.parts, Factors) else None
+
+    @property
+    def analysis(self) -> Matrix:
+        """``A``, ``(M, K)``, one row a coefficient, in the order of ``grid``.
+
+        Raises:
+            ValueError: the kernel is too large; there are only the ``factors``.
+        """
+        return self._matrices[0]
+
+    @property
+    def synthesis(self) -> Matrix:
+        """``S``, ``(K, M)``.
+
+        Raises:
+            ValueError: the kernel is too large; there are only the ``factors``.
+        """
+        return self._matrices[1]
+
+    @property
+    def _matrices(self) -> tuple[Matrix, Matrix]:
+        if isinstance(self.parts, tuple):
+            return self.parts
+        size = "x".join(map(str, self.kernel))
+        raise ValueError(
+            f"a {size} kernel has no matrices of {self.name!r}, only their factors; allowed: "
+            f"kernels of at most {DENSE_VALUES} values"
+        )
 
     @cached_property
     def structural(self) -> npt.NDArray[np.bool_]:
         """``(M,)``: True where the coefficient is 0 for every kernel."""
+        if self.factors is not None:
+            return ~self.factors.reachable.ravel()
         rows = np.abs(self.analysis).max(axis=1)
         negligible: npt.NDArray[np.bool_] = rows <= NEGLIGIBLE * rows.max()
         return negligible
@@ -105,6 +148,8 @@ class Basis:
     @cached_property
     def orthonormal(self) -> bool:
         """True where ``S = A.T`` and ``A @ A.T = I`` on the non-structural coefficients."""
+        if self.factors is not None:
+            return self.factors.orthonormal
         A = self.analysis[~self.structural]
         S = self.synthesis[:, ~self.structural]
         return bool(
@@ -152,10 +197,16 @@ def basis_for(config: PruneConfig, weight: torch.Tensor) -> Basis:
 
     Args:
         config: method, wavelet, level, mode and force_level are read.
-        weight: ``(Cout, Cin/groups, kh, kw)``. Its values matter to ``"klt"`` alone.
+        weight: ``(Cout, Cin/groups, kh, kw)``, or ``(out, in)``: a matrix is one kernel, and
+            without a transform ``out * in`` kernels of one value. The values matter to ``"klt"``
+            alone.
 
     Returns:
         The basis, shared by all layers of this kernel size (but for ``"klt"``).
+
+    Raises:
+        ValueError: the basis does not exist for this weight: ``"klt"`` of a matrix, which is one
+            kernel; or ``"auto"``, which is none.
 
     Example:
         >>> basis_for(PruneConfig(wavelet="haar"), torch.zeros(8, 4, 3, 3)).grid
@@ -163,14 +214,22 @@ def basis_for(config: PruneConfig, weight: torch.Tensor) -> Basis:
     """
     kernel = (int(weight.shape[-2]), int(weight.shape[-1]))
     name = config.wavelet if config.method == "dwt" else "identity"
-    if kernel == (1, 1):
-        name = "identity"
-    if name == "klt":
-        return _klt(kernel, weight, config.level)
-    return named_basis(name, kernel, config.mode, config.level, config.force_level)
+    if kernel == (1, 1) or (name == "identity" and weight.ndim == 2):
+        return named_basis("identity", (1, 1))
+    if name == AUTO:
+        raise ValueError(
+            f"wavelet={AUTO!r} is a choice among bases, which pruning makes; name one of them"
+        )
+    if name != "klt":
+        return named_basis(name, kernel, config.mode, config.level, config.force_level)
+    if weight.ndim == 2:
+        raise ValueError(
+            f"'klt' finds the principal components of many kernels, and a {kernel[0]}x{kernel[1]} "
+            "matrix is one; allowed for it: every other basis"
+        )
+    return klt_basis(kernel, klt_matrix(weight), config.level)
 
 
-@lru_cache(maxsize=512)
 def named_basis(
     name: str,
     kernel: Kernel,
@@ -179,9 +238,28 @@ def named_basis(
     force_level: bool = False,
 ) -> Basis:
     """The basis of that name for kernels of that size; every name but the data-driven ``"klt"``."""
+    build = dense_basis if kernel[0] * kernel[1] <= DENSE_VALUES else factored_basis
+    return build(name, kernel, mode, level, force_level)
+
+
+@lru_cache(maxsize=512)
+def dense_basis(
+    name: str, kernel: Kernel, mode: str, level: int | None, force_level: bool
+) -> Basis:
+    """The basis with its matrices, which take ``K * K`` values each."""
     if name in _OWN:
-        return _OWN[name](kernel, level)
-    return _pywavelets(name, kernel, mode, level, force_level)
+        return _OWN[name](kernel, level, True)
+    return _pywavelets(name, kernel, mode, level, force_level, True)
+
+
+@lru_cache(maxsize=16)
+def factored_basis(
+    name: str, kernel: Kernel, mode: str, level: int | None, force_level: bool
+) -> Basis:
+    """The basis with its factors, which take about ``kh * kh + kw * kw`` values."""
+    if name in _OWN:
+        return _OWN[name](kernel, level, False)
+    return _pywavelets(name, kernel, mode, level, force_level, False)
 
 
 def max_level(name: str, kernel: Kernel) -> int:
@@ -200,11 +278,13 @@ def max_level(name: str, kernel: Kernel) -> int:
     return int(pywt.dwt_max_level(min(kernel), pywt.Wavelet(name).dec_len))
 
 
-def _pywavelets(name: str, kernel: Kernel, mode: str, level: int | None, force: bool) -> Basis:
+def _pywavelets(
+    name: str, kernel: Kernel, mode: str, level: int | None, force: bool, dense: bool
+) -> Basis:
     deepest = max_level(name, kernel)
     used = deepest if level is None else level if force else min(level, deepest)
     K = kernel[0] * kernel[1]
-    impulses = np.eye(K).reshape(K, *kernel)
+    impulses = np.eye(K).reshape(K, *kernel) if dense else np.zeros((1, *kernel))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
@@ -217,9 +297,14 @@ def _pywavelets(name: str, kernel: Kernel, mode: str, level: int | None, force: 
     packed, _ = pywt.coeffs_to_array(coeffs, axes=(-2, -1))
     grid = (int(packed.shape[1]), int(packed.shape[2]))
     bands = coefficient_bands(coeffs)
-    M = grid[0] * grid[1]
-    units = unpack(np.eye(M).reshape(M, *grid), bands)
-    kernels = pywt.waverec2(units, name, mode=mode, axes=(-2, -1))[:, : kernel[0], : kernel[1]]
+    parts: tuple[Matrix, Matrix] | Factors
+    if dense:
+        M = grid[0] * grid[1]
+        units = unpack(np.eye(M).reshape(M, *grid), bands)
+        kernels = pywt.waverec2(units, name, mode=mode, axes=(-2, -1))[:, : kernel[0], : kernel[1]]
+        parts = frozen(packed.reshape(K, M).T), frozen(kernels.reshape(M, K).T)
+    else:
+        parts = wavelet_factors(name, kernel, mode, used)
     return Basis(
         name=name,
         kernel=kernel,
@@ -228,8 +313,7 @@ def _pywavelets(name: str, kernel: Kernel, mode: str, level: int | None, force: 
         level_used=used,
         level_max=deepest,
         grid=grid,
-        analysis=frozen(packed.reshape(K, M).T),
-        synthesis=frozen(kernels.reshape(M, K).T),
+        parts=parts,
         bands=bands,
         too_deep=str(caught[0].message) if caught else None,
     )
@@ -270,10 +354,9 @@ def _separable(
     kernel: Kernel,
     level: int | None,
     used: int,
-    axes: tuple[Matrix, Matrix],
-    spans: tuple[dict[str, slice], dict[str, slice]],
+    parts: tuple[Matrix, Matrix] | Factors,
+    spans: Sequence[dict[str, slice]],
 ) -> Basis:
-    A = np.kron(*axes)
     bands = {
         f"{row},{column}": (rows, columns)
         for row, rows in spans[0].items()
@@ -287,41 +370,50 @@ def _separable(
         level_used=used,
         level_max=max_level(name, kernel),
         grid=kernel,
-        analysis=frozen(A),
-        synthesis=frozen(A.T),
+        parts=parts,
         bands=bands,
     )
 
 
-def _identity(kernel: Kernel, level: int | None) -> Basis:
-    axes = (np.eye(kernel[0]), np.eye(kernel[1]))
-    spans = ({"w": slice(0, kernel[0])}, {"w": slice(0, kernel[1])})
-    return _separable("identity", kernel, level, 0, axes, spans)
+def _product(rows: Matrix, columns: Matrix, dense: bool) -> tuple[Matrix, Matrix] | Factors:
+    if not dense:
+        return kronecker_factors(rows, columns)
+    A = np.kron(rows, columns)
+    return frozen(A), frozen(A.T)
 
 
-def _dct(kernel: Kernel, level: int | None) -> Basis:
-    axes = (dct_matrix(kernel[0]), dct_matrix(kernel[1]))
-    spans = tuple({f"f{i}": slice(i, i + 1) for i in range(n)} for n in kernel)
-    return _separable("dct", kernel, level, max_level("dct", kernel), axes, (spans[0], spans[1]))
+def _identity(kernel: Kernel, level: int | None, dense: bool) -> Basis:
+    parts: tuple[Matrix, Matrix] | Factors
+    if dense:
+        parts = frozen(np.eye(kernel[0] * kernel[1])), frozen(np.eye(kernel[0] * kernel[1]))
+    else:
+        parts = Factors(kernel, kernel, ())
+    return _separable("identity", kernel, level, 0, parts, [{"w": slice(0, n)} for n in kernel])
 
 
-def _uhaar(kernel: Kernel, level: int | None) -> Basis:
+def _dct(kernel: Kernel, level: int | None, dense: bool) -> Basis:
+    parts = _product(dct_matrix(kernel[0]), dct_matrix(kernel[1]), dense)
+    spans = [{f"f{i}": slice(i, i + 1) for i in range(n)} for n in kernel]
+    return _separable("dct", kernel, level, max_level("dct", kernel), parts, spans)
+
+
+def _uhaar(kernel: Kernel, level: int | None, dense: bool) -> Basis:
     deepest = max_level("uhaar", kernel)
     used = deepest if level is None else min(level, deepest)
-    axes = (uhaar_matrix(kernel[0], used), uhaar_matrix(kernel[1], used))
-    spans = (uhaar_spans(kernel[0], used), uhaar_spans(kernel[1], used))
-    return _separable("uhaar", kernel, level, used, axes, spans)
+    parts = _product(uhaar_matrix(kernel[0], used), uhaar_matrix(kernel[1], used), dense)
+    spans = [uhaar_spans(n, used) for n in kernel]
+    return _separable("uhaar", kernel, level, used, parts, spans)
 
 
-_OWN: dict[str, Callable[[Kernel, int | None], Basis]] = {
+_OWN: dict[str, Callable[[Kernel, int | None, bool], Basis]] = {
     "identity": _identity,
     "dct": _dct,
     "uhaar": _uhaar,
 }
 
 
-def _klt(kernel: Kernel, weight: torch.Tensor, level: int | None) -> Basis:
-    A = klt_matrix(weight)
+def klt_basis(kernel: Kernel, A: Matrix, level: int | None) -> Basis:
+    """The basis of principal components that a layer has: ``A`` (K, K), orthonormal."""
     return Basis(
         name="klt",
         kernel=kernel,
@@ -330,7 +422,6 @@ def _klt(kernel: Kernel, weight: torch.Tensor, level: int | None) -> Basis:
         level_used=1,
         level_max=1,
         grid=kernel,
-        analysis=A,
-        synthesis=frozen(A.T),
+        parts=(A, frozen(A.T)),
         bands={"klt": (slice(0, kernel[0]), slice(0, kernel[1]))},
     )

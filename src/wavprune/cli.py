@@ -19,8 +19,9 @@ from rich.table import Table
 
 from . import backends
 from ._version import __version__, versions
-from .bases import Kernel, max_level, named_basis
+from .bases import DENSE_VALUES, Kernel, dense_basis, max_level
 from .config import METHODS, MODES, OWN_BASES, SCOPES, WAVELETS, PruneConfig
+from .experiment import commands
 from .files import prune_file
 from .formats import open_checkpoint
 from .layers import DTYPES
@@ -29,8 +30,6 @@ from .report import PruneReport
 DEFAULT = PruneConfig()
 BASES = (*OWN_BASES, *WAVELETS)
 REPORTS = {".csv": PruneReport.to_csv, ".json": PruneReport.to_json}
-# The bases of larger kernels take minutes.
-LARGEST_KERNEL = 1024
 # What has no width of its own, a pipe or a file, gets its tables unfolded.
 WIDE = 200
 
@@ -121,7 +120,7 @@ def _report_path(
     "--wavelet",
     metavar="NAME",
     default=DEFAULT.wavelet,
-    help="A discrete wavelet of PyWavelets, or uhaar, dct, klt, identity.",
+    help="A discrete wavelet of PyWavelets, or uhaar, dct, klt, identity, auto.",
 )
 @_transform
 @click.option("--sparsity", type=float, help="Pruned fraction, in [0, 1).  [default: 0.5]")
@@ -247,8 +246,8 @@ def _kernel(context: click.Context, parameter: click.Parameter, text: str) -> Ke
     if match is None:
         raise click.BadParameter(f"{text!r} is not a kernel size; write it as 3x3 or 3.")
     kernel = int(match[1]), int(match[2] or match[1])
-    if kernel[0] * kernel[1] > LARGEST_KERNEL:
-        raise click.BadParameter(f"{text!r} has more than {LARGEST_KERNEL} values.")
+    if kernel[0] * kernel[1] > DENSE_VALUES:
+        raise click.BadParameter(f"{text!r} has more than {DENSE_VALUES} values.")
     return kernel
 
 
@@ -302,6 +301,7 @@ def info(as_json: bool) -> None:
         "threads": torch.get_num_threads(),
         "cuda": torch.cuda.is_available(),
         "instruction set": None if "native" in reasons else _instruction_set(),
+        "CUDA kernels": None if "native" in reasons else _cuda_architectures(),
     }
     if as_json:
         status = {name: reasons.get(name) for name in backends.names()}
@@ -316,18 +316,28 @@ def info(as_json: bool) -> None:
     _print(table)
 
 
+for _command in commands.COMMANDS:
+    wavprune.add_command(_command)
+
+
 def _instruction_set() -> str:
     from .ops import instruction_set
 
     return instruction_set()
 
 
+def _cuda_architectures() -> str | None:
+    from .ops import cuda_architectures
+
+    return cuda_architectures()
+
+
 def _row(name: str, kernel: Kernel, mode: str, level: int | None, force_level: bool) -> _Row:
     if name == "klt":
         # Its matrices come from the data; what is shown here does not.
         return _Row(name, max_level(name, kernel), kernel[0] * kernel[1], 0, False, True)
-    # Each is looked at once; the cache of named_basis would hold them all.
-    basis = named_basis.__wrapped__(name, kernel, mode, level, force_level)
+    # Each is looked at once; the cache of dense_basis would hold them all.
+    basis = dense_basis.__wrapped__(name, kernel, mode, level, force_level)
     zeros = int(basis.structural.sum())
     return _Row(
         name, basis.level_used, basis.coefficients, zeros, basis.expansive, basis.orthonormal

@@ -17,6 +17,7 @@ SCOPES = ("layer", "global")
 MODES = tuple(pywt.Modes.modes)
 WAVELETS = tuple(pywt.wavelist(kind="discrete"))
 OWN_BASES = ("uhaar", "dct", "klt", "identity")
+AUTO = "auto"
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +28,9 @@ class PruneConfig:
         method: ``"dwt"`` prunes coefficients of ``wavelet``; ``"min_weight"`` prunes weights by
             magnitude (the identity basis); ``"random"`` prunes weights drawn from ``seed``.
         wavelet: any of ``pywt.wavelist(kind="discrete")``, or ``"uhaar"``, ``"dct"``, ``"klt"``,
-            ``"identity"``. Read by ``"dwt"`` only.
+            ``"identity"``, or ``"auto"``: for each layer the one of identity, uhaar, dct and, on
+            axes of 16 and longer, db4 and sym8 that changes its weight least. Read by ``"dwt"``
+            only.
         level: how many levels to transform, 1 or more; None means the deepest that exists.
         mode: any of ``pywt.Modes.modes``: how PyWavelets extends a kernel past its border.
         force_level: use ``level`` even where PyWavelets calls it too deep for the kernel.
@@ -67,7 +70,7 @@ class PruneConfig:
 
     def __post_init__(self) -> None:
         _choice("method", self.method, METHODS)
-        _choice("wavelet", self.wavelet, (*OWN_BASES, *WAVELETS))
+        _choice("wavelet", self.wavelet, (AUTO, *OWN_BASES, *WAVELETS))
         _choice("mode", self.mode, MODES)
         _choice("scope", self.scope, SCOPES)
         if not isinstance(self.backend, str):
@@ -76,6 +79,11 @@ class PruneConfig:
             raise TypeError(f"force_level must be True or False, not {self.force_level!r}")
         if self.level is not None:
             _set(self, "level", _integer("level", self.level, 1, None))
+        if self.method == "dwt" and self.wavelet == AUTO and self.force_level:
+            raise ValueError(
+                "force_level=True makes a wavelet fit that does not, and wavelet='auto' takes "
+                "those that fit; give one of them"
+            )
         _set(self, "seed", _integer("seed", self.seed, 0, 2**63 - 1))
         _set(self, "targets", _patterns("targets", self.targets))
         _set(self, "ignore", _patterns("ignore", self.ignore))
@@ -124,7 +132,7 @@ def _choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
     close = difflib.get_close_matches(value.lower(), allowed, n=4, cutoff=0.5)
     hint = f"close to it: {', '.join(close)}; " if close else ""
     raise ValueError(
-        f"unknown {name} {value!r}; {hint}allowed: {', '.join(OWN_BASES)} and the "
+        f"unknown {name} {value!r}; {hint}allowed: {', '.join((AUTO, *OWN_BASES))} and the "
         f"{len(WAVELETS)} names of pywt.wavelist(kind='discrete')"
     )
 

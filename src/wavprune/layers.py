@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.nn.utils import parametrize
 
+from .bases import Kernel
 from .config import PruneConfig
+from .shards import as_sharded, in_all, local_part, problem
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
@@ -22,18 +23,30 @@ class LayerRef:
 
     Attributes:
         name: the layer's name in its model, such as ``"layer1.0.conv1"``.
-        weight: ``(Cout, Cin/groups, kh, kw)``; pruned in place.
+        weight: ``(Cout, Cin/groups, kh, kw)``, or ``(out, in)``; pruned in place.
     """
 
     name: str
     weight: torch.Tensor
 
+    def kernels(self, kernel: Kernel) -> torch.Tensor:
+        """The weight as kernels of this size, a view ``(Cout, Cin/groups, kh, kw)``.
+
+        A matrix ``(out, in)`` is one kernel of its size, or ``out x in`` kernels of one value. Of a
+        weight that is sharded, this rank's part.
+        """
+        weight = local_part(self.weight)
+        if weight.ndim == 4:
+            return weight
+        return weight[None, None] if weight.shape == kernel else weight[:, :, None, None]
+
 
 def select_layers(model: nn.Module, config: PruneConfig) -> list[LayerRef]:
-    """The ``Conv2d`` weights of a model that ``targets`` and ``ignore`` select.
+    """The weights of a model that ``targets`` and ``ignore`` select.
 
     Args:
-        model: any module; every ``nn.Conv2d`` in it, subclasses too, can be selected.
+        model: any module; every ``nn.Conv2d`` in it, subclasses too, is selected where there are
+            no ``targets``, and every ``nn.Linear`` can be selected by them.
         config: ``targets`` and ``ignore`` are read: exact names, globs (``"layer1.*"``), or
             ``"re:"`` and a regular expression that must match from the name's beginning.
 
@@ -52,16 +65,23 @@ def select_layers(model: nn.Module, config: PruneConfig) -> list[LayerRef]:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, not {type(model).__name__}")
-    convs = {
-        name: module for name, module in model.named_modules() if isinstance(module, nn.Conv2d)
+    found = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, (nn.Conv2d, nn.Linear))
     }
-    if not convs:
-        raise ValueError(f"{type(model).__name__} has no Conv2d layer to prune")
-    chosen = select_names(list(convs), config)
+    names = [
+        name
+        for name, module in found.items()
+        if config.targets is not None or isinstance(module, nn.Conv2d)
+    ]
+    if not names:
+        hint = "; its Linear layers are pruned where targets names them" if found else ""
+        raise ValueError(f"{type(model).__name__} has no Conv2d layer to prune{hint}")
     refs = []
-    for name in chosen:
-        _check_owned(name, convs[name])
-        refs.append(LayerRef(name, convs[name].weight))
+    for name in select_names(names, config):
+        _check_owned(name, found[name])
+        refs.append(LayerRef(name, found[name].weight))
     return unique_layers(refs)
 
 
@@ -87,13 +107,13 @@ def unique_layers(refs: Iterable[LayerRef]) -> list[LayerRef]:
 
     Raises:
         ValueError: a weight is on the meta device, quantised, sparse, of an integer or complex
-            dtype, not 4-D, or overlaps itself in memory.
+            dtype, not 4-D or 2-D, or overlaps itself in memory.
     """
     seen: set[object] = set()
     result = []
     for ref in refs:
         _check_weight(ref)
-        weight = ref.weight
+        weight = local_part(ref.weight)
         # Two parameters can be one memory; an empty one has none.
         place = (weight.data_ptr(), weight.shape, weight.stride()) if weight.numel() else ref.name
         if place not in seen:
@@ -104,7 +124,7 @@ def unique_layers(refs: Iterable[LayerRef]) -> list[LayerRef]:
 
 def non_finite(weight: torch.Tensor) -> int:
     """How many values of a weight are NaN or infinite."""
-    return int(weight.numel() - torch.isfinite(weight).sum())
+    return weight.numel() - int(in_all(torch.isfinite(weight.detach()).sum()))
 
 
 def _matched(parameter: str, patterns: Iterable[str], names: Sequence[str]) -> set[str]:
@@ -132,8 +152,8 @@ def _match(parameter: str, pattern: str, names: Sequence[str]) -> set[str]:
     return {name for name in names if expression.match(name)}
 
 
-def _check_owned(name: str, module: nn.Conv2d) -> None:
-    if parametrize.is_parametrized(module, "weight") or "weight" not in module._parameters:
+def _check_owned(name: str, module: nn.Conv2d | nn.Linear) -> None:
+    if "weight" not in module._parameters:
         raise ValueError(
             f"layer {name!r}: its weight is computed by a parametrization, so a change to it would "
             "be lost; remove the parametrization first (torch.nn.utils.parametrize."
@@ -154,8 +174,10 @@ def _check_weight(ref: LayerRef) -> None:
         reason = f"is sparse ({weight.layout})"
     elif weight.dtype not in DTYPES:
         reason = f"has dtype {weight.dtype}"
-    elif weight.ndim != 4:
-        reason = f"has shape {tuple(weight.shape)}, not (Cout, Cin/groups, kh, kw)"
+    elif weight.ndim not in (2, 4):
+        reason = f"has shape {tuple(weight.shape)}, not (Cout, Cin/groups, kh, kw) or (out, in)"
+    elif (sharded := as_sharded(weight)) is not None:
+        reason = problem(sharded)
     elif any(
         step == 0 and size > 1 for step, size in zip(weight.stride(), weight.shape, strict=True)
     ):
@@ -163,6 +185,6 @@ def _check_weight(ref: LayerRef) -> None:
     if reason is not None:
         allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
         raise ValueError(
-            f"layer {ref.name!r}: its weight {reason}; allowed: dense 4-D weights with values, of "
-            f"{allowed}"
+            f"layer {ref.name!r}: its weight {reason}; allowed: dense 4-D and 2-D weights with "
+            f"values, of {allowed}"
         )

@@ -8,6 +8,10 @@ import torch
 
 Matrix = npt.NDArray[np.float64]
 
+# PyWavelets' tabulated filters sum to zero only up to 1e-13 .. 1e-11, so what is 0 for every
+# input in exact arithmetic comes out of them as a row that small.
+NEGLIGIBLE = 1e-10
+
 
 def frozen(matrix: npt.ArrayLike) -> Matrix:
     """A read-only float64 copy, fit to be shared."""

@@ -19,12 +19,16 @@ import torch
 from torch import nn
 
 from ._version import versions
-from .backends import Backend, Batch, Target, check_name, resolve
+from .auto import Choice, bases_for, choose, rounds
+from .backends import Backend, Batch, Projector, Target, check_name, resolve
+from .backends.eager import EagerBackend
+from .backends.sharded import ShardedBackend
 from .backends.staging import Stage
-from .bases import Basis, LevelCollapsedWarning, basis_for
+from .bases import Basis, LevelCollapsedWarning
 from .config import PruneConfig
 from .layers import LayerRef, non_finite, select_layers
 from .report import LayerStats, Outcome, PruneReport
+from .shards import first_channel, group_of
 
 _TORCH = str(Path(torch.__file__).parent)
 
@@ -46,6 +50,7 @@ def prune_layers(
     config: PruneConfig,
     match: PruneReport | None = None,
     progress: bool = False,
+    record: Callable[[Sequence[Batch], Sequence[torch.Tensor]], None] | None = None,
 ) -> PruneReport:
     """Prune the given weights in place.
 
@@ -54,6 +59,7 @@ def prune_layers(
         config: what to do.
         match: a report whose kept counts to use in place of ``config.sparsity``.
         progress: show a tqdm bar on standard error.
+        record: gets batches and their masks just before they are pruned, in the layers' order.
 
     Returns:
         The report, one entry a layer.
@@ -65,26 +71,46 @@ def prune_layers(
     check_name(config.backend)
     if match is not None:
         _check_match(config, match)
-    device = _compute_device(config.device)
+    device = compute_device(config.device)
     keeps = _keeps(layers, config, match)
-    bases = [_checked_basis(ref, config) for ref in layers]
-    _warn_levels(layers, bases)
-    batches = [
-        Batch(
-            weight=ref.weight.detach(),
-            basis=basis,
-            by_importance=config.percentile is None,
-            compute_dtype=dtype,
-            draw=_draw(config.seed, ref.name) if config.method == "random" else None,
-        )
-        for ref, basis, dtype in zip(layers, bases, _compute_dtypes(layers, config), strict=True)
+    options = [
+        [
+            Batch(
+                weight=ref.kernels(basis.kernel),
+                basis=basis,
+                by_importance=config.percentile is None,
+                compute_dtype=dtype,
+                draw=_draw(config.seed, ref.name) if config.method == "random" else None,
+                first=first_channel(ref.weight),
+            )
+            for basis in _checked_bases(ref, config)
+        ]
+        for ref, dtype in zip(layers, _compute_dtypes(layers, config), strict=True)
     ]
+    several = [i for i, each in enumerate(options) if len(each) > 1]
+    batches = [each[0] for each in options]
+    _warn_levels(layers, [batch.basis for batch in batches])
     stage = Stage(batches, device)
-    backend = resolve(config.backend, stage.stand_ins, config.scope == "global" and stage.scattered)
-    units = _units(stage.stand_ins, backend.unit, stage.largest_unit)
+    candidates = stage
+    if several:
+        candidates = Stage([batch for each in options for batch in each], device)
+    backend = _sharded(layers, config) or resolve(
+        config.backend,
+        candidates.stand_ins,
+        scattered=config.scope == "global" and stage.scattered,
+        masks=record is not None,
+    )
     clock = _Clock(batches)
+    choices = [Choice()] * len(batches)
+    trials = rounds(config) * sum(len(options[i]) * clock.weights[i] for i in several)
     done: list[torch.Tensor] = []
-    with _bar(progress, sum(batch.weight.numel() for batch in batches)) as advance:
+    with _bar(progress, sum(clock.weights) + trials) as advance:
+        if several:
+            with clock.timed(several, stage.stand_ins[0].weight.device):
+                choices = choose(backend, options, keeps, config, device, advance)
+            batches = [each[choice.option] for each, choice in zip(options, choices, strict=True)]
+            stage = Stage(batches, device)
+        units = _units(stage.stand_ins, backend.unit, stage.largest_unit)
         thresholds = _thresholds(backend, stage, keeps, config, units, clock, advance)
         if all(part.device.type == "cpu" for part in thresholds):
             _check_finite(thresholds, layers)
@@ -92,6 +118,9 @@ def prune_layers(
             # The host does not look, so as not to wait: nothing is pruned at a threshold of NaN.
             thresholds = _all_or_none(thresholds)
         for unit, members, part in zip(units, stage.each(units), thresholds, strict=True):
+            if record is not None:
+                assert isinstance(backend, Projector)
+                record(members, backend.masks(members, part))
             with clock.timed(unit, part.device):
                 done.append(backend.apply_(members, part))
             stage.leave(unit, members)
@@ -100,7 +129,10 @@ def prune_layers(
     if stage.copies:
         _check_finite(thresholds, layers)
 
-    facts = [(ref.name, ref.weight.shape, basis) for ref, basis in zip(layers, bases, strict=True)]
+    facts = [
+        (ref.name, ref.weight.shape, batch.kernels, batch.basis, choice)
+        for ref, batch, choice in zip(layers, batches, choices, strict=True)
+    ]
     unread = [] if done[0].device.type == "cpu" else layers
 
     def read() -> Outcome:
@@ -218,13 +250,39 @@ def _matched(match: PruneReport, ref: LayerRef) -> LayerStats:
     return stats
 
 
-def _checked_basis(ref: LayerRef, config: PruneConfig) -> Basis:
+def _checked_bases(ref: LayerRef, config: PruneConfig) -> list[Basis]:
     if config.wavelet == "klt" and config.method == "dwt":
         _raise_non_finite(ref)
     try:
-        return basis_for(config, ref.weight)
+        return bases_for(config, ref.weight)
     except ValueError as error:
         raise ValueError(f"layer {ref.name!r}: {error}") from error
+
+
+def _sharded(layers: Sequence[LayerRef], config: PruneConfig) -> Backend | None:
+    """What prunes weights that are spread over ranks; None where no weight is."""
+    groups = [group_of(ref.weight) for ref in layers]
+    first = next((group for group in groups if group is not None), None)
+    if first is None:
+        return None
+    for ref, group in zip(layers, groups, strict=True):
+        if group != first:
+            raise ValueError(
+                f"layer {ref.name!r} is not spread over the same ranks as others; allowed: all "
+                "selected layers sharded alike, or none"
+            )
+        if config.method == "dwt" and (config.wavelet == "klt" or ref.weight.ndim == 2):
+            raise ValueError(
+                f"layer {ref.name!r} is sharded, and {config.wavelet!r} of a "
+                f"{ref.weight.ndim}-D weight needs all of it; allowed: Conv2d weights in other "
+                "bases, or method='min_weight'"
+            )
+    if config.backend not in ("auto", EagerBackend.name):
+        raise ValueError(
+            f"backend {config.backend!r} cannot do this: layer {layers[0].name!r} is sharded; "
+            "allowed: 'auto', 'eager'"
+        )
+    return ShardedBackend(first)
 
 
 def _warn_levels(layers: Sequence[LayerRef], bases: Sequence[Basis]) -> None:
@@ -247,7 +305,12 @@ def _warn_levels(layers: Sequence[LayerRef], bases: Sequence[Basis]) -> None:
             )
 
 
-def _compute_device(asked: str | torch.device | None) -> torch.device | None:
+def compute_device(asked: str | torch.device | None) -> torch.device | None:
+    """The device that a caller asked for, with its index; "cuda" without CUDA warns, once.
+
+    Raises:
+        ValueError: there is no such device here.
+    """
     if asked is None:
         return None
     device = torch.device(asked)
@@ -391,7 +454,9 @@ def _bar(shown: bool, weights: int) -> Iterator[Callable[[int], object]]:
 def _layer_stats(
     name: str,
     shape: torch.Size,
+    kernels: int,
     basis: Basis,
+    choice: Choice,
     config: PruneConfig,
     backend: str,
     device: str,
@@ -402,7 +467,7 @@ def _layer_stats(
     numel = shape.numel()
     return LayerStats(
         name=name,
-        shape=tuple(shape),  # type: ignore[arg-type]  # 4-D, checked
+        shape=tuple(shape),
         method=config.method,
         wavelet=basis.name,
         mode=basis.mode,
@@ -411,13 +476,15 @@ def _layer_stats(
         backend=backend,
         device=device,
         threshold=threshold,
-        coefficients=shape[0] * shape[1] * basis.coefficients,
+        coefficients=kernels * basis.coefficients,
         kept=int(kept),
         sparsity=1 - kept / numel if numel else 0.0,
         weight_zeros=int(zeros),
         weight_sparsity=zeros / numel if numel else 0.0,
         relative_error=math.sqrt(squared_error / squared_norm) if squared_norm else 0.0,
         seconds=seconds,
+        runner_up=choice.runner_up,
+        runner_up_error=choice.runner_up_error,
     )
 
 

@@ -26,7 +26,7 @@ class LayerStats:
 
     Attributes:
         name: the layer's name in its model.
-        shape: ``(Cout, Cin/groups, kh, kw)``.
+        shape: the weight's own: ``(Cout, Cin/groups, kh, kw)``, or ``(out, in)``.
         method: ``"dwt"``, ``"min_weight"`` or ``"random"``.
         wavelet: the basis that ran; ``"identity"`` for 1x1 kernels whatever was asked for.
         mode: PyWavelets' boundary mode; None where the basis has no boundary.
@@ -43,10 +43,12 @@ class LayerStats:
         weight_sparsity: ``weight_zeros / numel(weight)``.
         relative_error: Frobenius norm of the change over that of the weight; 0 for a zero weight.
         seconds: wall time; layers that ran together share it by their number of weights.
+        runner_up: with ``wavelet="auto"``, the basis that came second; else None.
+        runner_up_error: its relative error at the kept count at which the two were compared.
     """
 
     name: str
-    shape: tuple[int, int, int, int]
+    shape: tuple[int, ...]
     method: str
     wavelet: str
     mode: str | None
@@ -62,6 +64,8 @@ class LayerStats:
     weight_sparsity: float
     relative_error: float
     seconds: float
+    runner_up: str | None = None
+    runner_up_error: float | None = None
 
     @property
     def numel(self) -> int:
@@ -70,10 +74,12 @@ class LayerStats:
 
     @property
     def note(self) -> str:
-        """Why no transform ran, where one was asked for; else an empty string."""
+        """What came second, or why no transform ran where one was asked for, or nothing."""
+        if self.runner_up is not None:
+            return f"before {self.runner_up}: {self.runner_up_error:.4f}"
         if self.method != "dwt" or self.level_used > 0 or self.numel == 0:
             return ""
-        if self.shape[2:] == (1, 1):
+        if self.shape[-2:] == (1, 1):
             return "1x1: no spatial axis"
         return "" if self.wavelet == "identity" else "level 0: no transform ran"
 

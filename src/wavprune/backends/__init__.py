@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 
@@ -28,6 +29,7 @@ class Batch:
         by_importance: True ranks by ``|c_m| * ||S[:, m]||``, False by ``|c_m|``.
         compute_dtype: float32 or float64, the same for all batches that share a threshold.
         draw: a 64-bit seed where a random draw ranks the weights, else None.
+        first: which output channel of the whole weight ``weight`` begins with, where it is a part.
     """
 
     weight: torch.Tensor
@@ -35,12 +37,33 @@ class Batch:
     by_importance: bool
     compute_dtype: torch.dtype
     draw: int | None = None
+    first: int = 0
 
     @property
     def operator(self) -> Operator:
-        """The matrices whose coefficients are ranked."""
+        """The matrices whose coefficients are ranked.
+
+        Raises:
+            ValueError: the kernels are so large that their basis has only ``factors``.
+        """
         basis = self.basis
         return basis.importance_operator if self.by_importance else basis.coefficient_operator
+
+    @property
+    def ranked(self) -> int:
+        """How many coefficients of each kernel are ranked; of factors, structural zeros too."""
+        factors = self.basis.factors
+        return len(self.operator.rows) if factors is None else math.prod(factors.grid)
+
+    @property
+    def dropped(self) -> int:
+        """How many coefficients of each kernel are 0 without a look at them."""
+        return self.operator.dropped if self.basis.factors is None else 0
+
+    @property
+    def flat(self) -> bool:
+        """True where the bits of a mask are in the order of the coefficients."""
+        return self.basis.factors is not None or self.operator.identity
 
     @property
     def kernels(self) -> int:
@@ -106,6 +129,7 @@ class Backend(Protocol):
         ...
 
 
+@runtime_checkable
 class Projector(Protocol):
     """What a backend offers that keeps a weight pruned while it is trained."""
 
@@ -150,6 +174,7 @@ def register(name: str, module: str, *, automatic: bool) -> None:
 
 
 register("native", "native", automatic=True)
+register("triton", "triton", automatic=True)
 register("eager", "eager", automatic=True)
 register("ptwt", "ptwt", automatic=False)
 register("reference", "reference", automatic=False)
@@ -176,13 +201,16 @@ def unavailable() -> dict[str, str]:
     return reasons
 
 
-def resolve(name: str, batches: Sequence[Batch], scattered: bool = False) -> Backend:
+def resolve(
+    name: str, batches: Sequence[Batch], scattered: bool = False, masks: bool = False
+) -> Backend:
     """The backend that prunes these batches.
 
     Args:
         name: a registered name, or ``"auto"``.
         batches: all of them; the answer holds for the whole call.
         scattered: True where they share a threshold and are never on one device at one time.
+        masks: True where it must be a ``Projector`` too.
 
     Raises:
         ValueError: the named backend does not exist, cannot run here, or cannot prune a batch.
@@ -194,7 +222,7 @@ def resolve(name: str, batches: Sequence[Batch], scattered: bool = False) -> Bac
                     backend = _load(entry.name)
                 except ImportError:
                     continue
-                if _obstacle(backend, batches, scattered) is None:
+                if _obstacle(backend, batches, scattered, masks) is None:
                     return backend
         raise AssertionError("eager runs everything")
     check_name(name)
@@ -202,13 +230,17 @@ def resolve(name: str, batches: Sequence[Batch], scattered: bool = False) -> Bac
         backend = _load(name)
     except ImportError as error:
         raise ValueError(f"backend {name!r} cannot run here: {error}") from error
-    reason = _obstacle(backend, batches, scattered)
+    reason = _obstacle(backend, batches, scattered, masks)
     if reason is not None:
         raise ValueError(f"backend {name!r} cannot do this: {reason}")
     return backend
 
 
-def _obstacle(backend: Backend, batches: Sequence[Batch], scattered: bool) -> str | None:
+def _obstacle(
+    backend: Backend, batches: Sequence[Batch], scattered: bool, masks: bool
+) -> str | None:
+    if masks and not isinstance(backend, Projector):
+        return "it has no masks, which training needs; 'native' and 'eager' have"
     if scattered and not backend.one_at_a_time:
         return (
             "one threshold for weights that do not fit on one device together; "

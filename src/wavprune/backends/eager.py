@@ -10,13 +10,14 @@ code. On two cores it takes a sixth of ``torch.kthvalue``'s time for the same an
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 
 from ..bases import Operator
+from ..factored import FactoredTransform
 from ..masks import pack, unpack
 from . import Backend, Batch, Target
 
@@ -57,6 +58,8 @@ class EagerBackend:
 
     def analyse(self, batch: Batch, kernels: torch.Tensor) -> torch.Tensor:
         """Coefficients ``(n, M')`` of kernels ``(n, kh, kw)``, a new tensor or a view."""
+        if batch.basis.factors is not None:
+            return _factored(batch, kernels).analyse(kernels)
         flat = kernels.reshape(len(kernels), -1)
         A = _matrices(batch.operator, flat.dtype, flat.device).analysis
         # The long side last: BLAS takes a sixth of the time that it takes for flat @ A.T.
@@ -64,8 +67,18 @@ class EagerBackend:
 
     def synthesise(self, batch: Batch, coefficients: torch.Tensor) -> torch.Tensor:
         """Kernels ``(n, K)`` of coefficients ``(n, M')``."""
+        if batch.basis.factors is not None:
+            return _factored(batch, coefficients).synthesise(coefficients)
         S = _matrices(batch.operator, coefficients.dtype, coefficients.device).synthesis
         return coefficients if S is None else (S @ coefficients.T).T
+
+    def summed(self, values: torch.Tensor) -> torch.Tensor:
+        """The sum over all parts of the batches: here the batches are whole."""
+        return values
+
+    def smallest(self, values: torch.Tensor) -> torch.Tensor:
+        """The minimum over all parts of the batches."""
+        return values
 
     def threshold(self, jobs: Sequence[tuple[Sequence[Batch], Target]]) -> torch.Tensor:
         """One exact threshold for each job; see ``Backend``."""
@@ -84,7 +97,7 @@ class EagerBackend:
     def project_(self, batches: Sequence[Batch], masks: Sequence[torch.Tensor]) -> None:
         """Set the coefficients that are not kept to 0, in place; see ``Backend``."""
         for batch, mask in zip(batches, masks, strict=True):
-            kept = unpack(mask, batch.kernels, batch.operator)
+            kept = unpack(mask, batch.kernels, batch.ranked, flat=batch.flat)
             first = 0
             for chunk in chunks(batch.weight, self.chunk):
                 kernels = self._kernels(batch, chunk)
@@ -98,20 +111,23 @@ class EagerBackend:
         device = batches[0].weight.device
         # By index, not in turn: what is not on the device need not come for this.
         known = [batches[i] for i in range(len(batches))]
-        total = sum(batch.kernels * len(batch.operator.analysis) for batch in known)
+        total = self._total(batch.kernels * batch.ranked for batch in known)
         if target.keep is not None:
             if target.keep == 0 or total == 0:
                 return torch.tensor(math.inf, dtype=torch.float64, device=device)
             value = self._order_statistic(batches, max(total - target.keep, 0), dtype)
             return value.to(torch.float64)
         assert target.percentile is not None
-        zeros = sum(batch.kernels * batch.operator.dropped for batch in known)
+        zeros = self._total(batch.kernels * batch.dropped for batch in known)
         rank, fraction = percentile_rank(total + zeros, target.percentile)
         low = self._order_statistic(batches, rank - zeros, dtype)
         if fraction == 0 or rank + 1 < zeros:
             return low.to(torch.float64)
         high = self._next(batches, rank + 1 - zeros, low)
         return lerp(low, high, fraction).to(torch.float64)
+
+    def _total(self, counts: Iterable[int]) -> int:
+        return int(self.summed(torch.tensor(sum(counts))))
 
     def _order_statistic(
         self, batches: Sequence[Batch], rank: int, dtype: torch.dtype
@@ -134,6 +150,7 @@ class EagerBackend:
                 if shift < top:
                     digits = digits[keys >> (shift + DIGIT) == prefix.to(keys.device)] & LOWEST
                 histogram += torch.bincount(digits, minlength=1 << DIGIT).to(device)
+            histogram = self.summed(histogram)
             if shift == top:
                 finite = histogram[exponent >> shift :].sum() == 0
             upto = histogram.cumsum(0)
@@ -153,6 +170,7 @@ class EagerBackend:
             larger = keys > key.to(keys.device)
             upto += keys.numel() - torch.count_nonzero(larger).to(key.device)
             above = torch.minimum(above, torch.where(larger, keys, limit).min().to(key.device))
+        upto, above = self.summed(upto), self.smallest(above)
         return torch.where(upto > rank, low, above.view(low.dtype))
 
     def _keys(self, batches: Sequence[Batch], dtype: torch.dtype) -> Iterator[torch.Tensor]:
@@ -163,7 +181,8 @@ class EagerBackend:
                 ranks = self._ranks(batch, chunk, self.analyse(batch, kernels))
                 # In the order in memory: a transposed matrix would be copied to be flat.
                 keys = (ranks if ranks.is_contiguous() else ranks.T).reshape(-1)
-                yield keys.view(BITS[dtype])
+                # One kernel may hold more than a chunk.
+                yield from torch.split(keys.view(BITS[dtype]), self.chunk)
 
     def _kernels(self, batch: Batch, chunk: Chunk) -> torch.Tensor:
         kernels = chunk.view.to(batch.compute_dtype).flatten(0, 1)
@@ -174,7 +193,7 @@ class EagerBackend:
     def _ranks(self, batch: Batch, chunk: Chunk, coefficients: torch.Tensor) -> torch.Tensor:
         if batch.draw is None:
             return coefficients.abs()
-        draws = torch.where(coefficients == 0, 0, uniform(_places(batch.weight, chunk), batch.draw))
+        draws = torch.where(coefficients == 0, 0, uniform(_places(batch, chunk), batch.draw))
         # A draw says nothing of its weight; the difference is NaN where that is not finite.
         return (draws + (coefficients - coefficients)).abs()
 
@@ -184,10 +203,8 @@ class EagerBackend:
             self._ranks(batch, chunk, self.analyse(batch, self._kernels(batch, chunk))) >= cut
             for chunk in chunks(batch.weight, self.chunk)
         ]
-        columns = len(batch.operator.analysis)
-        whole = torch.cat([bits.reshape(-1, columns) for bits in kept]) if kept else None
-        empty = torch.empty(0, columns, dtype=torch.bool, device=batch.weight.device)
-        return pack(empty if whole is None else whole, batch.operator)
+        none = torch.empty(0, batch.ranked, dtype=torch.bool, device=batch.weight.device)
+        return pack(torch.cat([none, *kept]), flat=batch.flat)
 
     def _cut(self, batch: Batch, threshold: torch.Tensor) -> torch.Tensor:
         # At the smallest positive number or above, a coefficient of 0 is never kept.
@@ -241,6 +258,15 @@ def _matrices(operator: Operator, dtype: torch.dtype, device: torch.device) -> _
         torch.tensor(operator.analysis, dtype=dtype, device=device),
         torch.tensor(operator.synthesis, dtype=dtype, device=device),
     )
+
+
+def _factored(batch: Batch, like: torch.Tensor) -> FactoredTransform:
+    assert batch.basis.factors is not None
+    return _transform(batch.basis.factors, batch.by_importance, like.dtype, like.device)
+
+
+# As large as the weights of such layers: those of a few sizes are enough.
+_transform = lru_cache(maxsize=4)(FactoredTransform)
 
 
 def chunks(weight: torch.Tensor, size: int) -> Iterator[Chunk]:
@@ -313,10 +339,11 @@ def _squared_norm(values: torch.Tensor) -> torch.Tensor:
     return wide.dot(wide)
 
 
-def _places(weight: torch.Tensor, chunk: Chunk) -> torch.Tensor:
+def _places(batch: Batch, chunk: Chunk) -> torch.Tensor:
     """``(n, K)``: where each value of a chunk lies among all those of the weight."""
+    weight, first = batch.weight, batch.first + chunk.out
     outs, ins, kh, kw = chunk.view.shape
-    rows = torch.arange(chunk.out, chunk.out + outs, device=weight.device)
+    rows = torch.arange(first, first + outs, device=weight.device)
     columns = torch.arange(chunk.inner, chunk.inner + ins, device=weight.device)
     values = torch.arange(kh * kw, device=weight.device)
     kernels = (rows[:, None] * weight.shape[1] + columns).flatten()

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 
 from .. import ops
 from ..masks import mask_bytes
 from . import Backend, Batch, Target
+from .eager import EagerBackend
 
 MAX_VALUES = 31 * 31
+# Shared memory that a kernel and its coefficients may take on CUDA; csrc/cuda/table.h.
+TILE_BYTES = 31 * 1024
 
 
 class NativeBackend:
@@ -23,12 +27,13 @@ class NativeBackend:
 
     def unsupported(self, batch: Batch) -> str | None:
         """Why this backend cannot prune this batch, or None."""
-        if batch.weight.device.type != "cpu":
-            return f"the compiled kernels run on the CPU, not on {batch.weight.device}"
+        device = batch.weight.device
+        if device.type not in ("cpu", "cuda"):
+            return f"the compiled kernels run on the CPU and on CUDA, not on {device}"
         if batch.basis.kernel[0] * batch.basis.kernel[1] > MAX_VALUES:
             size = "x".join(map(str, batch.basis.kernel))
             return f"the compiled kernels go up to 31x31 kernels, not {size}"
-        return None
+        return None if device.type == "cpu" else _device_obstacle(device) or _too_wide(batch)
 
     def threshold(self, jobs: Sequence[tuple[Sequence[Batch], Target]]) -> torch.Tensor:
         """One exact threshold for each job; see ``Backend``."""
@@ -44,7 +49,8 @@ class NativeBackend:
             members = [batches[i] for i in chosen]
             weights = [batch.weight for batch in members]
             draws = [batch.draw for batch in members if batch.draw is not None]
-            cuts = thresholds if len(groups) == 1 else thresholds[chosen]
+            # One by one: a list as an index would be copied to a GPU, and waited for.
+            cuts = torch.stack([thresholds[i] for i in chosen]) if len(groups) > 1 else thresholds
             plans = [_plan(batch) for batch in members]
             parts.append(torch.ops.wavprune.prune_(weights, plans, draws, cuts, wide))
             # Autograd must see the change, as it sees one by any operator of torch.
@@ -53,8 +59,10 @@ class NativeBackend:
 
     def masks(self, batches: Sequence[Batch], thresholds: torch.Tensor) -> list[torch.Tensor]:
         """Which coefficients are kept; see ``Backend``."""
+        if any(batch.weight.device.type != "cpu" for batch in batches):
+            return EagerBackend().masks(batches, thresholds)
         result = [
-            torch.empty(mask_bytes(batch.kernels, batch.operator), dtype=torch.uint8)
+            torch.empty(mask_bytes(batch.kernels, batch.ranked, flat=batch.flat), dtype=torch.uint8)
             for batch in batches
         ]
         for wide, chosen in _by_width(batches):
@@ -72,6 +80,8 @@ class NativeBackend:
 
     def project_(self, batches: Sequence[Batch], masks: Sequence[torch.Tensor]) -> None:
         """Set the coefficients that are not kept to 0, in place; see ``Backend``."""
+        if any(batch.weight.device.type != "cpu" for batch in batches):
+            return EagerBackend().project_(batches, masks)
         for wide, chosen in _by_width(batches):
             weights = [batches[i].weight for i in chosen]
             plans = [_plan(batches[i]) for i in chosen]
@@ -106,8 +116,12 @@ def _in_order(
     """The groups' rows in the order of what was grouped."""
     if len(parts) == 1:
         return parts[0]
-    order = torch.tensor([i for _, chosen in groups for i in chosen])
-    return torch.cat(list(parts))[order.argsort()]
+    rows = {
+        i: row
+        for part, (_, chosen) in zip(parts, groups, strict=True)
+        for i, row in zip(chosen, part.unbind(), strict=True)
+    }
+    return torch.stack([rows[i] for i in range(len(rows))])
 
 
 def _plan(batch: Batch) -> torch.Tensor:
@@ -121,6 +135,35 @@ def _by_width(batches: Sequence[Batch]) -> list[tuple[bool, list[int]]]:
         wide = batch.draw is not None or batch.compute_dtype == torch.float64
         groups.setdefault(wide, []).append(i)
     return list(groups.items())
+
+
+@cache
+def _device_obstacle(device: torch.device) -> str | None:
+    capabilities = torch.ops.wavprune.cuda_capabilities()
+    if not capabilities:
+        return "the compiled kernels have no CUDA part: there was no nvcc when they were built"
+    if torch.version.cuda is None:
+        return "the compiled kernels run on the GPUs of a torch with CUDA, which this one is not"
+    major, minor = torch.cuda.get_device_capability(device)
+    if 10 * major + minor < min(capabilities):
+        least = ".".join(str(min(capabilities)))
+        return f"the compiled kernels need compute capability {least}; {device} has {major}.{minor}"
+    return None
+
+
+def _too_wide(batch: Batch) -> str | None:
+    if batch.operator.identity:
+        return None
+    inputs, outputs = batch.basis.kernel[0] * batch.basis.kernel[1], batch.ranked
+    wide = batch.compute_dtype == torch.float64
+    size = (inputs + 2 * max(inputs, outputs)) * (8 if wide else 4)
+    if size <= TILE_BYTES:
+        return None
+    kernel = "x".join(map(str, batch.basis.kernel))
+    return (
+        f"a {kernel} kernel with its {outputs} coefficients takes {size} bytes, and the compiled "
+        f"kernels have {TILE_BYTES} for it on CUDA; eager has no such limit"
+    )
 
 
 def make() -> Backend:

@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 import torch
 
-from ..bases import Basis, unpack
+from ..bases import DENSE_VALUES, Basis, unpack
 from ..config import OWN_BASES
 from . import Backend, Batch
 from .eager import EagerBackend
@@ -33,6 +33,9 @@ class PtwtBackend(EagerBackend):
     def unsupported(self, batch: Batch) -> str | None:
         """Why ptwt cannot transform this batch, or None."""
         basis = batch.basis
+        if basis.factors is not None:
+            size = "x".join(map(str, basis.kernel))
+            return f"ptwt gets kernels of at most {DENSE_VALUES} values, not {size}"
         return None if batch.operator.identity else _missing(basis)
 
     def analyse(self, batch: Batch, kernels: torch.Tensor) -> torch.Tensor:

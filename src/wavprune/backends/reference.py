@@ -8,22 +8,23 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
 import pywt
 import torch
 
-from ..bases import NEGLIGIBLE, Basis, coefficient_bands, unpack
+from ..bases import Basis, coefficient_bands, unpack
+from ..matrices import NEGLIGIBLE
 from . import Backend, Batch, Target
 
 Array = npt.NDArray[Any]
 
 
 class Transform(Protocol):
-    """A 2-D transform of many kernels."""
+    """A 2-D transform of many kernels, orthonormal but for PyWavelets' own."""
 
     def forward(self, kernels: Array) -> Array:
         """Packed coefficients ``(n, Mh, Mw)`` of kernels ``(n, kh, kw)``."""
@@ -101,33 +102,22 @@ def _kernels(batch: Batch) -> Array:
 def _coefficients(batch: Batch) -> Array:
     transform = _transform(batch)
     packed = transform.forward(_kernels(batch))
-    return np.where(_nonzero(transform, batch.basis.kernel), packed, 0)
+    return np.where(transform.nonzero(), packed, 0) if _scales(transform) else packed
 
 
 def _ranks(batch: Batch, coefficients: Array) -> Array:
     if batch.draw is not None:
         draws = _uniform(batch.weight.numel(), batch.draw).reshape(coefficients.shape)
         return np.where(coefficients == 0, 0, draws)
-    if not batch.by_importance:
+    transform = _transform(batch)
+    if not batch.by_importance or not _scales(transform):
         return np.abs(coefficients)
-    norms = _synthesis_norms(_transform(batch), coefficients.shape[1:])
-    return np.asarray(np.abs(coefficients) * norms.astype(coefficients.dtype))
+    return np.asarray(np.abs(coefficients) * transform.norms().astype(coefficients.dtype))
 
 
-def _nonzero(transform: Transform, kernel: tuple[int, int]) -> Array:
-    """``(Mh, Mw)``: False at the structural zeros, where every unit impulse leaves nothing."""
-    K = kernel[0] * kernel[1]
-    responses = np.abs(transform.forward(np.eye(K).reshape(K, *kernel))).max(axis=0)
-    result: Array = responses > NEGLIGIBLE * responses.max()
-    return result
-
-
-def _synthesis_norms(transform: Transform, grid: tuple[int, ...]) -> Array:
-    """``(Mh, Mw)``: the norm of the kernel that each single coefficient makes."""
-    M = grid[0] * grid[1]
-    kernels = transform.inverse(np.eye(M).reshape(M, *grid))
-    norms = np.linalg.norm(kernels.reshape(M, -1), axis=1).reshape(grid)
-    return np.where(norms > NEGLIGIBLE * norms.max(), norms, 0)
+def _scales(transform: Transform) -> TypeGuard[_PyWavelets]:
+    """True where a coefficient may be larger or smaller than what it does to the weight."""
+    return isinstance(transform, _PyWavelets)
 
 
 class _PyWavelets:
@@ -142,11 +132,36 @@ class _PyWavelets:
 
     def inverse(self, packed: Array) -> Array:
         kh, kw = self.basis.kernel
-        bands = coefficient_bands(self._decompose(np.zeros((1, kh, kw))))
-        coeffs = unpack(packed, bands)
+        coeffs = unpack(packed, self._places())
         whole = pywt.waverec2(coeffs, self.basis.name, mode=self.basis.mode, axes=(-2, -1))
         result: Array = whole[:, :kh, :kw]
         return result
+
+    def nonzero(self) -> Array:
+        """``(Mh, Mw)``: False at the structural zeros, where every unit impulse leaves nothing."""
+        reach = self._products(lambda one: np.abs(one.forward).max(axis=1))
+        result: Array = reach > NEGLIGIBLE * reach.max()
+        return result
+
+    def norms(self) -> Array:
+        """``(Mh, Mw)``: the norm of the kernel that each single coefficient makes."""
+        norms = self._products(lambda one: np.linalg.norm(one.inverse, axis=0))
+        return np.where(norms > NEGLIGIBLE * norms.max(), norms, 0)
+
+    def _products(self, size: Callable[[_Band], Array]) -> Array:
+        """``(Mh, Mw)``: the transform is separable, and so is the size of what it makes of one."""
+        basis = self.basis
+        levels = range(1, basis.level_used + 1) or [0]
+        axes = [{i: _bands(basis, n, i) for i in levels} for n in basis.kernel]
+        result = np.zeros(basis.grid)
+        for name, (rows, columns) in self._places().items():
+            letters = {"a": (0, 0), "h": (1, 0), "v": (0, 1), "d": (1, 1)}[name[0]]
+            sizes = [size(axis[int(name[1:])][k]) for axis, k in zip(axes, letters, strict=True)]
+            result[rows, columns] = np.outer(*sizes)
+        return result
+
+    def _places(self) -> dict[str, tuple[slice, slice]]:
+        return coefficient_bands(self._decompose(np.zeros((1, *self.basis.kernel))))
 
     def _decompose(self, kernels: Array) -> list[Any]:
         basis = self.basis
@@ -156,6 +171,28 @@ class _PyWavelets:
                 kernels, basis.name, mode=basis.mode, level=basis.level_used, axes=(-2, -1)
             )
         return coeffs
+
+
+class _Band(NamedTuple):
+    """One band of one axis: what the n unit impulses leave in it, what its m impulses make."""
+
+    forward: Array
+    inverse: Array
+
+
+def _bands(basis: Basis, n: int, level: int) -> list[_Band]:
+    """The approximations of a level along an axis of n values, and its details."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Level value")
+        coeffs = pywt.wavedec(np.eye(n), basis.name, mode=basis.mode, level=level, axis=0)
+    found = []
+    for k, forward in enumerate(coeffs[:2]):
+        m = len(forward)
+        alone = [np.zeros((len(band), m)) for band in coeffs]
+        alone[k] = np.eye(m)
+        whole = pywt.waverec(alone, basis.name, mode=basis.mode, axis=0)
+        found.append(_Band(forward, whole[:n]))
+    return found
 
 
 class _Axes:
@@ -221,12 +258,9 @@ class _UnbalancedHaar(_Axes):
 class _Cosine(_Axes):
     @staticmethod
     def _table(n: int, dtype: Any) -> Array:
-        table = [
-            [np.cos(np.pi * k * (2 * i + 1) / (2 * n)) * np.sqrt((1 if k == 0 else 2) / n)
-             for i in range(n)]
-            for k in range(n)
-        ]  # fmt: skip
-        return np.array(table, dtype=dtype)
+        k, i = np.ogrid[:n, :n]
+        table = np.cos(np.pi * k * (2 * i + 1) / (2 * n)) * np.sqrt(np.where(k == 0, 1, 2) / n)
+        return np.asarray(table, dtype=dtype)
 
     def along(self, x: Array) -> Array:
         return np.asarray(np.einsum("nri,ki->nrk", x, self._table(x.shape[-1], x.dtype)))

@@ -8,8 +8,10 @@ read four times and written once.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,14 +31,11 @@ DIGITS = {
     False: ((20, 11), (10, 10), (0, 10)),
     True: ((52, 11), (41, 11), (30, 11), (20, 10), (10, 10), (0, 10)),
 }
-# What one tile holds, and how many a program takes where a layer keeps the device busy all the same.
+# What one tile holds; how many of them a program takes, of layers that keep a device busy so.
 TILE = {False: 2048, True: 1024}
 MOST_TILES = 8
 BUSY = 64
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64: 3}
-OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}
-# Four programs and more to a multiprocessor.
-REGISTERS = 128
 
 
 class _Member(NamedTuple):
@@ -72,16 +71,27 @@ class _Group(NamedTuple):
     programs: int
     rows: int
 
-    @property
-    def jobs(self) -> torch.Tensor:
-        """The table from its first job on."""
-        return self.table[self.programs + _kernels().ROW.value * self.rows :]
+
+@dataclass(frozen=True)
+class _InTurn:
+    """Groups of one layer each, of batches that are on the device only while they are looked at."""
+
+    jobs: Sequence[tuple[Sequence[Batch], Target]]
+    wanted: Sequence[_Job]
+    wide: bool
+
+    def __iter__(self) -> Iterator[_Group]:
+        for j, job in enumerate(self.wanted):
+            for batch in self.jobs[job.place][0]:
+                member = _Member(batch, j, job.place)
+                yield _group([member], self.wanted, self.wide, batch.weight.device)
 
 
 class TritonBackend:
     """The five steps as Triton kernels, many layers in one launch."""
 
     name = "triton"
+    one_at_a_time = True
     # Any number of weights in one call: it needs 50 KiB a layer, whatever their size.
     unit = 1 << 60
 
@@ -96,22 +106,30 @@ class TritonBackend:
                 f"the Triton kernels go up to {MAX_VALUES} values a kernel, not {kh}x{kw}; "
                 "backend 'eager' runs those on the device"
             )
+        if _span(batch) >= 1 << 31:
+            return (
+                f"strides of {batch.weight.stride()} put neighbours too far apart for the Triton "
+                "kernels; backend 'eager' runs those on the device"
+            )
         return None
 
     def threshold(self, jobs: Sequence[tuple[Sequence[Batch], Target]]) -> torch.Tensor:
         """One exact threshold for each job; see ``Backend``."""
-        devices = _devices(batch for batches, _ in jobs for batch in batches)
+        # By index, not in turn: what is not on the device need not come for this.
+        known = [[batches[i] for i in range(len(batches))] for batches, _ in jobs]
+        resident = all(isinstance(batches, list | tuple) for batches, _ in jobs)
+        devices = _devices(batch for batches in known for batch in batches)
         result = torch.empty(len(jobs), dtype=torch.float64, device=devices[0])
         for wide in (False, True):
-            chosen = [i for i, (batches, _) in enumerate(jobs) if _wide(batches[0]) == wide]
+            chosen = [i for i, batches in enumerate(known) if _wide(batches[0]) == wide]
             if not chosen:
                 continue
-            wanted = [_job(*jobs[i], place=i) for i in chosen]
-            members = [
-                _Member(batch, j, i) for j, i in enumerate(chosen) for batch in jobs[i][0]
-            ]
-            groups = [_group(_on(members, device), wanted, wide, device) for device in devices]
-            select(groups, len(wanted), wide, result)
+            wanted = [_job(known[i], jobs[i][1], place=i) for i in chosen]
+            groups: Iterable[_Group] = _InTurn(jobs, wanted, wide)
+            if resident:
+                members = [_Member(batch, j, i) for j, i in enumerate(chosen) for batch in known[i]]
+                groups = [_group(_on(members, device), wanted, wide, device) for device in devices]
+            select(groups, wanted, wide, devices, result)
         return result
 
     def apply_(self, batches: Sequence[Batch], thresholds: torch.Tensor) -> torch.Tensor:
@@ -136,37 +154,42 @@ class TritonBackend:
         return parts[0]
 
 
-def select(groups: Sequence[_Group], jobs: int, wide: bool, result: torch.Tensor) -> None:
+def select(
+    groups: Iterable[_Group],
+    wanted: Sequence[_Job],
+    wide: bool,
+    devices: Sequence[torch.device],
+    result: torch.Tensor,
+) -> None:
     """Find all thresholds: a pass over all groups for each digit.
 
     Args:
-        groups: the layers, by what is resident together; of one device or of several.
-        jobs: how many thresholds, each of layers in any of the groups.
+        groups: the layers, by what is on a device together; gone through once a pass.
+        wanted: a threshold each, of layers in any of the groups.
         wide: True computes in float64.
-        result: float64, on the first group's device; written at the jobs' places.
+        devices: where the groups are; the first concludes.
+        result: float64, on the first device; written at the jobs' places.
     """
     kernels = _kernels()
     digits = DIGITS[wide]
     size = kernels.HEAD.value + len(digits) * kernels.BINS.value
     states = {
-        device: torch.zeros(jobs, size, dtype=torch.int64, device=device)
-        for device in dict.fromkeys(group.table.device for group in groups)
+        device: torch.zeros(len(wanted), size, dtype=torch.int64, device=device)
+        for device in devices
     }
     before = 0
     for digit, (shift, bits) in enumerate(digits):
         for group in groups:
-            state = states[group.table.device]
             _launch(
-                kernels.count, group.programs, group.table, state,
+                kernels.count, group.programs, group.table, states[group.table.device],
                 group.programs, group.rows, size, digit, shift, bits, before, WIDE=wide,
             )  # fmt: skip
         share(list(states.values()), digit)
         before = bits
-    home = groups[0]
-    _launch(
-        kernels.conclude, jobs, home.jobs, states[home.table.device], result,
-        size, len(digits) - 1, before, WIDE=wide,
-    )  # fmt: skip
+    jobs = _group([], wanted, wide, devices[0]).table
+    state = states[devices[0]]
+    last = len(digits) - 1
+    _launch(kernels.conclude, len(wanted), jobs, state, result, size, last, before, WIDE=wide)
 
 
 def share(states: Sequence[torch.Tensor], digit: int) -> None:
@@ -200,7 +223,21 @@ def _launch(kernel: Any, programs: int, *arguments: Any, **constants: Any) -> No
     """On the current stream of the device that holds the first argument."""
     if programs:
         with _current(arguments[0].device):
-            kernel[(programs,)](*arguments, **constants, **OPTIONS)
+            kernel[(programs,)](*arguments, **constants, **options())
+
+
+@cache
+def options(nvidia: bool | None = None) -> dict[str, Any]:
+    """How the kernels are compiled.
+
+    Args:
+        nvidia: for NVIDIA, else for AMD; None asks torch which of them it is built for.
+    """
+    if nvidia is None:
+        nvidia = torch.version.hip is None
+    # Contraction would be the compiler's choice, in each kernel another. 128 registers leave room
+    # for four programs on a multiprocessor; AMD's compiler needs no telling.
+    return {"num_warps": 4, "enable_fp_fusion": False, **({"maxnreg": 128} if nvidia else {})}
 
 
 @contextmanager
@@ -360,11 +397,22 @@ def _uploaded(words: Words, device: torch.device) -> torch.Tensor:
     return upload.table
 
 
+def _span(batch: Batch) -> int:
+    """Elements between two weights of a tile, at most: offsets in it have 32 bits."""
+    weight = batch.weight
+    if weight.is_contiguous() and batch.operator.identity:
+        return 0
+    outs, ins, kh, kw = weight.shape
+    crossed = min(outs, TILE[False] // max(ins, 1) + 2)
+    extent = zip((crossed, ins, kh, kw), weight.stride(), strict=True)
+    return sum(max(size - 1, 0) * stride for size, stride in extent)
+
+
 def _on(members: Sequence[_Member], device: torch.device) -> list[_Member]:
     return [member for member in members if member.batch.weight.device == device]
 
 
-def _devices(batches: Any) -> list[torch.device]:
+def _devices(batches: Iterable[Batch]) -> list[torch.device]:
     return list(dict.fromkeys(batch.weight.device for batch in batches))
 
 
@@ -381,9 +429,7 @@ def _kernels() -> Any:
 
 
 def _interpreted() -> bool:
-    import triton
-
-    return bool(triton.knobs.runtime.interpret)
+    return bool(_kernels().triton.knobs.runtime.interpret)
 
 
 def make() -> Backend:
@@ -395,7 +441,9 @@ def make() -> Backend:
     try:
         _kernels()
     except ImportError as error:
-        raise ImportError(f"triton is not there: pip install 'wavprune[triton]' ({error})") from error
+        raise ImportError(
+            f"triton is not there: pip install 'wavprune[triton]' ({error})"
+        ) from error
     if not _interpreted() and not torch.cuda.is_available():
         raise ImportError("torch sees no CUDA or ROCm device, and Triton compiles for nothing else")
     return TritonBackend()

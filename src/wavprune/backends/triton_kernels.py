@@ -151,7 +151,7 @@ def _uniform(place, seed):
 def _ranks(row, start, value, SIZE: tl.constexpr, WIDE: tl.constexpr):
     """What ranks weights in the identity basis: their magnitude, or a random draw."""
     rank = tl.abs(value)
-    if WIDE:
+    if WIDE:  # noqa: SIM102  # decided when it is compiled; the other one when it runs
         if tl.load(row + DRAWN) != 0:
             draw = _uniform(start + tl.arange(0, SIZE), tl.load(row + SEED))
             # A draw says nothing of its weight; the difference is NaN where that is not finite.
@@ -168,7 +168,15 @@ def _matrix(table, row, WHICH: tl.constexpr, WIDE: tl.constexpr):
 
 @triton.jit
 def _coefficients(
-    table, row, origin, offset, inside, first, ROWS: tl.constexpr, BLOCK: tl.constexpr, WIDE: tl.constexpr
+    table,
+    row,
+    origin,
+    offset,
+    inside,
+    first,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    WIDE: tl.constexpr,
 ):
     """The coefficients first .. first + ROWS - 1 of BLOCK kernels; 0 for those that do not exist."""
     number: tl.constexpr = tl.float64 if WIDE else tl.float32
@@ -182,7 +190,9 @@ def _coefficients(
         w = _load(base, origin, offset + _within(row, k), inside, dtype, WIDE)
         a = tl.load(analysis + k * M + m, mask=m < M, other=0)
         C = tl.fma(
-            tl.broadcast_to(a[:, None], (ROWS, BLOCK)), tl.broadcast_to(w[None, :], (ROWS, BLOCK)), C
+            tl.broadcast_to(a[:, None], (ROWS, BLOCK)),
+            tl.broadcast_to(w[None, :], (ROWS, BLOCK)),
+            C,
         )
     return C
 
@@ -198,7 +208,7 @@ def _keys(rank, WIDE: tl.constexpr):
 
 
 @triton.jit
-def _count(keys, inside, prefix, shift, bits, counts, window, base, above):
+def _count(keys, inside, prefix, shift, bits, counts, window, base, above, WIDE: tl.constexpr):
     """Count the digits of the keys that begin with the prefix.
 
     The digits about the largest are counted in shared memory, and so is digit 0, for layers that
@@ -216,9 +226,11 @@ def _count(keys, inside, prefix, shift, bits, counts, window, base, above):
         one = tl.full(digit.shape, 1, tl.int64)
         tl.atomic_add(counts + digit, one, mask=hit & ~near, sem="relaxed")
     if shift == 0:
-        # The order statistic after the wanted one may begin with another prefix.
-        larger = tl.where(inside & (upper > prefix), 0x7FFFFFFFFFFFFFFF - keys.to(tl.int64), 0)
-        above = tl.maximum(above, tl.max(larger))
+        # The order statistic after the wanted one may begin with another prefix: the least key
+        # above, as what is left to the largest word, so that 0 is none.
+        most: tl.constexpr = 0x7FFFFFFFFFFFFFFF if WIDE else 0x7FFFFFFF
+        left = tl.max(tl.where(inside & (upper > prefix), most - keys, 0))
+        above = tl.maximum(above, left.to(tl.int64))
     return window, base, above
 
 
@@ -283,20 +295,11 @@ def count(table, states, programs, rows, size, digit, shift, bits, before, WIDE:
     above = tl.zeros((), tl.int64)
 
     kind = tl.load(row + KIND)
-    units = tl.load(row + UNITS)
-    tiles = tl.load(row + TILES)
     index = program - tl.load(row + FIRST)
     if kind < SMALL:
-        start = index * tiles * WIDTH
-        for tile in range(tl.minimum(tiles, tl.cdiv(units - start, WIDTH)).to(tl.int32)):
-            at = start + tile * WIDTH
-            origin, offset = _positions(row, at, WIDTH)
-            inside = tl.arange(0, WIDTH) < units - at
-            value = _load(tl.load(row + POINTER), origin, offset, inside, tl.load(row + DTYPE), WIDE)
-            keys = _keys(_ranks(row, at, value, WIDTH, WIDE), WIDE)
-            window, base, above = _count(
-                keys, inside, prefix, shift, bits, counts, window, base, above
-            )
+        window, base, above = _count_weights(
+            row, index, prefix, shift, bits, counts, window, base, above, WIDTH, WIDE
+        )
     elif kind == SMALL:
         window, base, above = _count_kernels(
             table, row, index, prefix, shift, bits, counts, window, base, above,
@@ -313,6 +316,26 @@ def count(table, states, programs, rows, size, digit, shift, bits, before, WIDE:
     tl.atomic_add(counts + place, window.to(tl.int64), mask=window > 0, sem="relaxed")
     if above > 0:
         tl.atomic_max(state + ABOVE, above, sem="relaxed")
+
+
+@triton.jit
+def _count_weights(
+    row, index, prefix, shift, bits, counts, window, base, above,
+    SIZE: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    units = tl.load(row + UNITS)
+    tiles = tl.load(row + TILES)
+    start = index * tiles * SIZE
+    for tile in range(tl.minimum(tiles, tl.cdiv(units - start, SIZE)).to(tl.int32)):
+        at = start + tile * SIZE
+        origin, offset = _positions(row, at, SIZE)
+        inside = tl.arange(0, SIZE) < units - at
+        value = _load(tl.load(row + POINTER), origin, offset, inside, tl.load(row + DTYPE), WIDE)
+        keys = _keys(_ranks(row, at, value, SIZE, WIDE), WIDE)
+        window, base, above = _count(
+            keys, inside, prefix, shift, bits, counts, window, base, above, WIDE
+        )
+    return window, base, above
 
 
 @triton.jit
@@ -336,7 +359,7 @@ def _count_kernels(
             there = tl.ravel((m < M)[:, None] & inside[None, :], can_reorder=False)
             keys = tl.ravel(_keys(C, WIDE), can_reorder=False)
             window, base, above = _count(
-                keys, there, prefix, shift, bits, counts, window, base, above
+                keys, there, prefix, shift, bits, counts, window, base, above, WIDE
             )
     return window, base, above
 
@@ -357,6 +380,7 @@ def conclude(jobs, states, thresholds, size, last, bits, WIDE: tl.constexpr):
         bits: how many bits it has.
         WIDE: True computes in float64.
     """
+    most: tl.constexpr = 0x7FFFFFFFFFFFFFFF if WIDE else 0x7FFFFFFF
     job = jobs + JOB * tl.program_id(0)
     state = states + tl.program_id(0).to(tl.int64) * size
     bin = tl.arange(0, BINS)
@@ -374,7 +398,7 @@ def conclude(jobs, states, thresholds, size, last, bits, WIDE: tl.constexpr):
         if following < BINS:
             higher = (prefix << bits) | following
         elif above > 0:
-            higher = 0x7FFFFFFFFFFFFFFF - above
+            higher = most - above
     # Structural zeros are the smallest of all: what follows the last is the least coefficient.
     if tl.load(job + ZERO) != 0:
         higher = key
@@ -436,43 +460,53 @@ def prune(table, thresholds, partials, programs, WIDE: tl.constexpr):
     program = tl.program_id(0)
     row = table + programs + ROW * tl.load(table + program)
     threshold = tl.load(thresholds + tl.load(row + LAYER))
-    whole = threshold == threshold
-    kind = tl.load(row + KIND)
     index = program - tl.load(row + FIRST)
     kept = tl.zeros((), tl.int32)
     zeros = tl.zeros((), tl.int32)
     error = tl.zeros((), tl.float64)
     norm = tl.zeros((), tl.float64)
-    if kind < SMALL:
-        base = tl.load(row + POINTER)
-        dtype = tl.load(row + DTYPE)
-        units = tl.load(row + UNITS)
-        tiles = tl.load(row + TILES)
-        start = index * tiles * WIDTH
-        for tile in range(tl.minimum(tiles, tl.cdiv(units - start, WIDTH)).to(tl.int32)):
-            at = start + tile * WIDTH
-            origin, offset = _positions(row, at, WIDTH)
-            inside = tl.arange(0, WIDTH) < units - at
-            value = _load(base, origin, offset, inside, dtype, WIDE)
-            rank = _ranks(row, at, value, WIDTH, WIDE)
-            keep = (rank >= threshold.to(rank.dtype)) & (value != 0)
-            kept += tl.sum(keep.to(tl.int32))
-            pruned = tl.where(keep, value, 0.0)
-            after = _store(base, origin, offset, pruned, inside & whole, dtype, WIDE)
-            error, norm, zeros = _change(value, after, inside, error, norm, zeros)
-    elif kind == SMALL:
-        kept, zeros, error, norm = _prune_kernels(
-            table, row, index, threshold, SMALL_ROWS, SIZE, WIDE
-        )
-    else:
-        kept, zeros, error, norm = _prune_kernels(
-            table, row, index, threshold, LARGE_ROWS, WIDTH, WIDE
-        )
+    # NaN means that a weight is not finite: it stays as it is.
+    if threshold == threshold:
+        kind = tl.load(row + KIND)
+        if kind < SMALL:
+            kept, zeros, error, norm = _prune_weights(row, index, threshold, WIDTH, WIDE)
+        elif kind == SMALL:
+            kept, zeros, error, norm = _prune_kernels(
+                table, row, index, threshold, SMALL_ROWS, SIZE, WIDE
+            )
+        else:
+            kept, zeros, error, norm = _prune_kernels(
+                table, row, index, threshold, LARGE_ROWS, WIDTH, WIDE
+            )
     partial = partials + 4 * program.to(tl.int64)
     tl.store(partial, kept.to(tl.float64))
     tl.store(partial + 1, zeros.to(tl.float64))
     tl.store(partial + 2, error)
     tl.store(partial + 3, norm)
+
+
+@triton.jit
+def _prune_weights(row, index, threshold, SIZE: tl.constexpr, WIDE: tl.constexpr):
+    base = tl.load(row + POINTER)
+    dtype = tl.load(row + DTYPE)
+    units = tl.load(row + UNITS)
+    tiles = tl.load(row + TILES)
+    kept = tl.zeros((), tl.int32)
+    zeros = tl.zeros((), tl.int32)
+    error = tl.zeros((), tl.float64)
+    norm = tl.zeros((), tl.float64)
+    start = index * tiles * SIZE
+    for tile in range(tl.minimum(tiles, tl.cdiv(units - start, SIZE)).to(tl.int32)):
+        at = start + tile * SIZE
+        origin, offset = _positions(row, at, SIZE)
+        inside = tl.arange(0, SIZE) < units - at
+        value = _load(base, origin, offset, inside, dtype, WIDE)
+        rank = _ranks(row, at, value, SIZE, WIDE)
+        keep = (rank >= threshold.to(rank.dtype)) & (value != 0)
+        kept += tl.sum(keep.to(tl.int32))
+        after = _store(base, origin, offset, tl.where(keep, value, 0.0), inside, dtype, WIDE)
+        error, norm, zeros = _change(value, after, inside, error, norm, zeros)
+    return kept, zeros, error, norm
 
 
 @triton.jit
@@ -496,7 +530,6 @@ def _prune_kernels(
     zeros = tl.zeros((), tl.int32)
     error = tl.zeros((), tl.float64)
     norm = tl.zeros((), tl.float64)
-    whole = threshold == threshold
     start = index * tiles * BLOCK
     for tile in range(tl.minimum(tiles, tl.cdiv(units - start, BLOCK)).to(tl.int32)):
         at = start + tile * BLOCK
@@ -512,18 +545,15 @@ def _prune_kernels(
                 # Adding zeros is exact: the sum is coefficient m, whatever the order.
                 c = tl.sum(tl.where((step == m - first)[:, None], C, 0.0), axis=0)
                 s = tl.load(synthesis + m * K + step, mask=step < K, other=0)
-                pruned = tl.fma(
-                    tl.broadcast_to(s[:, None], (ROWS, BLOCK)),
-                    tl.broadcast_to(c[None, :], (ROWS, BLOCK)),
-                    pruned,
-                )
+                rows = tl.broadcast_to(s[:, None], (ROWS, BLOCK))
+                pruned = tl.fma(rows, tl.broadcast_to(c[None, :], (ROWS, BLOCK)), pruned)
         # Turned round, so that neighbouring threads write neighbouring weights.
         memory = offset[:, None] + places[None, :]
         there = inside[:, None] & (step < K)[None, :]
         before = _load(base, origin, memory, there, dtype, WIDE)
         # No thread may write what another has yet to read.
         tl.debug_barrier()
-        after = _store(base, origin, memory, tl.trans(pruned), there & whole, dtype, WIDE)
+        after = _store(base, origin, memory, tl.trans(pruned), there, dtype, WIDE)
         error, norm, zeros = _change(before, after, there, error, norm, zeros)
     return kept, zeros, error, norm
 
