@@ -25,7 +25,7 @@ from wavprune import (
     prune_layers,
 )
 from wavprune.backends import Batch
-from wavprune.bases import Operator
+from wavprune.bases import Operator, dense_basis
 
 Array = npt.NDArray[Any]
 Weights = dict[str, torch.Tensor]
@@ -184,6 +184,9 @@ def assert_pruned(
 
 def _ranking(weight: torch.Tensor, config: PruneConfig) -> _Ranking:
     basis = basis_for(config, weight)
+    if basis.factors is not None:
+        settings = (config.mode, config.level, config.force_level)
+        basis = dense_basis(basis.name, basis.kernel, *settings)
     by_value = config.percentile is not None
     operator = basis.coefficient_operator if by_value else basis.importance_operator
     kernels = weight.to(torch.float64).flatten(0, 1).flatten(1).numpy()

@@ -1,6 +1,6 @@
 """One rank of a training run; ``test_ranks.py`` starts two of them.
 
-    python tests/ranks.py {ddp,fsdp} RANK WORLD DIRECTORY
+python tests/ranks.py {ddp,fsdp} RANK WORLD DIRECTORY
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int, rank: 
         x = torch.randn(4, 3, 8, 8, generator=generator)
         y = torch.randint(0, 4, (4,), generator=generator)
         optimizer.zero_grad()
-        nn.functional.cross_entropy(model(x), y).backward()
+        torch.autograd.backward(nn.functional.cross_entropy(model(x), y))
         optimizer.step()
 
 
@@ -60,9 +60,7 @@ def ddp(rank: int, directory: Path) -> None:
     optimizer = torch.optim.SGD(wrapped.parameters(), lr=0.1, momentum=0.9)
     pruner.attach(optimizer)
     train(wrapped, optimizer, 6, rank)
-    torch.save(
-        {"weights": model.state_dict(), "masks": pruner.masks}, directory / f"ddp-{rank}.pt"
-    )
+    torch.save({"weights": model.state_dict(), "masks": pruner.masks}, directory / f"ddp-{rank}.pt")
 
 
 def fsdp(rank: int, directory: Path) -> None:
@@ -74,7 +72,8 @@ def fsdp(rank: int, directory: Path) -> None:
         fully_shard(model, mesh=mesh)
         layers = select_layers(model, config)
         assert all(isinstance(ref.weight, DTensor) for ref in layers)
-        with CommDebugMode() as communication:
+        communication = CommDebugMode()  # type: ignore[no-untyped-call]  # torch has no types
+        with communication:
             report = prune_layers(layers, config)
         counts = {str(op): n for op, n in communication.get_comm_counts().items()}
         for ref, right in zip(layers, select_layers(whole, config), strict=True):
@@ -105,8 +104,8 @@ def fsdp(rank: int, directory: Path) -> None:
 
 def main(kind: str, rank: int, world: int, directory: Path) -> None:
     torch.set_num_threads(1)
-    store = dist.FileStore(str(directory / "store"), world)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=world)
+    meeting = f"file://{directory / 'store'}"
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world)
     try:
         {"ddp": ddp, "fsdp": fsdp}[kind](rank, directory)
     finally:

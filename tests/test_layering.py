@@ -40,6 +40,9 @@ ORDER = [
     "pipeline",
     "schedule",
     "finetune",
+    "integrations",
+    "integrations.lightning",
+    "integrations.transformers",
     "fast",
     "reference",
     "formats",
@@ -148,7 +151,6 @@ def later():
     assert imports(text, "wavprune.backends") == {
         "backends",
         "backends.eager",
-    "backends.sharded",
         "backends.ptwt",
         "cli",
         "fast",

@@ -52,11 +52,22 @@ def test_the_weights_are_the_models_own() -> None:
         ({"ignore": "stem"}, ["layer1.0", "layer1.2", "layer2.0"]),
         ({"ignore": ["stem", "layer1.*"]}, ["layer2.0"]),
         ({"targets": "layer*", "ignore": "re:.*2$"}, ["layer1.0", "layer2.0"]),
-        ({"targets": "*"}, ALL),
+        ({"targets": "*"}, [*ALL, "fc"]),
+        ({"targets": "fc"}, ["fc"]),
+        ({"targets": "*", "ignore": "layer*"}, ["stem", "fc"]),
     ],
 )
 def test_targets_and_ignore(settings: dict[str, object], expected: list[str]) -> None:
     assert selected(Net(), **settings) == expected
+
+
+def test_linear_layers_are_selected_by_targets_only() -> None:
+    with pytest.raises(ValueError, match="'fc' matches no layer; the layers are stem"):
+        selected(Net(), ignore="fc")
+    net = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
+    with pytest.raises(ValueError, match="no Conv2d layer to prune; its Linear layers are pruned"):
+        selected(net)
+    assert selected(net, targets="1") == ["1"]
 
 
 def test_a_regular_expression_matches_from_the_beginning() -> None:

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wavprune.backends import Batch, Target, names, resolve, unavailable
+from wavprune.backends import Batch, Target, names, resolve_projector, unavailable
 from wavprune.bases import basis_for
 from wavprune.config import PruneConfig
 from wavprune.masks import mask_bytes, pack, unpack
@@ -18,11 +20,11 @@ def batch_of(
     shape: tuple[int, int, int, int],
     dtype: torch.dtype = torch.float32,
     draw: int | None = None,
-    **settings: object,
+    **settings: Any,
 ) -> Batch:
     generator = torch.Generator().manual_seed(sum(shape))
     weight = torch.randn(shape, generator=generator).to(dtype)
-    config = PruneConfig(**settings)  # type: ignore[arg-type]  # any field
+    config = PruneConfig(**settings)
     compute = torch.float64 if dtype == torch.float64 else torch.float32
     return Batch(weight, basis_for(config, weight), True, compute, draw)
 
@@ -62,11 +64,11 @@ def test_a_mask_keeps_what_pruning_keeps(
     settings: dict[str, str],
     shape: tuple[int, int, int, int],
 ) -> None:
-    batch = batch_of(shape, dtype, **settings)
+    batch = batch_of(shape, dtype, None, **settings)
     if backend in unavailable():
         pytest.skip(unavailable()[backend])
     try:
-        chosen = resolve(backend, [batch])
+        chosen = resolve_projector(backend, [batch])
     except ValueError as error:
         pytest.skip(str(error))
     before = batch.weight.clone()
@@ -88,7 +90,7 @@ def test_a_random_mask_keeps_what_random_pruning_keeps(backend: str) -> None:
     batch = batch_of((60, 40, 3, 3), draw=12345, method="random")
     batch.weight[3] = 0
     twin = Batch(batch.weight.clone(), batch.basis, True, torch.float32, batch.draw)
-    chosen = resolve(backend, [batch])
+    chosen = resolve_projector(backend, [batch])
     threshold = chosen.threshold([((batch,), Target(keep=9000))])
     (mask,) = chosen.masks([batch], threshold)
     chosen.project_([batch], [mask])
@@ -104,7 +106,7 @@ def test_every_backend_packs_the_same_bits_for_the_same_coefficients() -> None:
         if backend in unavailable():
             pytest.skip(unavailable()[backend])
         batch = batch_of((37, 5, 3, 3), method="min_weight")
-        chosen = resolve(backend, [batch])
+        chosen = resolve_projector(backend, [batch])
         threshold = chosen.threshold([((batch,), Target(keep=500))])
         masks += chosen.masks([batch], threshold)
     assert torch.equal(masks[0], masks[1])
@@ -115,7 +117,7 @@ def test_projecting_again_changes_nothing_more_than_rounding(
     shape: tuple[int, int, int, int],
 ) -> None:
     batch = batch_of(shape)
-    chosen = resolve("auto", [batch])
+    chosen = resolve_projector("auto", [batch])
     threshold = chosen.threshold([((batch,), Target(keep=batch.weight.numel() // 4))])
     masks = chosen.masks([batch], threshold)
     chosen.project_([batch], masks)

@@ -163,7 +163,7 @@ def _applied(
     """What ``apply_`` says of each; where it could not run, nothing kept and an infinite error."""
     rows = backend.apply_(batches, thresholds)
     nothing = torch.tensor([0.0, 0.0, math.inf, 1.0], dtype=rows.dtype, device=rows.device)
-    failed = thresholds.to(rows.device).isnan()
+    failed = thresholds.to(rows.device).isnan() | rows.isnan().any(dim=1)
     result: list[list[float]] = torch.where(failed[:, None], nothing, rows).tolist()
     return result
 

@@ -214,7 +214,7 @@ def basis_for(config: PruneConfig, weight: torch.Tensor) -> Basis:
     """
     kernel = (int(weight.shape[-2]), int(weight.shape[-1]))
     name = config.wavelet if config.method == "dwt" else "identity"
-    if kernel == (1, 1) or (name == "identity" and weight.ndim == 2):
+    if kernel == (1, 1) or (weight.ndim == 2 and (name == "identity" or not weight.numel())):
         return named_basis("identity", (1, 1))
     if name == AUTO:
         raise ValueError(

@@ -41,7 +41,8 @@ class PruneConfig:
         scope: ``"layer"`` ranks each layer by itself; ``"global"`` ranks all layers together.
         device: where to compute, as ``torch.device`` takes it; None means where each weight lives.
         backend: a name from ``wavprune.backends.names()``, or ``"auto"``.
-        targets: layer names, globs or ``"re:..."`` patterns to prune; None means every layer.
+        targets: layer names, globs or ``"re:..."`` patterns to prune, of ``nn.Conv2d``
+            and ``nn.Linear`` alike; None means every ``nn.Conv2d``.
         ignore: layer names, globs or ``"re:..."`` patterns to leave out.
         seed: which random mask ``"random"`` draws; any integer from 0 up to ``2**63 - 1``.
 

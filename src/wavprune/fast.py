@@ -30,19 +30,22 @@ def prune(
     progress: bool = False,
     match: PruneReport | None = None,
 ) -> PruneReport:
-    """Prune the ``Conv2d`` weights of a model, in place.
+    """Prune the ``Conv2d`` weights of a model, in place, and ``Linear`` weights where asked to.
 
-    Each weight ``(Cout, Cin/groups, kh, kw)`` is a batch of ``kh x kw`` kernels. Their
-    coefficients in a basis are ranked, the least important are set to 0, and the kernels are put
-    together again. A weight keeps its dtype, device, memory format and identity.
+    Each weight ``(Cout, Cin/groups, kh, kw)`` is a batch of ``kh x kw`` kernels, and a ``Linear``
+    weight ``(out, in)`` one large kernel. Their coefficients in a basis are ranked, the least
+    important are set to 0, and the kernels are put together again. A weight keeps its dtype,
+    device, memory format and identity.
 
     Args:
         model: any module; every ``nn.Conv2d`` in it is pruned, unless ``targets`` says otherwise.
         method: ``"dwt"`` prunes in the basis ``wavelet``, ``"min_weight"`` the smallest weights,
             ``"random"`` weights drawn at random.
         wavelet: any name of ``pywt.wavelist(kind="discrete")``, ``"uhaar"`` (orthonormal Haar for
-            any kernel size), ``"dct"``, ``"klt"`` (the layer's own principal components) or
-            ``"identity"``.
+            any kernel size), ``"dct"``, ``"klt"`` (the layer's own principal components; not of a
+            ``Linear`` weight, which is one kernel), ``"identity"``, or ``"auto"``: for each layer
+            the one of identity, uhaar, dct and, on axes of 16 and longer, db4 and sym8 that changes
+            the weight least at the layer's kept count. The report names it and the runner-up.
         level: levels of the transform, 1 or more; None means the deepest that exists.
         mode: PyWavelets' boundary mode, any of ``pywt.Modes.modes``.
         force_level: use ``level`` even where PyWavelets calls it too deep for the kernel.
@@ -56,7 +59,8 @@ def prune(
             ``"cuda"`` without CUDA warns once and runs on the CPU.
         backend: ``"auto"`` or a name from ``wavprune.backends.names()``; by name it runs or says
             why it can't.
-        targets: names, globs (``"layer1.*"``) or ``"re:..."`` patterns of the layers to prune.
+        targets: names, globs (``"layer1.*"``) or ``"re:..."`` patterns of the layers to prune,
+            of ``nn.Conv2d`` and ``nn.Linear`` alike; None means every ``nn.Conv2d``.
         ignore: names, globs or patterns of layers to leave as they are.
         seed: which weights ``"random"`` draws; the global random state is never touched.
         progress: show a progress bar on standard error.

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from .backends import Batch, Projector, resolve
+from .backends import Batch, resolve_projector
 from .bases import Basis, klt_basis, named_basis
 from .config import PruneConfig
 from .layers import LayerRef, select_layers
@@ -252,9 +252,7 @@ class Pruner:
                 kernels = LayerRef(ref.name, tensor).kernels(known.basis.kernel)
                 batches.append(replace(known, weight=kernels))
                 masks.append(mask)
-        backend = resolve(self._config.backend, batches, masks=True)
-        assert isinstance(backend, Projector)
-        backend.project_(batches, masks)
+        resolve_projector(self._config.backend, batches).project_(batches, masks)
 
     def _remembered(self, weight: torch.Tensor) -> list[torch.Tensor]:
         if self._optimizer is None or not self._project_state:

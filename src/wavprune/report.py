@@ -76,7 +76,7 @@ class LayerStats:
     def note(self) -> str:
         """What came second, or why no transform ran where one was asked for, or nothing."""
         if self.runner_up is not None:
-            return f"before {self.runner_up}: {self.runner_up_error:.4f}"
+            return f"runner-up {self.runner_up}: {self.runner_up_error:.4f}"
         if self.method != "dwt" or self.level_used > 0 or self.numel == 0:
             return ""
         if self.shape[-2:] == (1, 1):

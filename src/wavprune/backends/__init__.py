@@ -130,8 +130,8 @@ class Backend(Protocol):
 
 
 @runtime_checkable
-class Projector(Protocol):
-    """What a backend offers that keeps a weight pruned while it is trained."""
+class Projector(Backend, Protocol):
+    """A backend that also keeps a weight pruned while it is trained."""
 
     def masks(self, batches: Sequence[Batch], thresholds: torch.Tensor) -> list[torch.Tensor]:
         """Which coefficients ``apply_`` would keep.
@@ -233,6 +233,13 @@ def resolve(
     reason = _obstacle(backend, batches, scattered, masks)
     if reason is not None:
         raise ValueError(f"backend {name!r} cannot do this: {reason}")
+    return backend
+
+
+def resolve_projector(name: str, batches: Sequence[Batch]) -> Projector:
+    """The backend that keeps these batches pruned; see ``resolve``."""
+    backend = resolve(name, batches, masks=True)
+    assert isinstance(backend, Projector)
     return backend
 
 

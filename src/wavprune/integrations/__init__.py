@@ -1,0 +1,1 @@
+"""Training loops of other libraries that keep a network pruned: each a little over ``Pruner``."""
