@@ -36,6 +36,7 @@ ORDER = [
     "backends.native",
     "backends.triton_kernels",
     "backends.triton",
+    "clock",
     "auto",
     "pipeline",
     "schedule",

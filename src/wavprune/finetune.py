@@ -32,9 +32,11 @@ class Pruner:
 
     An optimizer moves every weight, so the pruned coefficients come back. After each step the
     weights are projected: transformed, the coefficients without a mask bit set to 0, transformed
-    back, in place. In an expansive basis that is no projection: what is kept leaks into what is not,
-    and goes at the next step. Nothing is added to the model: no hook, no parametrization, no renamed or
-    second parameter. The masks are a bit a coefficient.
+    back, in place. In an expansive basis that is no projection: a part of what is kept leaks into
+    what is not, and is lost at the next step.
+
+    Nothing is added to the model: no hook, no parametrization, no renamed or second parameter. The
+    masks are a bit a coefficient.
 
     Args:
         model: whose ``Conv2d`` weights (and what ``config.targets`` names) are pruned.

@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import math
 import sys
-import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,14 +20,14 @@ from torch import nn
 from ._version import versions
 from .auto import Choice, bases_for, choose, rounds
 from .backends import Backend, Batch, Projector, Target, check_name, resolve
-from .backends.eager import EagerBackend
-from .backends.sharded import ShardedBackend
+from .backends.sharded import sharded_backend
 from .backends.staging import Stage
 from .bases import Basis, LevelCollapsedWarning
+from .clock import Clock
 from .config import PruneConfig
 from .layers import LayerRef, non_finite, select_layers
 from .report import LayerStats, Outcome, PruneReport
-from .shards import first_channel, group_of
+from .shards import first_channel
 
 _TORCH = str(Path(torch.__file__).parent)
 
@@ -94,13 +93,13 @@ def prune_layers(
     candidates = stage
     if several:
         candidates = Stage([batch for each in options for batch in each], device)
-    backend = _sharded(layers, config) or resolve(
+    backend = sharded_backend(layers, config) or resolve(
         config.backend,
         candidates.stand_ins,
         scattered=config.scope == "global" and stage.scattered,
         masks=record is not None,
     )
-    clock = _Clock(batches)
+    clock = Clock(batches)
     choices = [Choice()] * len(batches)
     trials = rounds(config) * sum(len(options[i]) * clock.weights[i] for i in several)
     done: list[torch.Tensor] = []
@@ -155,7 +154,7 @@ def _thresholds(
     keeps: Sequence[int],
     config: PruneConfig,
     units: Sequence[Sequence[int]],
-    clock: _Clock,
+    clock: Clock,
     advance: Callable[[int], object],
 ) -> list[torch.Tensor]:
     weights = clock.weights
@@ -257,32 +256,6 @@ def _checked_bases(ref: LayerRef, config: PruneConfig) -> list[Basis]:
         return bases_for(config, ref.weight)
     except ValueError as error:
         raise ValueError(f"layer {ref.name!r}: {error}") from error
-
-
-def _sharded(layers: Sequence[LayerRef], config: PruneConfig) -> Backend | None:
-    """What prunes weights that are spread over ranks; None where no weight is."""
-    groups = [group_of(ref.weight) for ref in layers]
-    first = next((group for group in groups if group is not None), None)
-    if first is None:
-        return None
-    for ref, group in zip(layers, groups, strict=True):
-        if group != first:
-            raise ValueError(
-                f"layer {ref.name!r} is not spread over the same ranks as others; allowed: all "
-                "selected layers sharded alike, or none"
-            )
-        if config.method == "dwt" and (config.wavelet == "klt" or ref.weight.ndim == 2):
-            raise ValueError(
-                f"layer {ref.name!r} is sharded, and {config.wavelet!r} of a "
-                f"{ref.weight.ndim}-D weight needs all of it; allowed: Conv2d weights in other "
-                "bases, or method='min_weight'"
-            )
-    if config.backend not in ("auto", EagerBackend.name):
-        raise ValueError(
-            f"backend {config.backend!r} cannot do this: layer {layers[0].name!r} is sharded; "
-            "allowed: 'auto', 'eager'"
-        )
-    return ShardedBackend(first)
 
 
 def _warn_levels(layers: Sequence[LayerRef], bases: Sequence[Basis]) -> None:
@@ -394,49 +367,6 @@ def _raise_non_finite(ref: LayerRef) -> None:
             f"layer {ref.name!r}: {count} of {ref.weight.numel()} weights are NaN or infinite; "
             "allowed: finite weights"
         )
-
-
-class _Clock:
-    """Wall time of each layer; layers that run together share it by their number of weights."""
-
-    def __init__(self, batches: Sequence[Batch]) -> None:
-        self.weights = [batch.weight.numel() for batch in batches]
-        self._spans: list[tuple[Sequence[int], float | tuple[torch.cuda.Event, ...]]] = []
-
-    @contextmanager
-    def timed(self, unit: Sequence[int], device: torch.device) -> Iterator[None]:
-        """Measure what these layers take: on a GPU by events, which no one waits for."""
-        if device.type != "cuda":
-            start = time.perf_counter()
-            yield
-            self._spans.append((unit, time.perf_counter() - start))
-        elif torch.cuda.is_current_stream_capturing():
-            yield
-        else:
-            with torch.cuda.device(device):
-                start_event, end_event = _event(), _event()
-                start_event.record()
-                yield
-                end_event.record()
-            self._spans.append((unit, (start_event, end_event)))
-
-    def seconds(self) -> list[float]:
-        """One for each layer; on a GPU this waits for the work."""
-        result = [0.0] * len(self.weights)
-        for unit, span in self._spans:
-            if isinstance(span, tuple):
-                span[1].synchronize()
-                spent = span[0].elapsed_time(span[1]) / 1e3
-            else:
-                spent = span
-            total = sum(self.weights[i] for i in unit) or 1
-            for i in unit:
-                result[i] += spent * self.weights[i] / total
-        return result
-
-
-def _event() -> torch.cuda.Event:
-    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]  # torch's lack
 
 
 @contextmanager

@@ -12,7 +12,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from . import Batch
+from ..config import PruneConfig
+from ..layers import LayerRef
+from ..shards import group_of
+from . import Backend, Batch
 from .eager import EagerBackend
 
 if TYPE_CHECKING:
@@ -42,3 +45,29 @@ class ShardedBackend(EagerBackend):
     def apply_(self, batches: Sequence[Batch], thresholds: torch.Tensor) -> torch.Tensor:
         """Prune each rank's part in place; the rows are those of the whole weights."""
         return self.summed(super().apply_(batches, thresholds))
+
+
+def sharded_backend(layers: Sequence[LayerRef], config: PruneConfig) -> Backend | None:
+    """What prunes weights that are spread over ranks; None where no weight is."""
+    groups = [group_of(ref.weight) for ref in layers]
+    first = next((group for group in groups if group is not None), None)
+    if first is None:
+        return None
+    for ref, group in zip(layers, groups, strict=True):
+        if group != first:
+            raise ValueError(
+                f"layer {ref.name!r} is not spread over the same ranks as others; allowed: all "
+                "selected layers sharded alike, or none"
+            )
+        if config.method == "dwt" and (config.wavelet == "klt" or ref.weight.ndim == 2):
+            raise ValueError(
+                f"layer {ref.name!r} is sharded, and {config.wavelet!r} of a "
+                f"{ref.weight.ndim}-D weight needs all of it; allowed: Conv2d weights in other "
+                "bases, or method='min_weight'"
+            )
+    if config.backend not in ("auto", EagerBackend.name):
+        raise ValueError(
+            f"backend {config.backend!r} cannot do this: layer {layers[0].name!r} is sharded; "
+            "allowed: 'auto', 'eager'"
+        )
+    return ShardedBackend(first)
