@@ -37,6 +37,7 @@ class Target(NamedTuple):
 
 
 RESNET, LITE = "ResNet-18", "EfficientNet-Lite0"
+TRAINING = "ResNet-18 in training, 64 images of 32x32"
 COEFFICIENTS, SCALING = "dwt2 + idwt2 of 1M 3x3 kernels", "haar, time of 1M weights"
 WAVELET_TRANSFORMS = "WaveletTransforms haar"
 L1 = "l1_unstructured"
@@ -58,6 +59,8 @@ TARGETS = (
     Target(LITE, "native uhaar", WAVELET_TRANSFORMS, "speed", 40),
     Target(LITE, "native uhaar", L1, "speed", 60),
     Target(LITE, "native uhaar", "native min-weight", "time", 1.3),
+    Target(TRAINING, "projection, uhaar", "training step", "time", 0.03),
+    Target(TRAINING, "projection, min-weight", "training step", "time", 0.03),
     Target(COEFFICIENTS, "native", "PyWavelets", "speed", 30),
     Target(COEFFICIENTS, "native", "ptwt", "speed", 30),
     *(Target(SCALING, size, "256M", "time", 1.15) for size in ("1M", "4M", "16M", "64M")),
@@ -179,7 +182,7 @@ def comparisons(group: str) -> Iterator[tuple[str, str, Kind]]:
         for (row, against), kind in sorted(pairs.items(), key=lambda pair: order.index(pair[0][0])):
             if kind != "memory":
                 yield row, against, kind
-    if group in (COEFFICIENTS, SCALING):
+    if group not in (RESNET, LITE):
         for target in TARGETS:
             if target.group == group:
                 yield target.row, target.against, target.kind
