@@ -610,6 +610,9 @@ def test_a_weight_stays_on_its_device(home: str) -> None:
 
 
 def test_one_threshold_that_is_nan_stops_all_of_them() -> None:
-    fine, bad = torch.tensor([1.0, 2.0]), torch.tensor([3.0, math.nan])
-    assert [part.tolist() for part in _all_or_none([fine, fine])] == [[1, 2], [1, 2]]
-    assert all(bool(part.isnan().all()) for part in _all_or_none([fine, bad]))
+    fine, bad = torch.tensor([1.0, math.inf]), torch.tensor([3.0, math.nan])
+    for parts in ([fine], [fine, fine + 1]):
+        unchanged = _all_or_none(parts)
+        assert [part.tolist() for part in unchanged] == [part.tolist() for part in parts]
+    for parts in ([bad], [fine, bad], [bad, fine]):
+        assert all(bool(part.isnan().all()) for part in _all_or_none(parts))

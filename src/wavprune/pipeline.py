@@ -179,10 +179,14 @@ def _thresholds(
 
 
 def _all_or_none(thresholds: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """NaN for all where one is NaN: an error leaves every weight as it was."""
-    home = thresholds[0].device
-    bad = torch.stack([part.isnan().any().to(home, non_blocking=True) for part in thresholds])
-    return [part.masked_fill(bad.any().to(part.device), torch.nan) for part in thresholds]
+    """NaN for all where one is NaN: an error leaves every weight as it was.
+
+    Two launches on a GPU: minimum and maximum pass on a NaN, and change nothing without one.
+    """
+    lowest = [part.amin() for part in thresholds]
+    if len(lowest) > 1:
+        lowest = [torch.stack([low.to(lowest[0].device) for low in lowest]).amin()]
+    return [torch.maximum(part, lowest[0].to(part.device)) for part in thresholds]
 
 
 def _check_finite(thresholds: Sequence[torch.Tensor], layers: Sequence[LayerRef]) -> None:
