@@ -1,0 +1,263 @@
+"""Where the models and data of a sweep come from, as its file says it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+try:
+    from pydantic import (
+        BaseModel,
+        BeforeValidator,
+        ConfigDict,
+        Discriminator,
+        Field,
+        Tag,
+        ValidationInfo,
+    )
+except ImportError as error:
+    raise ImportError("sweeps need pydantic; pip install 'wavprune[sweep]'") from error
+
+
+def _resolved(path: object, info: ValidationInfo) -> object:
+    """A path of the file is relative to the file's folder."""
+    if not isinstance(path, str | os.PathLike):
+        raise ValueError("Input should be a path")  # noqa: TRY004  # pydantic's way to say so
+    root = (info.context or {}).get("root", ".")
+    return Path(root, Path(path).expanduser()).absolute()
+
+
+def listed(value: object) -> tuple[object, ...]:
+    """What stands alone is a list of one."""
+    return tuple(value) if isinstance(value, list | tuple) else (value,)
+
+
+def _kind(*kinds: str) -> Any:
+    """Which of several kinds of source a mapping is: the one whose key it has."""
+
+    def choose(value: object) -> str | None:
+        if isinstance(value, str):
+            return "builtin"
+        if isinstance(value, Mapping):
+            found = [kind for kind in kinds if kind in value]
+            return found[0] if len(found) == 1 else None
+        return next((kind for kind in kinds if hasattr(value, kind)), None)
+
+    return Discriminator(
+        choose,
+        custom_error_type="source",
+        custom_error_message=f"allowed: demo, or a mapping with one of {', '.join(kinds)}",
+    )
+
+
+FilePath = Annotated[Path, BeforeValidator(_resolved)]
+
+
+class Settings(BaseModel):
+    """A mapping of a sweep file: no other keys than these, no values of other types."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class _Source(Settings):
+    """Where a model or data comes from.
+
+    Attributes:
+        name: what the results call it; by default made up from where it comes from.
+    """
+
+    name: str = ""
+
+    @property
+    def label(self) -> str:
+        """The name in the results."""
+        return self.name or self._default()
+
+    def _default(self) -> str:
+        raise NotImplementedError
+
+
+class _Factory(_Source):
+    """What a function returns.
+
+    Attributes:
+        factory: ``package.module:function``; the sweep file's folder is searched too.
+        arguments: its keyword arguments.
+        root: the sweep file's folder.
+    """
+
+    factory: str = Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$")
+    arguments: dict[str, Any] = {}
+    root: Annotated[Path, BeforeValidator(_resolved)] = Field(default=Path(), validate_default=True)
+
+    def _default(self) -> str:
+        return self.factory.partition(":")[2]
+
+
+class BuiltinModel(_Source):
+    """A network of ``wavprune.demo``.
+
+    Attributes:
+        builtin: ``"demo"``, the ResNet, or ``"demo-mlp"``.
+        seed: which of its trainings.
+    """
+
+    builtin: Literal["demo", "demo-mlp"]
+    seed: int = Field(default=0, ge=0)
+
+    def _default(self) -> str:
+        return f"{self.builtin}-{self.seed}" if self.seed else self.builtin
+
+
+class DirectoryModel(_Source):
+    """A Hugging Face directory that ``AutoModelForImageClassification`` reads.
+
+    Attributes:
+        directory: with ``config.json`` and safetensors weights; with the config alone the network
+            has random weights.
+        seed: of the random weights.
+    """
+
+    directory: FilePath
+    seed: int = Field(default=0, ge=0)
+
+    def _default(self) -> str:
+        return self.directory.name
+
+
+class FactoryModel(_Factory):
+    """The module that a function returns.
+
+    Attributes:
+        weights: a safetensors file with its state dict; None leaves what the function set.
+        seed: torch's seed while the function runs.
+    """
+
+    weights: FilePath | None = None
+    seed: int = Field(default=0, ge=0)
+
+    def _default(self) -> str:
+        return self.weights.stem if self.weights else super()._default()
+
+
+class BuiltinData(_Source):
+    """The digits of ``wavprune.demo``.
+
+    Attributes:
+        builtin: ``"demo"``.
+        split: which part of them.
+    """
+
+    builtin: Literal["demo"]
+    split: Literal["train", "test"] = "test"
+
+    def _default(self) -> str:
+        return f"digits-{self.split}"
+
+
+class _Images(_Source):
+    """Images that are normalised to ``(x - mean) / std``, x from 0 to 1.
+
+    Attributes:
+        mean: one value a channel, or one for all.
+        std: one value a channel, or one for all.
+        limit: use at most this many, spread evenly over all.
+    """
+
+    mean: Annotated[tuple[float, ...], BeforeValidator(listed)] = Field(
+        default=(0.0,), min_length=1
+    )
+    std: Annotated[tuple[Annotated[float, Field(gt=0)], ...], BeforeValidator(listed)] = Field(
+        default=(1.0,), min_length=1
+    )
+    limit: int | None = Field(default=None, ge=1)
+
+
+class FolderData(_Images):
+    """A folder with a subfolder of images for each class, in alphabetical order.
+
+    Attributes:
+        images: the folder.
+        size: ``(height, width)`` of the network's input, or one number for both.
+        resize: scale the shorter side to this before ``size`` is cut out of the centre; None
+            scales to ``size``, whatever the proportions.
+        channels: 3 for RGB, 1 for grey.
+    """
+
+    images: FilePath
+    size: Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(listed)] = Field(
+        default=(224,), min_length=1, max_length=2
+    )
+    resize: int | None = Field(default=None, ge=1)
+    channels: Literal[1, 3] = 3
+
+    def _default(self) -> str:
+        return self.images.name
+
+
+class NpzData(_Images):
+    """Arrays of an ``.npz`` file.
+
+    Attributes:
+        npz: the file. Its ``images`` are ``(N, C, H, W)`` or ``(N, H, W)``, floating point as they
+            are or uint8 that is divided by 255; its ``labels`` ``(N,)`` integers.
+    """
+
+    npz: FilePath
+
+    def _default(self) -> str:
+        return self.npz.stem
+
+
+class FactoryData(_Factory):
+    """What a function returns: a loader of batches, or a map-style dataset of samples.
+
+    Its id is its name and arguments: give it another argument, such as a version, when what it
+    returns has changed.
+    """
+
+
+Model = BuiltinModel | DirectoryModel | FactoryModel
+Data = BuiltinData | FolderData | NpzData | FactoryData
+
+
+def _builtin(value: object) -> object:
+    return {"builtin": value} if isinstance(value, str) else value
+
+
+ModelSource = Annotated[
+    Annotated[BuiltinModel, Tag("builtin")]
+    | Annotated[DirectoryModel, Tag("directory")]
+    | Annotated[FactoryModel, Tag("factory")],
+    _kind("builtin", "directory", "factory"),
+    BeforeValidator(_builtin),
+]
+DataSource = Annotated[
+    Annotated[BuiltinData, Tag("builtin")]
+    | Annotated[FolderData, Tag("images")]
+    | Annotated[NpzData, Tag("npz")]
+    | Annotated[FactoryData, Tag("factory")],
+    _kind("builtin", "images", "npz", "factory"),
+    BeforeValidator(_builtin),
+]
+
+
+_DATA: dict[Any, type[Settings]] = {
+    "builtin": BuiltinData,
+    "images": FolderData,
+    "npz": NpzData,
+    "factory": FactoryData,
+}
+_MODELS: dict[Any, type[Settings]] = {
+    "builtin": BuiltinModel,
+    "directory": DirectoryModel,
+    "factory": FactoryModel,
+}
+KINDS: dict[Any, dict[Any, type[Settings]]] = {
+    "models": _MODELS,
+    "model": _MODELS,
+    "data": _DATA,
+    "calibration": _DATA,
+}
