@@ -113,7 +113,7 @@ def unique_layers(refs: Iterable[LayerRef]) -> list[LayerRef]:
     result = []
     for ref in refs:
         _check_weight(ref)
-        weight = local_part(ref.weight)
+        weight = ref.weight if as_sharded(ref.weight) is None else local_part(ref.weight)
         # Two parameters can be one memory; an empty one has none.
         place = (weight.data_ptr(), weight.shape, weight.stride()) if weight.numel() else ref.name
         if place not in seen:
@@ -178,7 +178,7 @@ def _check_weight(ref: LayerRef) -> None:
         reason = f"has shape {tuple(weight.shape)}, not (Cout, Cin/groups, kh, kw) or (out, in)"
     elif (sharded := as_sharded(weight)) is not None:
         reason = problem(sharded)
-    elif any(
+    elif not weight.is_contiguous() and any(
         step == 0 and size > 1 for step, size in zip(weight.stride(), weight.shape, strict=True)
     ):
         reason = f"overlaps itself in memory (strides {weight.stride()})"

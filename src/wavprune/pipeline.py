@@ -29,6 +29,7 @@ from .layers import LayerRef, non_finite, select_layers
 from .report import LayerStats, Outcome, PruneReport
 from .shards import first_channel
 
+_SETTINGS = tuple(field.name for field in dataclasses.fields(PruneConfig))
 _TORCH = str(Path(torch.__file__).parent)
 
 
@@ -338,13 +339,14 @@ def _units(batches: Sequence[Batch], unit: int, limit: int | None) -> list[list[
     for i, batch in enumerate(batches):
         weight = batch.weight
         count = weight.numel()
-        weights, size = weights + count, size + count * weight.element_size()
-        full = weights > unit or (limit is not None and size > limit)
+        held = count * weight.element_size() if limit else 0
+        full = weights + count > unit or (limit is not None and size + held > limit)
         if units[-1] and (full or weight.device != device):
             units.append([])
-            weights, size = count, count * weight.element_size()
+            weights = size = 0
+            device = weight.device
         units[-1].append(i)
-        device = weight.device
+        weights, size = weights + count, size + held
     return units
 
 
@@ -423,7 +425,7 @@ def _layer_stats(
 
 
 def _settings(config: PruneConfig, match: PruneReport | None) -> dict[str, Any]:
-    settings = dataclasses.asdict(config)
+    settings = {name: getattr(config, name) for name in _SETTINGS}
     settings["device"] = None if config.device is None else str(config.device)
     if match is not None:
         source = match.settings
