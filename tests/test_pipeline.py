@@ -28,7 +28,15 @@ from cases import (
     quick,
     weight_of,
 )
-from wavprune import LayerRef, LevelCollapsedWarning, PruneConfig, PruneReport, prune_layers
+from wavprune import (
+    LayerRef,
+    LevelCollapsedWarning,
+    PruneConfig,
+    PruneReport,
+    backends,
+    prune_layers,
+)
+from wavprune.bases import named_basis
 from wavprune.pipeline import _all_or_none
 
 ORTHONORMAL = ["uhaar", "dct", "identity", "klt"]
@@ -609,10 +617,25 @@ def test_a_weight_stays_on_its_device(home: str) -> None:
     assert_pruned(before, after, PruneConfig())
 
 
-def test_one_threshold_that_is_nan_stops_all_of_them() -> None:
+def test_one_threshold_that_is_nan_stops_all_units() -> None:
     fine, bad = torch.tensor([1.0, math.inf]), torch.tensor([3.0, math.nan])
-    for parts in ([fine], [fine, fine + 1]):
-        unchanged = _all_or_none(parts)
-        assert [part.tolist() for part in unchanged] == [part.tolist() for part in parts]
-    for parts in ([bad], [fine, bad], [bad, fine]):
+    for part, same in zip([fine, fine + 1], _all_or_none([fine, fine + 1]), strict=True):
+        assert torch.equal(part, same)
+    for parts in ([fine, bad], [bad, fine]):
         assert all(bool(part.isnan().all()) for part in _all_or_none(parts))
+
+
+@pytest.mark.parametrize("name", ["native", "eager", "reference"])
+def test_one_threshold_that_is_nan_stops_a_whole_call(name: str) -> None:
+    if name in backends.unavailable():
+        pytest.skip(backends.unavailable()[name])
+    weights = [normal(8, 4, 3, 3), normal(4, 8, 3, 3, seed=1)]
+    before = [weight.clone() for weight in weights]
+    basis = named_basis("haar", (3, 3))
+    batches = [backends.Batch(weight, basis, True, torch.float32) for weight in weights]
+    backend = backends.resolve(name, batches)
+    cuts = torch.tensor([0.1, math.nan], dtype=torch.float64)
+    backend.apply_(batches, cuts)
+    assert all(torch.equal(weight, was) for weight, was in zip(weights, before, strict=True))
+    backend.apply_(batches, torch.full((2,), 0.5, dtype=torch.float64))
+    assert not any(torch.equal(weight, was) for weight, was in zip(weights, before, strict=True))

@@ -5,6 +5,7 @@
 
 #include <torch/csrc/stable/ops.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
@@ -80,8 +81,11 @@ Tensor prune_all(const std::vector<Tensor>& weights, const std::vector<Tensor>& 
                  const std::vector<int64_t>& draws, const double* thresholds) {
   std::vector<Piece<T>> pieces;
   const auto owned = pieces_of<T>(weights, plans, draws, &pieces);
-  std::vector<TileTask> tasks = tiles_of(pieces);
-  std::erase_if(tasks, [&](const TileTask& task) { return std::isnan(thresholds[task.weight]); });
+  const int64_t count = int64_t(weights.size());
+  // One weight that is not finite, and all stay as they are.
+  const double* const end = thresholds + count;
+  const bool bad = std::any_of(thresholds, end, [](double value) { return std::isnan(value); });
+  const std::vector<TileTask> tasks = bad ? std::vector<TileTask>{} : tiles_of(pieces);
   std::vector<Change<T>> changes(tasks.size());
   share_out(int64_t(tasks.size()), [&](auto next) {
     int64_t current = -1;
@@ -101,11 +105,9 @@ Tensor prune_all(const std::vector<Tensor>& weights, const std::vector<Tensor>& 
                  scratch->get(), &changes[i]);
     }
   });
-  const int64_t count = int64_t(weights.size());
   Tensor result = torch::stable::empty({count, 4}, ScalarType::Double);
   double* rows = static_cast<double*>(result.data_ptr());
-  // A weight whose threshold is NaN stays as it is, and so does its row.
-  for (int64_t w = 0; w < count; ++w) std::fill_n(rows + 4 * w, 4, std::isnan(thresholds[w]) ? thresholds[w] : 0.0);
+  std::fill(rows, rows + 4 * count, bad ? std::numeric_limits<double>::quiet_NaN() : 0.0);
   for (size_t i = 0; i < tasks.size(); ++i) {
     double* row = rows + 4 * tasks[i].weight;
     row[0] += double(changes[i].kept);

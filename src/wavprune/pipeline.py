@@ -182,12 +182,14 @@ def _thresholds(
 def _all_or_none(thresholds: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """NaN for all where one is NaN: an error leaves every weight as it was.
 
-    Two launches on a GPU: minimum and maximum pass on a NaN, and change nothing without one.
+    ``apply_`` sees to the thresholds of one call; minimum and maximum, which pass on a NaN and
+    change nothing without one, to those of several.
     """
-    lowest = [part.amin() for part in thresholds]
-    if len(lowest) > 1:
-        lowest = [torch.stack([low.to(lowest[0].device) for low in lowest]).amin()]
-    return [torch.maximum(part, lowest[0].to(part.device)) for part in thresholds]
+    if len(thresholds) == 1:
+        return list(thresholds)
+    home = thresholds[0].device
+    lowest = torch.stack([part.amin().to(home) for part in thresholds]).amin()
+    return [torch.maximum(part, lowest.to(part.device)) for part in thresholds]
 
 
 def _check_finite(thresholds: Sequence[torch.Tensor], layers: Sequence[LayerRef]) -> None:

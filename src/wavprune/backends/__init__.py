@@ -118,8 +118,8 @@ class Backend(Protocol):
 
         Args:
             batches: what to prune.
-            thresholds: ``(batches,)``, float64: each batch's own. NaN leaves a weight as it is,
-                and means nothing for its row of the result.
+            thresholds: ``(batches,)``, float64: each batch's own. Where one is NaN every weight
+                stays as it is, and the result means nothing.
 
         Returns:
             ``(batches, 4)``, float64, on the device that computed: coefficients kept (never a 0),

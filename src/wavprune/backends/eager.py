@@ -86,7 +86,9 @@ class EagerBackend:
 
     def apply_(self, batches: Sequence[Batch], thresholds: torch.Tensor) -> torch.Tensor:
         """Prune each batch's weight in place; see ``Backend``."""
-        done = zip(batches, thresholds.unbind(), strict=True)
+        # NaN for all where one is NaN: minimum and maximum pass on a NaN, and change nothing else.
+        cuts = torch.maximum(thresholds, thresholds.amin()) if len(thresholds) else thresholds
+        done = zip(batches, cuts.unbind(), strict=True)
         return torch.stack([self._apply(batch, threshold) for batch, threshold in done])
 
     def masks(self, batches: Sequence[Batch], thresholds: torch.Tensor) -> list[torch.Tensor]:

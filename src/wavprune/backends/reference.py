@@ -6,7 +6,6 @@ Nothing here reads the matrices of ``bases.py``; the transforms are ``pywt.waved
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol, TypeGuard
@@ -54,6 +53,8 @@ class ReferenceBackend:
 
     def apply_(self, batches: Sequence[Batch], thresholds: torch.Tensor) -> torch.Tensor:
         """Prune each batch's weight in place; see ``Backend``."""
+        if thresholds.isnan().any():
+            return torch.full((len(batches), 4), torch.nan, dtype=torch.float64)
         done = zip(batches, thresholds.tolist(), strict=True)
         rows = [_apply(batch, threshold) for batch, threshold in done]
         return torch.tensor(rows, dtype=torch.float64)
@@ -72,8 +73,6 @@ def _threshold(batches: Sequence[Batch], target: Target) -> float:
 
 
 def _apply(batch: Batch, threshold: float) -> tuple[float, float, float, float]:
-    if math.isnan(threshold):
-        return threshold, threshold, threshold, threshold
     before = _kernels(batch).copy()
     coefficients = _coefficients(batch)
     ranks = _ranks(batch, coefficients)

@@ -2,17 +2,7 @@
 # mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators, ignore-errors
 """The Triton kernels: count a digit, conclude the thresholds, prune, add up.
 
-One launch takes all layers. A program finds its layer in a table of 64-bit words::
-
-    programs words    the row of each program
-    ROW words a layer its memory, its kernels, where its matrices are
-    JOB words a job   which order statistic it wants
-    the matrices      A as (K, M') and S as (M', K), in what computes
-
-What a program works on is a *tile* of coefficients: ``ROWS`` by ``BLOCK`` of them in a basis, or as
-many weights in a row where the basis is the identity. Coefficients are recomputed in every pass and
-never stored. Each is one chain of fused multiply-adds in the order of k, so that every pass and
-every device finds the same bits.
+One launch takes all layers: a program finds its own in a table, see triton_tables.py.
 
 A threshold is found by a radix select: non-negative floats order as their bits do, so passes that
 count one digit each, from the top, fix the bits of an order statistic one digit a pass. Every
@@ -22,189 +12,45 @@ program of pass p draws the conclusion of pass p - 1 by itself, which saves a la
 import triton
 import triton.language as tl
 
-# What the table's words mean, in order; see triton.py, which writes them.
-ROW = tl.constexpr(21)
-JOB = tl.constexpr(5)
-POINTER, DTYPE, KIND, VALUES, KW, INS = [tl.constexpr(i) for i in range(6)]
-OUT_STRIDE, IN_STRIDE, ROW_STRIDE, COLUMN_STRIDE = [tl.constexpr(i) for i in range(6, 10)]
-UNITS, TILES, COEFFICIENTS, ANALYSIS, SYNTHESIS = [tl.constexpr(i) for i in range(10, 15)]
-OWNER, DRAWN, SEED, FIRST, PROGRAMS, LAYER = [tl.constexpr(i) for i in range(15, 21)]
+from . import triton_tables as tables
+from .triton_tiles import (
+    COEFFICIENTS,
+    DTYPE,
+    KIND,
+    POINTER,
+    VALUES,
+    coefficients,
+    kernels_from,
+    keys_of,
+    load,
+    matrix_at,
+    positions,
+    ranks_of,
+    store,
+    within,
+)
+
+# Where each word is, as what Triton takes for a constant.
+ROW = tl.constexpr(len(tables.Row._fields))
+UNITS = tl.constexpr(tables.Row._fields.index("units"))
+TILES = tl.constexpr(tables.Row._fields.index("tiles"))
+SYNTHESIS = tl.constexpr(tables.Row._fields.index("synthesis"))
+OWNER = tl.constexpr(tables.Row._fields.index("owner"))
+FIRST = tl.constexpr(tables.Row._fields.index("first"))
+PROGRAMS = tl.constexpr(tables.Row._fields.index("programs"))
+LAYER = tl.constexpr(tables.Row._fields.index("layer"))
+JOB = tl.constexpr(len(tables.Job._fields))
 RANK, NOTHING, ZERO, FRACTION, PLACE = [tl.constexpr(i) for i in range(5)]
+SMALL = tl.constexpr(tables.SMALL)
+SMALL_ROWS, LARGE_ROWS = tl.constexpr(tables.SMALL_ROWS), tl.constexpr(tables.LARGE_ROWS)
+NARROW_TILE, WIDE_TILE = tl.constexpr(tables.TILE[False]), tl.constexpr(tables.TILE[True])
+BINS, HEAD = tl.constexpr(tables.BINS), tl.constexpr(tables.HEAD)
+ABOVE = tl.constexpr(tables.HEAD - 1)
 
-# The kinds: weights as they lie in memory, weights by their strides, kernels of at most 16 values,
-# larger kernels.
-FLAT, STRIDED, SMALL, LARGE = [tl.constexpr(i) for i in range(4)]
-SMALL_ROWS, LARGE_ROWS = tl.constexpr(16), tl.constexpr(64)
-FLOAT32, FLOAT16, BFLOAT16, FLOAT64 = [tl.constexpr(i) for i in range(4)]
-
-# The state of a job: prefix and rank after each pass, the least key above, then the counts.
-BINS = tl.constexpr(2048)
-HEAD = tl.constexpr(16)
-ABOVE = tl.constexpr(15)
-
-# Digits that a program counts in shared memory; 16 of them are one octave and a half or more
-# above the largest of its first tile.
+# The digits that a program counts by itself. They end a little above the largest of its first tile:
+# two octaves, where the first pass counts float32.
 WINDOW = tl.constexpr(128)
 ROOM = tl.constexpr(16)
-
-
-@triton.jit
-def _load(base, origin, offset, mask, dtype, WIDE: tl.constexpr):
-    """Weights of any dtype in what computes."""
-    number: tl.constexpr = tl.float64 if WIDE else tl.float32
-    if dtype == FLOAT32:
-        value = tl.load(base.to(tl.pointer_type(tl.float32)) + origin + offset, mask=mask, other=0)
-        value = value.to(number)
-    elif dtype == FLOAT16:
-        half = tl.load(base.to(tl.pointer_type(tl.float16)) + origin + offset, mask=mask, other=0)
-        value = half.to(number)
-    elif dtype == BFLOAT16:
-        half = tl.load(base.to(tl.pointer_type(tl.bfloat16)) + origin + offset, mask=mask, other=0)
-        value = half.to(tl.float32).to(number)
-    else:
-        wide = tl.load(base.to(tl.pointer_type(tl.float64)) + origin + offset, mask=mask, other=0)
-        value = wide.to(number)
-    return value
-
-
-@triton.jit
-def _clamped(value, most: tl.constexpr):
-    return tl.where(value > most, most, tl.where(value < -most, -most, value))
-
-
-@triton.jit
-def _store(base, origin, offset, value, mask, dtype, WIDE: tl.constexpr):
-    """Store rounded to the weights' dtype; what was stored."""
-    number: tl.constexpr = tl.float64 if WIDE else tl.float32
-    if dtype == FLOAT32:
-        if WIDE:
-            value = _clamped(value, 3.4028234663852886e38)
-        stored = value.to(tl.float32)
-        tl.store(base.to(tl.pointer_type(tl.float32)) + origin + offset, stored, mask=mask)
-        value = stored.to(number)
-    elif dtype == FLOAT16:
-        # Float16 ends at 65504, which a sum of coefficients may pass.
-        half = _clamped(value, 65504.0).to(tl.float16)
-        tl.store(base.to(tl.pointer_type(tl.float16)) + origin + offset, half, mask=mask)
-        value = half.to(number)
-    elif dtype == BFLOAT16:
-        half = _clamped(value, 3.3895313892515355e38).to(tl.bfloat16)
-        tl.store(base.to(tl.pointer_type(tl.bfloat16)) + origin + offset, half, mask=mask)
-        value = half.to(tl.float32).to(number)
-    else:
-        wide = value.to(tl.float64)
-        tl.store(base.to(tl.pointer_type(tl.float64)) + origin + offset, wide, mask=mask)
-        value = wide.to(number)
-    return value
-
-
-@triton.jit
-def _positions(row, start, SIZE: tl.constexpr):
-    """Where SIZE weights in a row lie: the element that they count from, and how far each is."""
-    lane = tl.arange(0, SIZE)
-    if tl.load(row + KIND) == FLAT:
-        origin = start
-        offset = lane
-    else:
-        # The division of 64 bits once a tile, those of each weight in 32.
-        values = tl.load(row + VALUES)
-        at = (start % values).to(tl.int32) + lane
-        k = at % values.to(tl.int32)
-        origin, offset = _kernels_from(row, start // values, at // values.to(tl.int32))
-        offset += _within(row, k)
-    return origin, offset
-
-
-@triton.jit
-def _within(row, k):
-    """How far value k of a kernel is from its first."""
-    kw = tl.load(row + KW).to(tl.int32)
-    down = tl.load(row + ROW_STRIDE).to(tl.int32)
-    across = tl.load(row + COLUMN_STRIDE).to(tl.int32)
-    return (k // kw) * down + (k % kw) * across
-
-
-@triton.jit
-def _kernels_from(row, first, lane):
-    """Where the kernels first + lane begin: an element to count from, and how far each is."""
-    ins = tl.load(row + INS)
-    out_stride = tl.load(row + OUT_STRIDE)
-    in_stride = tl.load(row + IN_STRIDE)
-    origin = (first // ins) * out_stride
-    at = (first % ins).to(tl.int32) + lane
-    down = at // ins.to(tl.int32)
-    across = at % ins.to(tl.int32)
-    return origin, down * out_stride.to(tl.int32) + across * in_stride.to(tl.int32)
-
-
-@triton.jit
-def _uniform(place, seed):
-    """SplitMix64 read at any place: see backends/eager.py."""
-    x = (place + 1).to(tl.uint64) * 0x9E3779B97F4A7C15 + seed.to(tl.uint64, bitcast=True)
-    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9
-    x = (x ^ (x >> 27)) * 0x94D049BB133111EB
-    x = x ^ (x >> 31)
-    return ((x >> 12).to(tl.float64) + 0.5) * 2.220446049250313e-16
-
-
-@triton.jit
-def _ranks(row, start, value, SIZE: tl.constexpr, WIDE: tl.constexpr):
-    """What ranks weights in the identity basis: their magnitude, or a random draw."""
-    rank = tl.abs(value)
-    if WIDE:  # noqa: SIM102  # decided when it is compiled; the other one when it runs
-        if tl.load(row + DRAWN) != 0:
-            draw = _uniform(start + tl.arange(0, SIZE), tl.load(row + SEED))
-            # A draw says nothing of its weight; the difference is NaN where that is not finite.
-            rank = tl.where(value == 0, 0.0, draw) + (value - value)
-    return rank
-
-
-@triton.jit
-def _matrix(table, row, WHICH: tl.constexpr, WIDE: tl.constexpr):
-    number: tl.constexpr = tl.float64 if WIDE else tl.float32
-    at = table + tl.load(row + WHICH)
-    return at.to(tl.pointer_type(number), bitcast=True)
-
-
-@triton.jit
-def _coefficients(
-    table,
-    row,
-    origin,
-    offset,
-    inside,
-    first,
-    ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
-    WIDE: tl.constexpr,
-):
-    """The coefficients first .. first + ROWS - 1 of BLOCK kernels; 0 for those that do not exist."""
-    number: tl.constexpr = tl.float64 if WIDE else tl.float32
-    base = tl.load(row + POINTER)
-    dtype = tl.load(row + DTYPE)
-    M = tl.load(row + COEFFICIENTS).to(tl.int32)
-    analysis = _matrix(table, row, ANALYSIS, WIDE)
-    m = first + tl.arange(0, ROWS)
-    C = tl.zeros((ROWS, BLOCK), number)
-    for k in range(tl.load(row + VALUES).to(tl.int32)):
-        w = _load(base, origin, offset + _within(row, k), inside, dtype, WIDE)
-        a = tl.load(analysis + k * M + m, mask=m < M, other=0)
-        C = tl.fma(
-            tl.broadcast_to(a[:, None], (ROWS, BLOCK)),
-            tl.broadcast_to(w[None, :], (ROWS, BLOCK)),
-            C,
-        )
-    return C
-
-
-@triton.jit
-def _keys(rank, WIDE: tl.constexpr):
-    """Bit patterns, which order as the non-negative floats do; every NaN is the largest."""
-    if WIDE:
-        keys = rank.to(tl.int64, bitcast=True) & 0x7FFFFFFFFFFFFFFF
-    else:
-        keys = rank.to(tl.int32, bitcast=True) & 0x7FFFFFFF
-    return keys
 
 
 @triton.jit
@@ -278,7 +124,7 @@ def count(table, states, programs, rows, size, digit, shift, bits, before, WIDE:
         before: how many the digit before it had.
         WIDE: True computes in float64.
     """
-    SIZE: tl.constexpr = 1024 if WIDE else 2048
+    SIZE: tl.constexpr = WIDE_TILE if WIDE else NARROW_TILE
     # Half as many where a tile takes more registers a coefficient.
     WIDTH: tl.constexpr = SIZE // 2
     program = tl.program_id(0)
@@ -328,10 +174,10 @@ def _count_weights(
     start = index * tiles * SIZE
     for tile in range(tl.minimum(tiles, tl.cdiv(units - start, SIZE)).to(tl.int32)):
         at = start + tile * SIZE
-        origin, offset = _positions(row, at, SIZE)
+        origin, offset = positions(row, at, SIZE)
         inside = tl.arange(0, SIZE) < units - at
-        value = _load(tl.load(row + POINTER), origin, offset, inside, tl.load(row + DTYPE), WIDE)
-        keys = _keys(_ranks(row, at, value, SIZE, WIDE), WIDE)
+        value = load(tl.load(row + POINTER), origin, offset, inside, tl.load(row + DTYPE), WIDE)
+        keys = keys_of(ranks_of(row, at, value, SIZE, WIDE), WIDE)
         window, base, above = _count(
             keys, inside, prefix, shift, bits, counts, window, base, above, WIDE
         )
@@ -351,13 +197,13 @@ def _count_kernels(
     lane = tl.arange(0, BLOCK)
     for tile in range(tl.minimum(tiles, tl.cdiv(units - start, BLOCK)).to(tl.int32)):
         at = start + tile * BLOCK
-        origin, offset = _kernels_from(row, at, lane)
+        origin, offset = kernels_from(row, at, lane)
         inside = lane < units - at
         for first in range(0, M, ROWS):
-            C = _coefficients(table, row, origin, offset, inside, first, ROWS, BLOCK, WIDE)
+            C = coefficients(table, row, origin, offset, inside, first, ROWS, BLOCK, WIDE)
             m = first + tl.arange(0, ROWS)
             there = tl.ravel((m < M)[:, None] & inside[None, :], can_reorder=False)
-            keys = tl.ravel(_keys(C, WIDE), can_reorder=False)
+            keys = tl.ravel(keys_of(C, WIDE), can_reorder=False)
             window, base, above = _count(
                 keys, there, prefix, shift, bits, counts, window, base, above, WIDE
             )
@@ -441,20 +287,21 @@ def _change(before, after, inside, error, norm, zeros):
 
 
 @triton.jit(
-    do_not_specialize=["programs"],
+    do_not_specialize=["programs", "layers"],
     do_not_specialize_on_alignment=["table", "thresholds", "partials"],
 )
-def prune(table, thresholds, partials, programs, WIDE: tl.constexpr):
+def prune(table, thresholds, partials, programs, layers, WIDE: tl.constexpr):
     """Prune all layers in place.
 
     Args:
         table: where the layers are.
-        thresholds: float64, each layer's at its place; NaN leaves a weight as it is.
+        thresholds: ``(layers,)`` float64, each layer's at its place; one NaN leaves all as they are.
         partials: ``(programs, 4)`` float64, what each program kept, its zeros, error and norm.
         programs: how many programs the table is for.
+        layers: how many layers the call has, on other devices too.
         WIDE: True computes in float64.
     """
-    SIZE: tl.constexpr = 1024 if WIDE else 2048
+    SIZE: tl.constexpr = WIDE_TILE if WIDE else NARROW_TILE
     # Half as many where a tile takes more registers a coefficient.
     WIDTH: tl.constexpr = SIZE // 2
     program = tl.program_id(0)
@@ -465,8 +312,8 @@ def prune(table, thresholds, partials, programs, WIDE: tl.constexpr):
     zeros = tl.zeros((), tl.int32)
     error = tl.zeros((), tl.float64)
     norm = tl.zeros((), tl.float64)
-    # NaN means that a weight is not finite: it stays as it is.
-    if threshold == threshold:
+    # A weight somewhere is not finite: nothing changes.
+    if _all_numbers(thresholds, layers):
         kind = tl.load(row + KIND)
         if kind < SMALL:
             kept, zeros, error, norm = _prune_weights(row, index, threshold, WIDTH, WIDE)
@@ -486,6 +333,16 @@ def prune(table, thresholds, partials, programs, WIDE: tl.constexpr):
 
 
 @triton.jit
+def _all_numbers(values, count):
+    bad = tl.zeros((), tl.int32)
+    for at in range(0, count, 64):
+        place = at + tl.arange(0, 64)
+        value = tl.load(values + place, place < count, 0.0)
+        bad += tl.sum((value != value).to(tl.int32))
+    return bad == 0
+
+
+@triton.jit
 def _prune_weights(row, index, threshold, SIZE: tl.constexpr, WIDE: tl.constexpr):
     base = tl.load(row + POINTER)
     dtype = tl.load(row + DTYPE)
@@ -498,13 +355,13 @@ def _prune_weights(row, index, threshold, SIZE: tl.constexpr, WIDE: tl.constexpr
     start = index * tiles * SIZE
     for tile in range(tl.minimum(tiles, tl.cdiv(units - start, SIZE)).to(tl.int32)):
         at = start + tile * SIZE
-        origin, offset = _positions(row, at, SIZE)
+        origin, offset = positions(row, at, SIZE)
         inside = tl.arange(0, SIZE) < units - at
-        value = _load(base, origin, offset, inside, dtype, WIDE)
-        rank = _ranks(row, at, value, SIZE, WIDE)
+        value = load(base, origin, offset, inside, dtype, WIDE)
+        rank = ranks_of(row, at, value, SIZE, WIDE)
         keep = (rank >= threshold.to(rank.dtype)) & (value != 0)
         kept += tl.sum(keep.to(tl.int32))
-        after = _store(base, origin, offset, tl.where(keep, value, 0.0), inside, dtype, WIDE)
+        after = store(base, origin, offset, tl.where(keep, value, 0.0), inside, dtype, WIDE)
         error, norm, zeros = _change(value, after, inside, error, norm, zeros)
     return kept, zeros, error, norm
 
@@ -522,10 +379,10 @@ def _prune_kernels(
     tiles = tl.load(row + TILES)
     K = tl.load(row + VALUES).to(tl.int32)
     M = tl.load(row + COEFFICIENTS).to(tl.int32)
-    synthesis = _matrix(table, row, SYNTHESIS, WIDE)
+    synthesis = matrix_at(table, row, SYNTHESIS, WIDE)
     lane = tl.arange(0, BLOCK)
     step = tl.arange(0, ROWS)
-    places = _within(row, step)
+    places = within(row, step)
     kept = tl.zeros((), tl.int32)
     zeros = tl.zeros((), tl.int32)
     error = tl.zeros((), tl.float64)
@@ -533,11 +390,11 @@ def _prune_kernels(
     start = index * tiles * BLOCK
     for tile in range(tl.minimum(tiles, tl.cdiv(units - start, BLOCK)).to(tl.int32)):
         at = start + tile * BLOCK
-        origin, offset = _kernels_from(row, at, lane)
+        origin, offset = kernels_from(row, at, lane)
         inside = lane < units - at
         pruned = tl.zeros((ROWS, BLOCK), number)
         for first in range(0, M, ROWS):
-            C = _coefficients(table, row, origin, offset, inside, first, ROWS, BLOCK, WIDE)
+            C = coefficients(table, row, origin, offset, inside, first, ROWS, BLOCK, WIDE)
             keep = (tl.abs(C) >= threshold.to(number)) & (C != 0)
             kept += tl.sum(keep.to(tl.int32))
             C = tl.where(keep, C, 0.0)
@@ -550,10 +407,10 @@ def _prune_kernels(
         # Turned round, so that neighbouring threads write neighbouring weights.
         memory = offset[:, None] + places[None, :]
         there = inside[:, None] & (step < K)[None, :]
-        before = _load(base, origin, memory, there, dtype, WIDE)
+        before = load(base, origin, memory, there, dtype, WIDE)
         # No thread may write what another has yet to read.
         tl.debug_barrier()
-        after = _store(base, origin, memory, tl.trans(pruned), there, dtype, WIDE)
+        after = store(base, origin, memory, tl.trans(pruned), there, dtype, WIDE)
         error, norm, zeros = _change(before, after, there, error, norm, zeros)
     return kept, zeros, error, norm
 
