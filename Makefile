@@ -8,7 +8,7 @@ INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint c
 SOURCES := pyproject.toml setup.py constraints.txt
 KERNELS := setup.py $(wildcard csrc/*.* csrc/*/*.*)
 
-.PHONY: demo test bench sanitize clean
+.PHONY: demo test bench gpu sanitize clean
 
 demo: $(VENV)/.demo $(VENV)/.native
 	$(BIN)/python examples/demo.py --out out
@@ -23,6 +23,11 @@ test: $(VENV)/.test $(VENV)/.native
 bench: $(VENV)/.bench $(VENV)/.native
 	$(BIN)/pytest benchmarks/ --benchmark-only --benchmark-columns=min,median,iqr,rounds \
 		--benchmark-time-unit=ms
+
+# What needs a GPU: its tests, then what was measured beside what was computed in docs/gpu.md.
+gpu: $(VENV)/.test $(VENV)/.native
+	$(BIN)/pytest -m gpu tests
+	$(BIN)/pytest -m gpu benchmarks/bench_gpu.py
 
 # The compiled kernels under AddressSanitizer and UndefinedBehaviorSanitizer.
 sanitize: $(VENV)/.test

@@ -6,7 +6,6 @@ against ``wavprune.reference.prune``; the ratios are printed last, by ``conftest
 
 from __future__ import annotations
 
-import copy
 import re
 import time
 import warnings
@@ -23,7 +22,7 @@ import wavprune
 from wavprune import LevelCollapsedWarning, PruneConfig, PruneReport
 
 from .networks import NETWORKS, convolutions
-from .pipelines import OURS, ROWS, Row, peak_bytes
+from .pipelines import ROWS, Row, peak_bytes
 
 # A row whose check fails is never timed; its failure alone says so.
 pytestmark = pytest.mark.filterwarnings("ignore:Benchmark fixture was not used at all")
@@ -34,7 +33,6 @@ ROUNDS = (3, 15)
 
 # Rows that must agree with the same result follow each other, so that one reference is kept.
 IN_ORDER = sorted(ROWS.values(), key=lambda row: sorted(map(str, row.settings.items())))
-ON_GPU = [row for row in IN_ORDER if row in OURS and not row.name.startswith("reference")]
 
 
 class Expected(NamedTuple):
@@ -61,16 +59,6 @@ def test_prune(benchmark: BenchmarkFixture, network: str, row: Row) -> None:
         benchmark.extra_info["peak_bytes"] = peak_bytes(network, row.name)
         benchmark.extra_info["largest_layer_bytes"] = largest_layer_bytes(network)
     measure(benchmark, row, network, loaded(network), seconds)
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
-@pytest.mark.parametrize("row", ON_GPU, ids=lambda row: row.name)
-@pytest.mark.parametrize("network", NETWORKS)
-def test_prune_on_gpu(benchmark: BenchmarkFixture, network: str, row: Row) -> None:
-    model = copy.deepcopy(loaded(network)).cuda()
-    seconds = checked(row, network, model)
-    measure(benchmark, row, network, model, seconds, " on cuda")
 
 
 def measure(

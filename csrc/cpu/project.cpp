@@ -39,7 +39,7 @@ void mark_drawn(const Piece<T>& piece, int64_t first, int64_t values, const T* t
   const int64_t place = first * piece.weight.values();
   std::fill_n(words, blocks(values), MaskWord(0));
   for (int64_t i = 0; i < values; ++i)
-    if (tile[i] != 0 && uniform(place + i, piece.seed) >= threshold)
+    if (tile[i] != 0 && random_rank(uint64_t(place + i), piece.seed) >= threshold)
       words[i / kLanes] |= MaskWord(1u << i % kLanes);
 }
 

@@ -50,7 +50,7 @@ int64_t keep_drawn(const Piece<T>& piece, int64_t first, int64_t kernels, T thre
   int64_t kept = 0;
   for (int64_t i = 0; i < kernels * piece.weight.values(); ++i) {
     const bool keep =
-        tile[i] != 0 && uniform(first * piece.weight.values() + i, piece.seed) >= threshold;
+        tile[i] != 0 && random_rank(uint64_t(first * piece.weight.values() + i), piece.seed) >= threshold;
     if (!keep) tile[i] = 0;
     kept += keep;
   }
@@ -144,7 +144,7 @@ Tensor topk(const std::vector<Tensor>& weights, const std::vector<Tensor>& plans
   return result;
 }
 
-// numpy.percentile's place in n sorted values, and its interpolation, rounding for rounding.
+// numpy.percentile's place in n sorted values.
 struct Place {
   int64_t rank;
   double fraction;
@@ -153,11 +153,6 @@ Place place_of(int64_t count, double percentile) {
   const double place = double(count - 1) * (percentile / 100.0);
   const int64_t rank = std::min<int64_t>(int64_t(std::floor(place)), count - 1);
   return {rank, place - double(rank)};
-}
-template <class T>
-T lerp(T low, T high, double fraction) {
-  const T span = high - low;
-  return fraction < 0.5 ? low + span * T(fraction) : high - span * T(1 - fraction);
 }
 
 template <class T>
@@ -186,7 +181,7 @@ std::vector<double> percentiles(const std::vector<Job<T>>& jobs,
     };
     T threshold = value(places[j].rank);
     if (places[j].fraction > 0)
-      threshold = lerp(threshold, value(places[j].rank + 1), places[j].fraction);
+      threshold = between(threshold, value(places[j].rank + 1), places[j].fraction);
     result[j] = double(threshold);
   }
   return result;

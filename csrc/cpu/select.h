@@ -10,6 +10,7 @@
 
 #include <atomic>
 
+#include "../kernel_math.h"
 #include "weights.h"
 
 #if defined(__x86_64__)
@@ -145,7 +146,7 @@ T* draw_ranks(const Piece<T>& piece, int64_t first, int64_t kernels, const T* ti
   const int64_t K = piece.weight.values();
   for (int64_t i = 0; i < kernels * K; ++i) {
     const T value = tile[i];
-    buffer[i] = (value == 0 ? T(0) : T(uniform(first * K + i, piece.seed))) + (value - value);
+    buffer[i] = (value == 0 ? T(0) : T(random_rank(uint64_t(first * K + i), piece.seed))) + (value - value);
   }
   return buffer;
 }

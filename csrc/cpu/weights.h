@@ -201,13 +201,4 @@ const Passes<T>& passes() {
     return instructions().f64;
 }
 
-// A random number in (0, 1) for a place: SplitMix64, as in backends/eager.py.
-inline double uniform(int64_t place, uint64_t seed) {
-  uint64_t x = (uint64_t(place) + 1) * 0x9E3779B97F4A7C15u + seed;
-  x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9u;
-  x = (x ^ (x >> 27)) * 0x94D049BB133111EBu;
-  x ^= x >> 31;
-  return (double(x >> 12) + 0.5) * 0x1p-52;
-}
-
 }  // namespace wavprune

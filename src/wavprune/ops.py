@@ -80,11 +80,17 @@ def instruction_set() -> str:
     return INSTRUCTION_SETS[int(torch.ops.wavprune.use_instruction_set(-1))]
 
 
+def cuda_architectures() -> str | None:
+    """What the CUDA kernels were compiled for, as in ``"sm_80, sm_90 and PTX"``, or None."""
+    capabilities = torch.ops.wavprune.cuda_capabilities()
+    return ", ".join(f"sm_{c}" for c in capabilities) + " and PTX" if capabilities else None
+
+
 def dwt2(kernels: torch.Tensor, basis: Basis) -> torch.Tensor:
     """The coefficients of a batch of kernels.
 
     Args:
-        kernels: ``(..., kh, kw)``, float32 or float64, on the CPU.
+        kernels: ``(..., kh, kw)``, float32 or float64, on the CPU or on CUDA.
         basis: from ``wavprune.basis_for`` or ``wavprune.bases.named_basis``.
 
     Returns:
@@ -110,7 +116,7 @@ def idwt2(coefficients: torch.Tensor, basis: Basis) -> torch.Tensor:
     """The kernels of a batch of coefficients: the way back from ``dwt2``.
 
     Args:
-        coefficients: ``(..., Mh, Mw)``, float32 or float64, on the CPU.
+        coefficients: ``(..., Mh, Mw)``, float32 or float64, on the CPU or on CUDA.
         basis: the basis of ``dwt2``.
 
     Returns:
@@ -134,7 +140,7 @@ def percentile_mask(x: torch.Tensor, percentile: float, packed: bool = False) ->
     """Where ``|x|`` is at or above ``numpy.percentile(|x|, percentile)``.
 
     Args:
-        x: any shape, float64, float32, float16 or bfloat16, on the CPU.
+        x: any shape, float64, float32, float16 or bfloat16, on the CPU or on CUDA.
         percentile: in [0, 100].
         packed: eight places in a byte, the first in its lowest bit.
 
@@ -142,7 +148,8 @@ def percentile_mask(x: torch.Tensor, percentile: float, packed: bool = False) ->
         bool of the shape of ``x``; packed, uint8 of ``ceil(numel / 8)``.
 
     Raises:
-        RuntimeError: ``x`` holds NaN or infinite values, or an argument is not allowed.
+        RuntimeError: an argument is not allowed, or ``x`` holds NaN or infinite values. On CUDA,
+            where no one waits to learn of these, the mask is False everywhere then.
 
     Example:
         >>> percentile_mask(torch.tensor([1.0, -4.0, 2.0]), 50)

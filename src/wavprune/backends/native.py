@@ -44,6 +44,9 @@ class NativeBackend:
     def apply_(self, batches: Sequence[Batch], thresholds: torch.Tensor) -> torch.Tensor:
         """Prune each batch's weight in place; see ``Backend``."""
         groups = _by_width(batches)
+        if len(groups) > 1:
+            # One that is NaN must stop both calls; minimum and maximum change nothing else.
+            thresholds = torch.maximum(thresholds, thresholds.amin())
         parts = []
         for wide, chosen in groups:
             members = [batches[i] for i in chosen]
@@ -81,7 +84,8 @@ class NativeBackend:
     def project_(self, batches: Sequence[Batch], masks: Sequence[torch.Tensor]) -> None:
         """Set the coefficients that are not kept to 0, in place; see ``Backend``."""
         if any(batch.weight.device.type != "cpu" for batch in batches):
-            return EagerBackend().project_(batches, masks)
+            EagerBackend().project_(batches, masks)
+            return
         for wide, chosen in _by_width(batches):
             weights = [batches[i].weight for i in chosen]
             plans = [_plan(batches[i]) for i in chosen]

@@ -1,0 +1,62 @@
+// What the host asks of the device: the launches, each on a stream, none of which it waits for.
+#pragma once
+
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstddef>
+#include <memory>
+
+#include "table.h"
+
+// What CUDA's headers call it, which the host's files do without.
+struct CUstream_st;
+
+namespace wavprune::cuda {
+
+typedef CUstream_st* Stream;
+
+// True where these kernels can work on the tensor's memory.
+bool reachable(const torch::stable::Tensor& tensor);
+
+// While it lives, the device of a tensor is the current one.
+class Device {
+ public:
+  explicit Device(const torch::stable::Tensor& tensor);
+  Stream stream() const { return stream_; }
+
+ private:
+  std::unique_ptr<torch::stable::accelerator::DeviceGuard> guard_;
+  Stream stream_ = nullptr;
+};
+
+// What the first launch does beside copying the table: clears memory, a multiple of 16 bytes, and
+// fills numbers with a value.
+struct Preset {
+  void* clear;
+  size_t clear_bytes;
+  double* fill;
+  int64_t fill_count;
+  double value;
+};
+
+// Copies `bytes`, a multiple of 16, to the device: one launch for each 32 KB.
+void upload(const void* table, size_t bytes, void* target, const Preset& preset, Stream stream);
+
+template <class T>
+void count_digits(Row<T>* rows, int row_count, int blocks, size_t tile_bytes, Job* jobs,
+                  Count* counts, double* thresholds, Stream stream);
+
+template <class T>
+void prune_rows(Row<T>* rows, int row_count, int blocks, size_t tile_bytes,
+                const double* thresholds, double* partials, double* result, Stream stream);
+
+template <class T>
+void mask_values(const char* data, Element element, int64_t count, const double* threshold,
+                 bool packed, uint8_t* mask, Stream stream);
+
+template <class T>
+void transform_rows(const Plan<T>* plan, const T* from, int64_t kernels, int tile_kernels,
+                    size_t tile_bytes, bool forward, T* to, Stream stream);
+
+}  // namespace wavprune::cuda

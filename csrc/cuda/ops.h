@@ -1,0 +1,23 @@
+// The operators on CUDA; csrc/ops.cpp has their schemas.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+
+#include <vector>
+
+namespace wavprune::cuda {
+
+using torch::stable::Tensor;
+
+Tensor topk_threshold(std::vector<Tensor> weights, std::vector<Tensor> plans,
+                      std::vector<int64_t> draws, std::vector<int64_t> jobs,
+                      std::vector<int64_t> keep, bool wide);
+Tensor percentile_threshold(std::vector<Tensor> weights, std::vector<Tensor> plans,
+                            std::vector<int64_t> dropped, double percentile, bool wide);
+Tensor prune_(std::vector<Tensor> weights, std::vector<Tensor> plans, std::vector<int64_t> draws,
+              Tensor thresholds, bool wide);
+Tensor dwt2(Tensor kernels, Tensor plan, int64_t outputs);
+Tensor idwt2(Tensor coefficients, Tensor plan, int64_t values);
+Tensor percentile_mask(Tensor input, double percentile, bool packed);
+
+}  // namespace wavprune::cuda
