@@ -639,3 +639,27 @@ def test_one_threshold_that_is_nan_stops_a_whole_call(name: str) -> None:
     assert all(torch.equal(weight, was) for weight, was in zip(weights, before, strict=True))
     backend.apply_(batches, torch.full((2,), 0.5, dtype=torch.float64))
     assert not any(torch.equal(weight, was) for weight, was in zip(weights, before, strict=True))
+
+
+@each_backend
+@pytest.mark.parametrize("shape", [(0, 4, 3, 3), (4, 0, 3, 3)])
+@pytest.mark.parametrize("amount", [{"sparsity": 0.5}, {"percentile": 50.0}], ids=str)
+def test_a_weight_without_values_is_pruned_to_nothing(
+    backend: str, shape: tuple[int, ...], amount: dict[str, float]
+) -> None:
+    if backend in backends.unavailable():
+        pytest.skip(backends.unavailable()[backend])
+    config = PruneConfig(wavelet="haar", mode="symmetric", backend=backend, **amount)  # type: ignore[arg-type]  # by name
+    full = normal(8, 4, 3, 3)
+    report = prune_layers([LayerRef("none", torch.empty(shape)), LayerRef("full", full)], config)
+    assert report["none"].kept == report["none"].numel == 0
+    assert 0 < report["full"].kept < full.numel()
+
+
+def test_two_views_of_one_memory_are_pruned_once() -> None:
+    point = nn.Conv2d(16, 16, 1, bias=False)
+    linear = nn.Linear(16, 16, bias=False)
+    linear.weight = nn.Parameter(point.weight.detach().view(16, 16))
+    model = nn.ModuleList([point, linear])
+    report = wavprune.fast.prune(model, method="min_weight", targets="*")
+    assert [layer.name for layer in report] == ["0"]

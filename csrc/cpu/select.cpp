@@ -24,6 +24,8 @@ namespace {
 constexpr int kBins = 4096;
 // Layers that one thread does whole: what is collected of any layer may be as large.
 constexpr int64_t kSmall = kTile;
+// Values that are collected of a layer at least.
+constexpr int64_t kLeast = 4096;
 // How many standard deviations of the sample's rank fit in the bracket on either side.
 constexpr double kSigmas = 3;
 // Kernels of a sample that are on their way while one is read.
@@ -126,8 +128,14 @@ struct Search {
   std::mutex bins_lock;
 
   Search(const Job<T>& j, int64_t r) : job(&j), rank(r), total(j.total), within(j.total) {
-    // With the sample, at most 5% of float32 weights, or 80 KiB.
-    capacity = std::max<int64_t>(kTile, j.weights_total / 25);
+    // At most 5% of the largest weight in float32: less where the sample of the next search comes on
+    // top, which has no room beside many weights. Of a layer that one thread does whole, all.
+    const int64_t part = (j.pieces.size() > 1 ? 20 : 25) * int64_t(sizeof(T));
+    int64_t largest = 0;
+    for (const Piece<T>& piece : j.pieces)
+      largest = std::max(largest, piece.weight.kernels() * piece.weight.values());
+    capacity = std::max<int64_t>(kLeast, largest * int64_t(sizeof(float)) / part);
+    if (total <= kSmall) capacity = kTile;
   }
 
   void finish(T value) {
@@ -299,7 +307,7 @@ void conclude(Search<T>& search) {
 }
 
 // Searches that run together: enough to keep the threads busy, few enough to bound the memory.
-constexpr int64_t kWave = 1 << 21;
+constexpr int64_t kWave = 1 << 21, kRoom = 1 << 17;
 
 template <class T>
 using Wave = std::span<const std::unique_ptr<Search<T>>>;
@@ -369,9 +377,11 @@ std::vector<T> order_statistics(const std::vector<Job<T>>& jobs,
   Wave<T> wave;
   for (size_t begin = 0; begin < searches.size() || !wave.empty();) {
     size_t end = begin;
-    for (int64_t weights = 0; end < searches.size(); ++end) {
-      weights += searches[end]->job->weights_total;
-      if (weights > kWave && end > begin) break;
+    for (int64_t weights = 0, room = 0; end < searches.size(); ++end) {
+      const Search<T>& search = *searches[end];
+      weights += search.job->weights_total;
+      room += search.total > kSmall ? search.capacity : 0;
+      if (end > begin && (weights > kWave || room > kRoom)) break;
     }
     const Wave<T> following(searches.data() + begin, end - begin);
     turn(following, wave);

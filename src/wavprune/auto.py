@@ -69,6 +69,7 @@ def choose(
     backend: Backend,
     options: Sequence[Sequence[Batch]],
     keeps: Sequence[int],
+    sizes: Sequence[int],
     config: PruneConfig,
     device: torch.device | None,
     advance: Callable[[int], object],
@@ -87,6 +88,7 @@ def choose(
         options: the batches that a layer may be pruned as, with its weight where it lives; the
             first of several is the identity. Of errors equal but for rounding the first wins.
         keeps: how many coefficients each layer keeps; for scope "global" only their sum counts.
+        sizes: how many weights each layer has, on all ranks where it is sharded.
         config: percentile and scope are read.
         device: where to compute; None means where each weight lives.
         advance: gets twice the number of weights that were tried: for a threshold, and pruned.
@@ -97,7 +99,7 @@ def choose(
     choices = [Choice() for _ in options]
     chosen = [batches[0] for batches in options]
     several = [i for i, batches in enumerate(options) if len(batches) > 1]
-    units = _units([batches[0].weight for batches in options], several)
+    units = _units([batches[0].weight.device for batches in options], sizes, several)
     for _ in range(rounds(config)):
         for unit, counts in _kept(backend, chosen, units, keeps, config, device):
             errors: dict[int, list[float]] = {i: [] for i in unit}
@@ -183,16 +185,17 @@ def _best(names: Sequence[str], errors: Sequence[float]) -> Choice:
     return Choice(first, names[second], errors[second])
 
 
-def _units(weights: Sequence[torch.Tensor], layers: Sequence[int]) -> list[list[int]]:
+def _units(
+    devices: Sequence[torch.device], sizes: Sequence[int], layers: Sequence[int]
+) -> list[list[int]]:
     """Layers to try together: on one device, of no more weights than the largest has."""
-    most = max((weights[i].numel() for i in layers), default=0)
+    most = max((sizes[i] for i in layers), default=0)
     units: list[list[int]] = []
     room = 0
     for i in layers:
-        last = weights[units[-1][-1]] if units else None
-        if last is None or last.device != weights[i].device or weights[i].numel() > room:
+        if not units or devices[units[-1][-1]] != devices[i] or sizes[i] > room:
             units.append([])
             room = most
         units[-1].append(i)
-        room -= weights[i].numel()
+        room -= sizes[i]
     return units

@@ -113,9 +113,11 @@ def unique_layers(refs: Iterable[LayerRef]) -> list[LayerRef]:
     result = []
     for ref in refs:
         _check_weight(ref)
-        weight = ref.weight if as_sharded(ref.weight) is None else local_part(ref.weight)
-        # Two parameters can be one memory; an empty one has none.
-        place = (weight.data_ptr(), weight.shape, weight.stride()) if weight.numel() else ref.name
+        weight = ref.weight
+        # Two parameters can be one memory; an empty one has none, and a part of one may be empty
+        # on some ranks only.
+        whole = as_sharded(weight) is None and weight.numel() > 0
+        place = (weight.data_ptr(), weight.numel()) if whole else id(weight)
         if place not in seen:
             seen.add(place)
             result.append(ref)

@@ -24,11 +24,13 @@ from .backends.sharded import sharded_backend
 from .backends.staging import Stage
 from .bases import Basis, LevelCollapsedWarning
 from .clock import Clock
-from .config import PruneConfig
+from .config import AUTO, PruneConfig
 from .layers import LayerRef, non_finite, select_layers
 from .report import LayerStats, Outcome, PruneReport
 from .shards import first_channel
 
+# What never waits for a device.
+CAPTURED = ("native", "triton")
 _SETTINGS = tuple(field.name for field in dataclasses.fields(PruneConfig))
 _TORCH = str(Path(torch.__file__).parent)
 
@@ -73,6 +75,7 @@ def prune_layers(
         _check_match(config, match)
     device = compute_device(config.device)
     keeps = _keeps(layers, config, match)
+    spread = sharded_backend(layers, config)
     options = [
         [
             Batch(
@@ -94,12 +97,14 @@ def prune_layers(
     candidates = stage
     if several:
         candidates = Stage([batch for each in options for batch in each], device)
-    backend = sharded_backend(layers, config) or resolve(
+    backend = spread or resolve(
         config.backend,
         candidates.stand_ins,
         scattered=config.scope == "global" and stage.scattered,
         masks=record is not None,
     )
+    if several or backend.name not in CAPTURED:
+        _check_not_captured(backend.name, config)
     clock = Clock(batches)
     choices = [Choice()] * len(batches)
     trials = rounds(config) * sum(len(options[i]) * clock.weights[i] for i in several)
@@ -107,7 +112,8 @@ def prune_layers(
     with _bar(progress, sum(clock.weights) + trials) as advance:
         if several:
             with clock.timed(several, stage.stand_ins[0].weight.device):
-                choices = choose(backend, options, keeps, config, device, advance)
+                sizes = [ref.weight.numel() for ref in layers]
+                choices = choose(backend, options, keeps, sizes, config, device, advance)
             batches = [each[choice.option] for each, choice in zip(options, choices, strict=True)]
             stage = Stage(batches, device)
         units = _units(stage.stand_ins, backend.unit, stage.largest_unit)
@@ -133,7 +139,7 @@ def prune_layers(
         (ref.name, ref.weight.shape, batch.kernels, batch.basis, choice)
         for ref, batch, choice in zip(layers, batches, choices, strict=True)
     ]
-    unread = [] if done[0].device.type == "cpu" else layers
+    unread = [] if all(rows.device.type == "cpu" for rows in done) else layers
 
     def read() -> Outcome:
         rows = _rows(thresholds, done)
@@ -190,6 +196,15 @@ def _all_or_none(thresholds: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     home = thresholds[0].device
     lowest = torch.stack([part.amin().to(home) for part in thresholds]).amin()
     return [torch.maximum(part, lowest.to(part.device)) for part in thresholds]
+
+
+def _check_not_captured(backend: str, config: PruneConfig) -> None:
+    if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+        what = f"wavelet={AUTO!r}" if config.wavelet == AUTO else f"backend {backend!r}"
+        raise ValueError(
+            f"{what} looks at numbers on the host, which a CUDA graph cannot hold; allowed in a "
+            f"capture: {' and '.join(CAPTURED)}, with a basis by its name"
+        )
 
 
 def _check_finite(thresholds: Sequence[torch.Tensor], layers: Sequence[LayerRef]) -> None:

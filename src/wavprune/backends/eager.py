@@ -10,7 +10,7 @@ code. On two cores it takes a sixth of ``torch.kthvalue``'s time for the same an
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -76,6 +76,11 @@ class EagerBackend:
         """The sum over all parts of the batches: here the batches are whole."""
         return values
 
+    def counted(self, count: int, device: torch.device) -> int:
+        """The sum of a number over all parts of the batches."""
+        del device
+        return count
+
     def smallest(self, values: torch.Tensor) -> torch.Tensor:
         """The minimum over all parts of the batches."""
         return values
@@ -113,23 +118,20 @@ class EagerBackend:
         device = batches[0].weight.device
         # By index, not in turn: what is not on the device need not come for this.
         known = [batches[i] for i in range(len(batches))]
-        total = self._total(batch.kernels * batch.ranked for batch in known)
+        total = self.counted(sum(batch.kernels * batch.ranked for batch in known), device)
+        if target.keep == 0 or total == 0:
+            return torch.tensor(math.inf, dtype=torch.float64, device=device)
         if target.keep is not None:
-            if target.keep == 0 or total == 0:
-                return torch.tensor(math.inf, dtype=torch.float64, device=device)
             value = self._order_statistic(batches, max(total - target.keep, 0), dtype)
             return value.to(torch.float64)
         assert target.percentile is not None
-        zeros = self._total(batch.kernels * batch.dropped for batch in known)
+        zeros = self.counted(sum(batch.kernels * batch.dropped for batch in known), device)
         rank, fraction = percentile_rank(total + zeros, target.percentile)
         low = self._order_statistic(batches, rank - zeros, dtype)
         if fraction == 0 or rank + 1 < zeros:
             return low.to(torch.float64)
         high = self._next(batches, rank + 1 - zeros, low)
         return lerp(low, high, fraction).to(torch.float64)
-
-    def _total(self, counts: Iterable[int]) -> int:
-        return int(self.summed(torch.tensor(sum(counts))))
 
     def _order_statistic(
         self, batches: Sequence[Batch], rank: int, dtype: torch.dtype
@@ -278,7 +280,7 @@ def chunks(weight: torch.Tensor, size: int) -> Iterator[Chunk]:
     wide = min(max(size // K, 1), ins)
     tall = max(size // (K * wide), 1) if wide else 1
     for o in range(0, outs, tall):
-        for i in range(0, ins, wide):
+        for i in range(0, ins, max(wide, 1)):
             yield Chunk(weight[o : o + tall, i : i + wide], o, i)
 
 

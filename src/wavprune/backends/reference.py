@@ -64,6 +64,8 @@ def _threshold(batches: Sequence[Batch], target: Target) -> float:
     if not all(np.isfinite(_kernels(batch)).all() for batch in batches):
         return float("nan")
     ranks = np.concatenate([_ranks(batch, _coefficients(batch)).ravel() for batch in batches])
+    if not len(ranks):
+        return float("inf")
     if target.percentile is not None:
         return float(np.percentile(ranks, target.percentile))
     assert target.keep is not None

@@ -37,6 +37,10 @@ class ShardedBackend(EagerBackend):
         torch.distributed.all_reduce(values, group=self._group)
         return values
 
+    def counted(self, count: int, device: torch.device) -> int:
+        """The sum over all ranks."""
+        return int(self.summed(torch.tensor(count, device=device)))
+
     def smallest(self, values: torch.Tensor) -> torch.Tensor:
         """The minimum over all ranks."""
         torch.distributed.all_reduce(values, torch.distributed.ReduceOp.MIN, group=self._group)
@@ -53,17 +57,26 @@ def sharded_backend(layers: Sequence[LayerRef], config: PruneConfig) -> Backend 
     first = next((group for group in groups if group is not None), None)
     if first is None:
         return None
+    if config.device is not None:
+        raise ValueError(
+            f"device={str(config.device)!r}: sharded weights are pruned where they live; leave "
+            "device out"
+        )
     for ref, group in zip(layers, groups, strict=True):
         if group != first:
             raise ValueError(
                 f"layer {ref.name!r} is not spread over the same ranks as others; allowed: all "
                 "selected layers sharded alike, or none"
             )
-        if config.method == "dwt" and (config.wavelet == "klt" or ref.weight.ndim == 2):
+        if config.method == "dwt" and config.wavelet == "klt":
             raise ValueError(
-                f"layer {ref.name!r} is sharded, and {config.wavelet!r} of a "
-                f"{ref.weight.ndim}-D weight needs all of it; allowed: Conv2d weights in other "
-                "bases, or method='min_weight'"
+                f"layer {ref.name!r} is sharded, and 'klt' looks at all of its kernels at once; "
+                "allowed: every other basis"
+            )
+        if config.method == "dwt" and ref.weight.ndim == 2 and config.wavelet != "identity":
+            raise ValueError(
+                f"layer {ref.name!r} is a sharded matrix, which is one kernel to "
+                f"{config.wavelet!r}; allowed: method='min_weight' or 'random', or Conv2d weights"
             )
     if config.backend not in ("auto", EagerBackend.name):
         raise ValueError(

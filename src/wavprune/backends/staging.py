@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import overload
+from typing import NamedTuple, overload
 
 import torch
 
@@ -40,7 +40,9 @@ class Stage:
         total = sum(_bytes(batches[i]) for i in away)
         self._streams = self.room is not None and total > self.room
         self._guests: list[Batch] | None = None
-        self._copier = _new_stream(device) if away and _is_cuda(device) else None
+        on_gpu = bool(away) and _is_cuda(device)
+        self._arriving = _new_stream(device) if on_gpu else None
+        self._departing = _new_stream(device) if on_gpu else None
         self._leaving: list[tuple[torch.Tensor, torch.Tensor, torch.cuda.Event | None]] = []
         if away and _is_cuda(device) and torch.cuda.is_current_stream_capturing():
             raise ValueError(
@@ -88,10 +90,10 @@ class Stage:
             for unit in units:
                 yield [everything[i] for i in unit]
             return
-        following = self._arrive(units[0]) if units else []
+        following = self._arrive(units[0] if units else [])
         for k in range(len(units)):
             current = self._ready(following)
-            following = self._arrive(units[k + 1]) if k + 1 < len(units) else []
+            following = self._arrive(units[k + 1] if k + 1 < len(units) else [])
             yield current
 
     def leave(self, unit: Sequence[int], batches: Sequence[Batch]) -> None:
@@ -100,17 +102,15 @@ class Stage:
             if i not in self._away:
                 continue
             home = self._homes[i].weight
-            if self._copier is None:
+            if self._departing is None:
                 home.copy_(batch.weight)
                 continue
-            self._copier.wait_stream(torch.cuda.current_stream(batch.weight.device))
-            with torch.cuda.stream(self._copier):
+            self._departing.wait_stream(torch.cuda.current_stream(batch.weight.device))
+            with torch.cuda.stream(self._departing):
                 pinned = torch.empty_like(home, pin_memory=home.device.type == "cpu")
                 pinned.copy_(batch.weight, non_blocking=True)
-                batch.weight.record_stream(self._copier)
-                event = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch has no types
-                event.record(self._copier)
-            self._leaving.append((home, pinned, event))
+                batch.weight.record_stream(self._departing)
+            self._leaving.append((home, pinned, _recorded(self._departing)))
             if self._streams:
                 self._land(len(unit) * DEPTH)
 
@@ -129,29 +129,37 @@ class Stage:
         if self._away and self._guests is None:
             self._guests = self._ready(self._arrive(range(len(self._homes))))
 
-    def _arrive(self, unit: Sequence[int]) -> list[Batch]:
-        return [
+    def _arrive(self, unit: Sequence[int]) -> _Arrival:
+        batches = [
             replace(self._homes[i], weight=self._copied(self._homes[i].weight))
             if i in self._away
             else self._homes[i]
             for i in unit
         ]
+        return _Arrival(batches, None if self._arriving is None else _recorded(self._arriving))
 
     def _copied(self, home: torch.Tensor) -> torch.Tensor:
-        if self._copier is None:
+        if self._arriving is None:
             return home.to(self._device, copy=True)
-        with torch.cuda.stream(self._copier):
+        with torch.cuda.stream(self._arriving):
             pinned = home.pin_memory() if home.device.type == "cpu" else home
             return pinned.to(self._device, non_blocking=True)
 
-    def _ready(self, batches: list[Batch]) -> list[Batch]:
-        """The same, after the work that follows was made to wait for the copies."""
-        if self._copier is not None:
+    def _ready(self, arrival: _Arrival) -> list[Batch]:
+        """The batches, after the work that follows was made to wait for their copies."""
+        if arrival.event is not None:
             stream = torch.cuda.current_stream(self._device)
-            stream.wait_stream(self._copier)
-            for batch in batches:
+            stream.wait_event(arrival.event)
+            for batch in arrival.batches:
                 batch.weight.record_stream(stream)
-        return batches
+        return arrival.batches
+
+
+class _Arrival(NamedTuple):
+    """Weights on their way to the device, and what tells that they are there."""
+
+    batches: list[Batch]
+    event: torch.cuda.Event | None
 
 
 class _Streamed(Sequence[Batch]):
@@ -182,6 +190,12 @@ class _Streamed(Sequence[Batch]):
 
 def _is_cuda(device: torch.device | None) -> bool:
     return device is not None and device.type == "cuda"
+
+
+def _recorded(stream: torch.cuda.Stream) -> torch.cuda.Event:
+    event = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch has no types for it
+    event.record(stream)
+    return event
 
 
 def _new_stream(device: torch.device | None) -> torch.cuda.Stream:
