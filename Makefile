@@ -8,7 +8,7 @@ INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint c
 SOURCES := pyproject.toml setup.py constraints.txt
 KERNELS := setup.py $(wildcard csrc/*.* csrc/*/*.*)
 
-.PHONY: demo test bench gpu sanitize clean
+.PHONY: demo test bench big gpu sanitize clean
 
 demo: $(VENV)/.demo $(VENV)/.native
 	$(BIN)/python examples/demo.py --out out
@@ -28,6 +28,10 @@ bench: $(VENV)/.bench $(VENV)/.native
 gpu: $(VENV)/.test $(VENV)/.native
 	$(BIN)/pytest -m gpu tests
 	$(BIN)/pytest -m gpu benchmarks/bench_gpu.py
+
+# A checkpoint of more than 8 GiB, pruned and compressed in a sixth of that; not part of the tests.
+big: $(VENV)/.test $(VENV)/.native
+	WAVPRUNE_BIG=1 $(BIN)/pytest tests/test_checkpoint_memory.py
 
 # The compiled kernels under AddressSanitizer and UndefinedBehaviorSanitizer.
 sanitize: $(VENV)/.test

@@ -97,6 +97,7 @@ ORDER = [
     "__main__",
 ]
 LAZY = [
+    "constriction",
     "jinja2",
     "joblib",
     "matplotlib",
@@ -110,6 +111,7 @@ LAZY = [
     "torchmetrics",
     "triton",
     "yaml",
+    "zstandard",
 ]
 
 

@@ -20,6 +20,7 @@ from rich.table import Table
 from . import backends
 from ._version import __version__, versions
 from .bases import DENSE_VALUES, Kernel, dense_basis, max_level
+from .checkpoint.commands import COMMANDS as CHECKPOINT_COMMANDS
 from .config import METHODS, MODES, OWN_BASES, SCOPES, WAVELETS, PruneConfig
 from .experiment import commands
 from .files import prune_file
@@ -316,7 +317,7 @@ def info(as_json: bool) -> None:
     _print(table)
 
 
-for _command in commands.COMMANDS:
+for _command in (*commands.COMMANDS, *CHECKPOINT_COMMANDS):
     wavprune.add_command(_command)
 
 

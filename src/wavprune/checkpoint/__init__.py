@@ -1,0 +1,11 @@
+"""Compressed checkpoints: what is kept of each layer, quantised and entropy-coded.
+
+A compressed file is a valid safetensors file. Its weights decode to the same bits on every machine
+and backend: those that ``save`` has reported.
+"""
+
+from .loading import decompress, load
+from .report import SavedLayer, SaveReport
+from .saving import save
+
+__all__ = ["SaveReport", "SavedLayer", "decompress", "load", "save"]
