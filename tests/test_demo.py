@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import functools
 import importlib.util
 import io
 import json
@@ -13,6 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
+
+from wavprune.experiment.store import Store
 
 SCRIPT = Path(__file__).parents[1] / "examples" / "demo.py"
 NAMES = ["dwt-uhaar", "dwt-haar", "min-weight", "random"]
@@ -35,8 +38,11 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", autouse=True)
 def printed(demo: ModuleType, out: Path) -> str:
-    """What one run of the demo prints; it leaves its files in ``out``."""
-    with contextlib.redirect_stdout(io.StringIO()) as text:
+    """What one run of the demo prints, with a smaller sweep; it leaves its files in ``out``."""
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as text:
+        patch.setattr(demo, "run_sweep", functools.partial(demo.run_sweep, jobs=1))
+        patch.setitem(demo.SWEEP, "models", demo.SWEEP["models"][:2])
+        patch.setitem(demo.SWEEP["grid"], "sparsity", [0.5, 0.95])
         demo.main(["--out", str(out), "--sparsity", "0.7"], standalone_mode=False)
     return text.getvalue()
 
@@ -54,7 +60,7 @@ def report_of(out: Path, name: str) -> dict[str, Any]:
 
 def test_writes_weights_and_reports_and_nothing_else(out: Path) -> None:
     expected = {f"{name}.{kind}" for name in NAMES for kind in ("safetensors", "csv", "json")}
-    assert {path.name for path in out.iterdir()} == expected
+    assert {path.name for path in out.iterdir()} == expected | {"results.db", "report.html"}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -100,7 +106,7 @@ def test_csv_agrees_with_json(out: Path, name: str) -> None:
 def test_prints_a_summary_that_fits(printed: str, demo: ModuleType) -> None:
     rows = {
         cells[0]: [float(cell) for cell in cells[4:8]]
-        for line in printed.splitlines()
+        for line in printed[: printed.index("Accuracy on digits")].splitlines()
         if (cells := line.split()) and cells[0] in NAMES
     }
     assert list(rows) == NAMES
@@ -111,6 +117,36 @@ def test_prints_a_summary_that_fits(printed: str, demo: ModuleType) -> None:
     uhaar, haar, min_weight, random = range(4)
     assert pointwise[uhaar] == pointwise[haar] == pointwise[min_weight] < pointwise[random]
     assert max(small[uhaar], small[haar]) < small[min_weight] < small[random]
+
+
+def test_prints_the_mean_accuracy_that_the_results_file_holds(printed: str, out: Path) -> None:
+    with Store(out / "results.db") as store:
+        runs = store.runs()
+    assert set(runs["status"]) == {"ok"}
+    assert len(runs) == 2 * (1 + 6 * 2)
+    table = printed[printed.index("Accuracy on digits") :]
+    shown = {
+        cells[0]: [float(cell) for cell in cells[1:]]
+        for line in table.splitlines()
+        if len(cells := line.split()) == 3 and cells[0] != "sparsity"
+    }
+    unpruned = runs.loc[runs["method"] == "none", "top1"].mean()
+    assert shown["unpruned"] == [pytest.approx(100 * unpruned, abs=0.05)] * 2
+    names = {"uhaar", "haar", "dct", "auto", "min-weight", "random"}
+    assert names <= set(shown)
+    for name in names:
+        method = name.replace("-", "_")
+        rows = runs[(runs["wavelet"] == name) | (runs["method"] == method)]
+        for accuracy, sparsity in zip(shown[name], (0.5, 0.95), strict=True):
+            mean = rows.loc[rows["sparsity_requested"] == sparsity, "top1"].mean()
+            assert accuracy == pytest.approx(100 * mean, abs=0.05)
+    assert shown["random"][1] < shown["min-weight"][1] < shown["uhaar"][1]
+
+
+def test_the_page_shows_every_basis(out: Path) -> None:
+    page = (out / "report.html").read_text()
+    for name in ("uhaar", "haar", "dct", "auto", "min-weight", "random"):
+        assert name in page
 
 
 def test_a_failed_save_leaves_the_old_file(
