@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -23,7 +24,7 @@ def test_the_cubic_schedule_goes_from_one_sparsity_to_the_other(
     steps = [step for step in range(start + length + 5) if schedule.due(step)]
     assert steps[0] == start
     assert steps[-1] == start + length
-    assert all(later - step <= every for step, later in zip(steps, steps[1:], strict=False))
+    assert all(later - step <= every for step, later in pairwise(steps))
     ramp = [schedule.sparsity(step) for step in steps]
     assert ramp[0] == pytest.approx(first, abs=1e-12)
     assert ramp[-1] == last

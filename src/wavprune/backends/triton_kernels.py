@@ -295,7 +295,7 @@ def prune(table, thresholds, partials, programs, layers, WIDE: tl.constexpr):
 
     Args:
         table: where the layers are.
-        thresholds: ``(layers,)`` float64, each layer's at its place; one NaN leaves all as they are.
+        thresholds: ``(layers,)`` float64, at each layer's place; one NaN leaves all as they are.
         partials: ``(programs, 4)`` float64, what each program kept, its zeros, error and norm.
         programs: how many programs the table is for.
         layers: how many layers the call has, on other devices too.
