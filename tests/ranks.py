@@ -8,18 +8,22 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.debug import CommDebugMode
 
 from wavprune import PruneConfig, Pruner, prune_layers
+from wavprune.integrations import check_whole
 from wavprune.layers import select_layers
 from wavprune.schedule import Cubic
+from wavprune.shards import first_channel, local_part
 
 CONFIGS = {
     "layer": PruneConfig(sparsity=0.7),
@@ -96,10 +100,50 @@ def fsdp(rank: int, directory: Path) -> None:
     train(model, optimizer, 3, rank)
     after = pruner.finish()
     assert [layer.kept for layer in after] == [layer.kept for layer in before]
+    state = pruner.state_dict()
+    states: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(states, state)
+    pruner.load_state_dict(state)
+    with pytest.raises(ValueError, match=r"layer '0': the state is of shape=.*, this pruner of"):
+        pruner.load_state_dict(states[1 - rank])
+    with pytest.raises(ValueError, match="is sharded, and this callback stores the masks of rank"):
+        check_whole(model)
+    fixed_masks(mesh)
     full = {name: value.full_tensor() for name, value in model.state_dict().items()}
     torch.save(full, directory / f"fsdp-{rank}.pt")
     if rank == 0:
         (directory / "fsdp.json").write_text(json.dumps(outcome))
+
+
+def fixed_masks(mesh: DeviceMesh) -> None:
+    """Masks that may not regrow: sharded as whole, in what is kept and what is reported."""
+    outcomes = []
+    for sharded in (False, True):
+        model = network()
+        if sharded:
+            fully_shard(model, mesh=mesh)
+        schedule = Cubic(0.5, 0.8, start=0, end=4, every=2)
+        config = PruneConfig(wavelet="auto", scope="global")
+        pruner = Pruner(model, config, schedule, regrow=False)
+        pruner.attach(torch.optim.SGD(model.parameters()))
+        for step in range(4):
+            for number, parameter in enumerate(model.parameters()):
+                generator = torch.Generator().manual_seed(100 * step + number)
+                change = torch.randn(parameter.shape, generator=generator) * 0.01
+                local = slice_like(parameter, change)
+                with torch.no_grad():
+                    local_part(parameter).add_(local)
+            pruner.step()
+        outcomes.append(pruner.finish())
+    whole, parts = outcomes
+    assert [layer.kept for layer in whole] == [layer.kept for layer in parts]
+    for left, right in zip(whole, parts, strict=True):
+        assert abs(left.relative_error - right.relative_error) < 1e-5
+
+
+def slice_like(parameter: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    first = first_channel(parameter)
+    return values[first : first + len(local_part(parameter))]
 
 
 def main(kind: str, rank: int, world: int, directory: Path) -> None:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import pickle
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,7 +14,8 @@ from torch import nn
 
 import wavprune
 from wavprune import PruneConfig, Pruner
-from wavprune.bases import basis_for
+from wavprune.bases import basis_for, named_basis
+from wavprune.pipeline import layer_batches
 from wavprune.schedule import Constant, Cubic
 
 EVERY_METHOD = [
@@ -266,6 +269,282 @@ def test_a_resumed_run_ends_with_the_same_bits(
     for (name, left), right in zip(whole.named_parameters(), fresh.parameters(), strict=True):
         assert torch.equal(left, right), name
     assert second.finish().kept == pruner.finish().kept
+
+
+def kept(pruner: Pruner) -> int:
+    return sum(int(np.unpackbits(mask.numpy()).sum()) for mask in pruner.masks.values())
+
+
+@pytest.mark.filterwarnings("ignore:'db2' on .* kernels")
+@pytest.mark.parametrize("config", EVERY_METHOD, ids=lambda c: f"{c.method}-{c.wavelet}-{c.scope}")
+@pytest.mark.parametrize("last", [0.8, 0.2])
+def test_fixed_masks_keep_their_bases_and_are_what_is_reported(
+    net: Net, config: PruneConfig, last: float
+) -> None:
+    if config.percentile is not None:
+        config = dataclasses.replace(config, percentile=None, sparsity=0.5)
+    pruner = Pruner(net, config, Cubic(0.5, last, start=0, end=4, every=2), regrow=False)
+    optimizer = torch.optim.SGD(net.parameters(), lr=1.0)
+    pruner.attach(optimizer)
+    for step in range(4):
+        before = {name: mask.clone() for name, mask in pruner.masks.items()}
+        train(net, optimizer, 1, seed=step)
+        for name, mask in pruner.masks.items():
+            assert not (mask & ~before[name]).any()
+    report = pruner.finish()
+    assert report.kept == kept(pruner)
+    expansive = any(layer.coefficients > layer.numel for layer in report)
+    if last == 0.8:
+        # What an expansive basis leaks takes places that its masks do not have.
+        assert report.sparsity == pytest.approx(0.8, abs=0.1 if expansive else 0.002)
+    else:
+        assert 0.5 - 1e-9 <= report.sparsity <= (0.8 if expansive else 0.51)
+
+
+@pytest.mark.parametrize("name", ["auto", "klt"])
+def test_fixed_masks_survive_a_layer_whose_best_basis_changes(name: str) -> None:
+    net = nn.Sequential(nn.Conv2d(5, 5, 3))
+    generator = torch.Generator().manual_seed(0)
+    weight = net[0].weight
+    assert isinstance(weight, torch.Tensor)
+
+    def set_weight(basis: str) -> torch.Tensor:
+        few = torch.randn(25, 9, generator=generator) * 0.01
+        few[torch.rand(25, 9, generator=generator) < 0.3] *= 100
+        values = few @ torch.tensor(named_basis(basis, (3, 3)).synthesis.T, dtype=few.dtype)
+        with torch.no_grad():
+            weight.copy_(values.view(5, 5, 3, 3))
+        return weight.detach().clone()
+
+    set_weight("uhaar")
+    pruner = Pruner(net, PruneConfig(wavelet=name), Cubic(0.1, 0.8, 0, 3, 1), regrow=False)
+    pruner.attach(torch.optim.SGD(net.parameters()))
+    first = pruner.finish()
+    set_weight("identity")
+    pruner.step()
+    report = pruner.finish()
+    assert [layer.wavelet for layer in report] == [layer.wavelet for layer in first]
+    assert report.kept == kept(pruner)
+    # The weights are those of the masks: a projection changes nothing any more.
+    once = weight.detach().clone()
+    pruner._project()
+    assert torch.allclose(weight, once, rtol=0, atol=1e-5)
+
+
+def test_the_error_of_fixed_masks_is_that_of_the_weights(net: Net) -> None:
+    config = PruneConfig(method="min_weight", sparsity=0.5)
+    pruner = Pruner(net, config, Cubic(0.5, 0.3, 0, 1, 1), regrow=False)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.0)
+    pruner.attach(optimizer)
+    train(net, optimizer, 1)
+    # Nothing has moved, and nothing may come back.
+    assert [layer.relative_error for layer in pruner.finish()] == [0.0, 0.0, 0.0]
+    assert pruner.finish().sparsity == pytest.approx(0.5, abs=0.01)
+
+
+def test_only_known_momentum_is_projected(net: Net) -> None:
+    def state(kind: str, **settings: Any) -> dict[str, torch.Tensor]:
+        model = copy.deepcopy(net)
+        optimizer = getattr(torch.optim, kind)(model.parameters(), lr=1e-3, **settings)
+        config = PruneConfig(method="min_weight", sparsity=0.8)
+        Pruner(model, config, project_state=True).attach(optimizer)
+        train(model, optimizer, 3)
+        assert bool(model.second.weight.isfinite().all())
+        found: dict[str, torch.Tensor] = optimizer.state[model.second.weight]
+        return found
+
+    def zeros(values: torch.Tensor) -> float:
+        return float((values == 0).double().mean())
+
+    centred = state("RMSprop", centered=True, momentum=0.9)
+    assert zeros(centred["momentum_buffer"]) >= 0.79
+    assert zeros(centred["grad_avg"]) < 0.3  # of channels that are not active
+    assert float(state("Rprop")["step_size"].min()) >= 1e-6
+    adam = state("Adamax")
+    assert zeros(adam["exp_avg"]) >= 0.79
+    assert zeros(adam["exp_inf"]) < 0.3
+
+
+def test_quantised_momentum_stays_as_it_is(net: Net) -> None:
+    optimizer = sgd(net)
+    pruner = Pruner(net, PruneConfig(sparsity=0.8), project_state=True)
+    pruner.attach(optimizer)
+    quantised = torch.full_like(net.second.weight, 7, dtype=torch.uint8)
+    optimizer.state[net.second.weight]["exp_avg"] = quantised
+    optimizer.step()
+    assert bool((quantised == 7).all())
+
+
+@pytest.mark.filterwarnings("ignore:'db2' on 3x3 kernels")
+def test_projecting_the_state_changes_no_weight_twice(net: Net) -> None:
+    twin = copy.deepcopy(net)
+    config = PruneConfig(wavelet="db2", level=1, force_level=True, sparsity=0.8)
+    for model, project_state in ((net, False), (twin, True)):
+        Pruner(model, config, project_state=project_state).attach(sgd(model))
+    assert torch.equal(net.second.weight, twin.second.weight)
+
+
+def test_the_state_is_not_projected_by_hand(net: Net) -> None:
+    pruner = Pruner(net, project_state=True)
+    with pytest.raises(RuntimeError, match=r"call attach\(optimizer\) in place of step"):
+        pruner.step()
+    assert pruner.steps == 0
+
+
+def test_a_resumed_run_of_mixed_dtypes_ends_with_the_same_bits() -> None:
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.a = nn.Conv2d(3, 16, 3)
+            self.b = nn.Conv2d(16, 4, 3).double()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            result: torch.Tensor = self.b(self.a(x).double()).mean((2, 3))
+            return result
+
+    whole, resumed = Mixed(), Mixed()
+    config = PruneConfig(wavelet="dct", scope="global")
+    first, second = Pruner(whole, config), Pruner(resumed, config)
+    optimizer, other = sgd(whole), sgd(resumed)
+    first.attach(optimizer)
+    train(whole, optimizer, 1)
+    resumed.load_state_dict(whole.state_dict())
+    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    second.load_state_dict(first.state_dict())
+    second.attach(other)
+    train(whole, optimizer, 3, seed=1)
+    train(resumed, other, 3, seed=1)
+    for left, right in zip(whole.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(left, right)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda state: state.pop("steps"), "the state has no 'steps'"),
+        (lambda state: state.pop("settings"), "the state has no 'settings'"),
+        (lambda state: state["layers"]["second"].pop("mask"), "the state has no 'mask'"),
+        (lambda state: state["report"].pop("layers"), "the state has no 'layers'"),
+        (lambda state: state["report"]["layers"][0].pop("kept"), "not what state_dict"),
+        (lambda state: state.update(report=None), "masks without a report"),
+        (lambda state: state["settings"].update(mode="zero"), "mode='zero', this pruner of 'per"),
+        (lambda state: state["layers"]["second"].update(basis="dct"), "allowed: uhaar"),
+        (lambda state: state["layers"]["second"].update(channel=8), "channel=8, this pruner of 0"),
+        (
+            lambda state: state["layers"]["second"].update(shape=[24, 16, 5, 5]),
+            r"layer 'second': the state is of shape=\[24, 16, 5, 5\], this",
+        ),
+        (lambda state: state.update(layers=7), "not what state_dict"),
+    ],
+)
+def test_a_state_that_is_not_whole_changes_nothing(net: Net, change: Any, message: str) -> None:
+    pruner = Pruner(net)
+    pruner.attach(sgd(net))
+    state = copy.deepcopy(pruner.state_dict())
+    change(state)
+    fresh = Pruner(net)
+    before = fresh.state_dict()
+    with pytest.raises(ValueError, match=message):
+        fresh.load_state_dict(state)
+    assert fresh.state_dict() == before
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        PruneConfig(wavelet="dct"),
+        PruneConfig(level=1),
+        PruneConfig(scope="global"),
+        PruneConfig(percentile=50),
+        PruneConfig(method="min_weight"),
+    ],
+    ids=str,
+)
+def test_a_state_of_other_settings_is_refused(net: Net, other: PruneConfig) -> None:
+    pruner = Pruner(net)
+    pruner.attach(sgd(net))
+    with pytest.raises(ValueError, match=r"the state is of .*, this pruner of"):
+        Pruner(net, other).load_state_dict(pruner.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"backend": "nonsense"}, "unknown backend 'nonsense'"),
+        ({"backend": "reference"}, "'reference' cannot do this: it has no masks"),
+        ({"wavelet": "klt", "targets": ("last",)}, "layer 'last': 'klt' finds"),
+    ],
+)
+def test_what_cannot_be_kept_pruned_is_said_before_training(
+    net: Net, settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        Pruner(net, PruneConfig(**settings), Constant(0.5, start=1000))
+
+
+def test_a_replaced_parameter_is_noticed(net: Net) -> None:
+    pruner = Pruner(net)
+    net.load_state_dict(copy.deepcopy(net.state_dict()), assign=True)
+    with pytest.raises(RuntimeError, match="layer 'first': its weight is not the Parameter"):
+        pruner.attach(sgd(net))
+    pruner = Pruner(net)
+    pruner.attach(sgd(net))
+    net.second.weight = nn.Parameter(net.second.weight.detach().clone())
+    for call in (pruner.step, pruner.finish):
+        with pytest.raises(RuntimeError, match="layer 'second': its weight is not the Parameter"):
+            call()
+
+
+def test_a_weight_of_another_dtype_is_projected_in_its_own(net: Net) -> None:
+    pruner = Pruner(net, PruneConfig(method="min_weight", sparsity=0.5))
+    pruner.attach(sgd(net))
+    storage = weakref.ref(net.second.weight.untyped_storage())
+    net.double()
+    assert storage() is None
+    with torch.no_grad():
+        net.second.weight.copy_(torch.randn(24, 16, 3, 3, dtype=torch.float64))
+    before = net.second.weight.detach().clone()
+    pruner.step()
+    left = net.second.weight != 0
+    assert torch.equal(net.second.weight[left], before[left])
+    assert int(left.sum()) == pruner.finish()["second"].kept
+
+
+@pytest.mark.parametrize("regrow", [True, False])
+def test_a_weight_that_is_not_finite_changes_nothing(net: Net, regrow: bool) -> None:
+    pruner = Pruner(net, schedule=Cubic(0.2, 0.8, 0, 4, 1), regrow=regrow)
+    pruner.attach(sgd(net))
+    with torch.no_grad():
+        net.first.weight.normal_()
+        net.second.weight.normal_()[3, 2, 1, 0] = torch.nan
+    before = copy.deepcopy(net.state_dict())
+    masks = {name: mask.clone() for name, mask in pruner.masks.items()}
+    with pytest.raises(ValueError, match="layer 'second': 1 of 3456 weights are NaN"):
+        pruner.step()
+    for name, value in net.state_dict().items():
+        assert torch.equal(value.nan_to_num(7), before[name].nan_to_num(7)), name
+    assert all(torch.equal(mask, masks[name]) for name, mask in pruner.masks.items())
+
+
+def test_masks_wait_for_the_report(net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Of weights on a GPU a NaN shows when the report is read, and the masks are all 0 then.
+    pruner = Pruner(net, schedule=Cubic(0.2, 0.8, 0, 4, 1))
+    pruner.attach(sgd(net))
+    masks = {name: mask.clone() for name, mask in pruner.masks.items()}
+
+    def unread() -> Any:
+        raise ValueError("layer 'second': 1 of 3456 weights are NaN")
+
+    def pruned(layers: Any, config: Any, *, record: Any, within: Any) -> wavprune.PruneReport:
+        found = layer_batches(layers, config)
+        record([each[0] for each in found], [torch.zeros_like(m) for m in masks.values()])
+        return wavprune.PruneReport(unread, {})
+
+    monkeypatch.setattr("wavprune.finetune.prune_layers", pruned)
+    with pytest.raises(ValueError, match="are NaN"):
+        pruner.step()
+    assert all(torch.equal(mask, masks[name]) for name, mask in pruner.masks.items())
 
 
 def test_a_state_of_another_network_is_refused(net: Net) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from wavprune import PruneConfig, PruneReport
+from wavprune import PruneConfig, Pruner, PruneReport
 from wavprune.bases import basis_for
 from wavprune.schedule import Cubic
 
@@ -67,27 +67,29 @@ def same(left: nn.Module, right: nn.Module) -> None:
 def test_lightning_trains_a_pruned_network_and_resumes_it(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of libraries that Lightning imports
-        from lightning.pytorch import LightningModule, Trainer
+        from lightning.pytorch import Callback, LightningModule, Trainer
 
         from wavprune.integrations.lightning import PruningCallback
 
     class Module(LightningModule):
-        def __init__(self) -> None:
+        def __init__(self, fail_at: int | None = None, optimizer: bool = True) -> None:
             super().__init__()
             self.net = Net()
+            self.fail_at, self.optimizer = fail_at, optimizer
 
         def training_step(self, batch: dict[str, torch.Tensor], index: int) -> torch.Tensor:
+            if index == self.fail_at:
+                raise ZeroDivisionError("the loss")
             loss: torch.Tensor = self.net(**batch)["loss"]
             return loss
 
-        def configure_optimizers(self) -> torch.optim.Optimizer:
-            return torch.optim.Adam(self.parameters(), lr=0.01)
+        def configure_optimizers(self) -> torch.optim.Optimizer | None:
+            return torch.optim.Adam(self.parameters(), lr=0.01) if self.optimizer else None
 
-    def fitted(epochs: int, resume: str | None = None) -> tuple[Module, Trainer, PruningCallback]:
-        module, callback = Module(), PruningCallback(schedule=SCHEDULE)
-        trainer = Trainer(
+    def trainer_of(epochs: int, *callbacks: Callback) -> Trainer:
+        return Trainer(
             max_epochs=epochs,
-            callbacks=[callback],
+            callbacks=[*callbacks],
             accelerator="cpu",
             logger=False,
             enable_checkpointing=False,
@@ -95,7 +97,13 @@ def test_lightning_trains_a_pruned_network_and_resumes_it(tmp_path: Path) -> Non
             enable_model_summary=False,
             default_root_dir=tmp_path,
         )
-        trainer.fit(module, DataLoader(Digits(), 8), ckpt_path=resume, weights_only=True)
+
+    data = DataLoader(Digits(), 8)
+
+    def fitted(epochs: int, resume: str | None = None) -> tuple[Module, Trainer, PruningCallback]:
+        module, callback = Module(), PruningCallback(schedule=SCHEDULE)
+        trainer = trainer_of(epochs, callback)
+        trainer.fit(module, data, ckpt_path=resume, weights_only=True)
         return module, trainer, callback
 
     whole, _, callback = fitted(2)
@@ -106,6 +114,31 @@ def test_lightning_trains_a_pruned_network_and_resumes_it(tmp_path: Path) -> Non
     check(resumed, again.report)
     same(whole, resumed)
 
+    # The trainer goes on with its steps, and so does the callback; a new trainer begins anew.
+    module, trainer, callback = fitted(1)
+    assert trainer.fit_loop.max_epochs == 1
+    trainer.fit_loop.max_epochs = 2
+    trainer.fit(module, data)
+    check(module, callback.report)
+    assert callback.state_dict()["steps"] == 10
+    trainer_of(1, callback).fit(Module(), data)
+    assert callback.state_dict()["steps"] == 5
+
+    with pytest.raises(ValueError, match="configure_optimizers gave no optimizer"):
+        trainer_of(1, PruningCallback()).fit(Module(optimizer=False), data)
+    broken, callback = Module(fail_at=2), PruningCallback()
+    trainer = trainer_of(1, callback)
+    with pytest.raises(ZeroDivisionError):
+        trainer.fit(broken, data)
+    steps = callback.state_dict()["steps"]
+    trainer.optimizers[0].step()
+    assert callback.state_dict()["steps"] == steps == 2
+    dense = trainer_of(1)
+    dense.fit(Module(), data)
+    dense.save_checkpoint(tmp_path / "dense.ckpt")
+    with pytest.raises(ValueError, match="goes on at step 5, and the checkpoint has no state"):
+        fitted(2, str(tmp_path / "dense.ckpt"))
+
 
 @pytest.mark.filterwarnings("ignore::Warning:transformers", "ignore::Warning:accelerate")
 @pytest.mark.filterwarnings("ignore:'pin_memory' argument")
@@ -114,10 +147,15 @@ def test_a_hugging_face_trainer_trains_a_pruned_network_and_resumes_it(tmp_path:
 
     from wavprune.integrations.transformers import PruningCallback
 
-    def trained(model: nn.Module, resume: str | None = None) -> tuple[nn.Module, PruningCallback]:
-        callback = PruningCallback(schedule=SCHEDULE)
+    def trained(
+        model: nn.Module,
+        resume: str | None = None,
+        to: Path = tmp_path,
+        resume_from: str | None = None,
+    ) -> tuple[nn.Module, PruningCallback]:
+        callback = PruningCallback(schedule=SCHEDULE, resume_from=resume_from)
         settings: dict[str, Any] = {
-            "output_dir": str(tmp_path),
+            "output_dir": str(to),
             "max_steps": 10,
             "per_device_train_batch_size": 8,
             "save_steps": 4,
@@ -140,3 +178,40 @@ def test_a_hugging_face_trainer_trains_a_pruned_network_and_resumes_it(tmp_path:
     resumed, again = trained(copy.deepcopy(net), str(tmp_path / "checkpoint-4"))
     check(resumed, again.report)
     same(whole, resumed)
+
+    old, new = str(tmp_path / "checkpoint-4"), tmp_path / "elsewhere"
+    with pytest.raises(
+        ValueError, match=r"elsewhere.checkpoint-4.wavprune.safetensors.*resume_from"
+    ):
+        trained(copy.deepcopy(net), old, new)
+    moved, third = trained(copy.deepcopy(net), old, new, old)
+    check(moved, third.report)
+    same(whole, moved)
+
+
+class Awkward(nn.Module):
+    """Layers named like entries of the file."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tensor = nn.Conv2d(3, 4, 3)
+        self.mask = nn.Conv2d(4, 4, 3)
+
+
+@pytest.mark.parametrize("wavelet", ["uhaar", "klt"])
+@pytest.mark.parametrize("only", [None, ("tensor",)])
+@pytest.mark.filterwarnings("ignore::Warning:transformers")
+def test_a_state_is_read_as_it_was_written(
+    wavelet: str, only: tuple[str, ...] | None, tmp_path: Path
+) -> None:
+    from wavprune.integrations.transformers import _read, _write
+
+    net, config = Awkward(), PruneConfig(wavelet=wavelet, targets=only)
+    pruner = Pruner(net, config)
+    pruner.attach(torch.optim.SGD(net.parameters(), lr=0.1))
+    _write(pruner.state_dict(), tmp_path / "state.safetensors")
+    again = Pruner(net, config)
+    again.load_state_dict(_read(tmp_path / "state.safetensors"))
+    assert again.finish().layers == pruner.finish().layers
+    for name, mask in pruner.masks.items():
+        assert torch.equal(mask, again.masks[name])

@@ -20,12 +20,13 @@ from torch import nn
 from ._version import versions
 from .auto import Choice, bases_for, choose, rounds
 from .backends import Backend, Batch, Projector, Target, check_name, resolve
-from .backends.sharded import sharded_backend
+from .backends.sharded import ShardedBackend, sharded_backend
 from .backends.staging import Stage
 from .bases import Basis, LevelCollapsedWarning
 from .clock import Clock
 from .config import AUTO, PruneConfig
 from .layers import LayerRef, non_finite, select_layers
+from .masks import unpack
 from .report import LayerStats, Outcome, PruneReport
 from .shards import first_channel
 
@@ -53,6 +54,7 @@ def prune_layers(
     match: PruneReport | None = None,
     progress: bool = False,
     record: Callable[[Sequence[Batch], Sequence[torch.Tensor]], None] | None = None,
+    within: Sequence[tuple[Basis, torch.Tensor]] | None = None,
 ) -> PruneReport:
     """Prune the given weights in place.
 
@@ -62,6 +64,8 @@ def prune_layers(
         match: a report whose kept counts to use in place of ``config.sparsity``.
         progress: show a tqdm bar on standard error.
         record: gets batches and their masks just before they are pruned, in the layers' order.
+        within: each layer's basis and mask of an earlier pruning, as ``record`` got them: these
+            bases are used again, and only coefficients of these masks are kept. Not with a device.
 
     Returns:
         The report, one entry a layer.
@@ -73,23 +77,16 @@ def prune_layers(
     check_name(config.backend)
     if match is not None:
         _check_match(config, match)
+    if within is not None and config.device is not None:
+        raise ValueError(
+            f"device={str(config.device)!r} does not go with within, whose masks are where the "
+            "weights live; leave device out"
+        )
     device = compute_device(config.device)
     keeps = _keeps(layers, config, match)
     spread = sharded_backend(layers, config)
-    options = [
-        [
-            Batch(
-                weight=ref.kernels(basis.kernel),
-                basis=basis,
-                by_importance=config.percentile is None,
-                compute_dtype=dtype,
-                draw=_draw(config.seed, ref.name) if config.method == "random" else None,
-                first=first_channel(ref.weight),
-            )
-            for basis in _checked_bases(ref, config)
-        ]
-        for ref, dtype in zip(layers, _compute_dtypes(layers, config), strict=True)
-    ]
+    bases = None if within is None else [[basis] for basis, _ in within]
+    options = layer_batches(layers, config, bases)
     several = [i for i, each in enumerate(options) if len(each) > 1]
     batches = [each[0] for each in options]
     _warn_levels(layers, [batch.basis for batch in batches])
@@ -101,7 +98,7 @@ def prune_layers(
         config.backend,
         candidates.stand_ins,
         scattered=config.scope == "global" and stage.scattered,
-        masks=record is not None,
+        masks=record is not None or within is not None,
     )
     if several or backend.name not in CAPTURED:
         _check_not_captured(backend.name, config)
@@ -109,6 +106,12 @@ def prune_layers(
     choices = [Choice()] * len(batches)
     trials = rounds(config) * sum(len(options[i]) * clock.weights[i] for i in several)
     done: list[torch.Tensor] = []
+    if within is not None:
+        for ref in layers:
+            _raise_non_finite(ref)
+        assert isinstance(backend, Projector)
+        # What may not be kept ranks last then, but for what an expansive basis leaks.
+        backend.project_(stage.everything, [mask for _, mask in within])
     with _bar(progress, sum(clock.weights) + trials) as advance:
         if several:
             with clock.timed(several, stage.stand_ins[0].weight.device):
@@ -118,17 +121,25 @@ def prune_layers(
             stage = Stage(batches, device)
         units = _units(stage.stand_ins, backend.unit, stage.largest_unit)
         thresholds = _thresholds(backend, stage, keeps, config, units, clock, advance)
-        if all(part.device.type == "cpu" for part in thresholds):
+        if within is not None or all(part.device.type == "cpu" for part in thresholds):
             _check_finite(thresholds, layers)
         else:
             # The host does not look, so as not to wait: nothing is pruned at a threshold of NaN.
             thresholds = _all_or_none(thresholds)
         for unit, members, part in zip(units, stage.each(units), thresholds, strict=True):
-            if record is not None:
+            masks: list[torch.Tensor] = []
+            if record is not None or within is not None:
                 assert isinstance(backend, Projector)
-                record(members, backend.masks(members, part))
+                masks = backend.masks(members, part)
+            if within is not None:
+                masks = [mask & within[i][1] for i, mask in zip(unit, masks, strict=True)]
+            if record is not None:
+                record(members, masks)
             with clock.timed(unit, part.device):
-                done.append(backend.apply_(members, part))
+                if within is None:
+                    done.append(backend.apply_(members, part))
+                else:
+                    done.append(_projected(backend, members, masks))
             stage.leave(unit, members)
             advance(sum(batches[i].weight.numel() for i in unit))
         stage.finish()
@@ -153,6 +164,56 @@ def prune_layers(
         return Outcome(stats, sum(row[4] for row in rows), sum(row[3] for row in rows))
 
     return PruneReport(read, _settings(config, match))
+
+
+def layer_batches(
+    layers: Sequence[LayerRef],
+    config: PruneConfig,
+    bases: Sequence[Sequence[Basis]] | None = None,
+) -> list[list[Batch]]:
+    """What each layer may be pruned as: a batch for each of its bases.
+
+    Args:
+        layers: checked weights.
+        config: what to do.
+        bases: each layer's, where they are known; None asks ``config``.
+
+    Raises:
+        ValueError: a layer has no such basis.
+    """
+    if bases is None:
+        bases = [_checked_bases(ref, config) for ref in layers]
+    return [
+        [
+            Batch(
+                weight=ref.kernels(basis.kernel),
+                basis=basis,
+                by_importance=config.percentile is None,
+                compute_dtype=dtype,
+                draw=_draw(config.seed, ref.name) if config.method == "random" else None,
+                first=first_channel(ref.weight),
+            )
+            for basis in each
+        ]
+        for ref, each, dtype in zip(layers, bases, _compute_dtypes(layers, config), strict=True)
+    ]
+
+
+def _projected(
+    backend: Backend, batches: Sequence[Batch], masks: Sequence[torch.Tensor]
+) -> torch.Tensor:
+    """Prune by masks; the rows of ``Backend.apply_``."""
+    assert isinstance(backend, Projector)
+    rows = torch.zeros(len(batches), 4, dtype=torch.float64, device=batches[0].weight.device)
+    for row, batch, mask in zip(rows, batches, masks, strict=True):
+        before = batch.weight.clone()
+        backend.project_([batch], [mask])
+        kept = unpack(mask, batch.kernels, batch.ranked, flat=batch.flat)
+        row[0] = kept.sum()
+        row[1] = (batch.weight == 0).sum()
+        row[2] = (batch.weight.double() - before.double()).square().sum()
+        row[3] = before.double().square().sum()
+    return backend.summed(rows) if isinstance(backend, ShardedBackend) else rows
 
 
 def _thresholds(

@@ -99,9 +99,13 @@ class Cubic:
 
     def sparsity(self, step: int) -> float:
         """The cubic ramp, flat before ``start`` and after ``end``."""
-        done = (step - self.start) / (self.end - self.start)
-        left = 1 - min(max(done, 0.0), 1.0)
-        return self.final_sparsity + (self.init_sparsity - self.final_sparsity) * left**3
+        first, last = self.init_sparsity, self.final_sparsity
+        if step <= self.start:
+            return first
+        left = max(self.end - step, 0) / (self.end - self.start)
+        value = last + (first - last) * left**3
+        # Rounding must not lead past where the ramp begins.
+        return max(value, first) if first < last else min(value, first)
 
 
 def _fraction(name: str, value: object) -> None:

@@ -23,8 +23,11 @@ from ..config import PruneConfig
 from ..finetune import Pruner
 from ..report import PruneReport
 from ..schedule import Schedule
+from . import check_whole
 
 FILE = "wavprune.safetensors"
+# Layers are named like modules, and no such name begins with a dot.
+TENSOR = ".tensor"
 
 
 class PruningCallback(TrainerCallback):
@@ -35,6 +38,8 @@ class PruningCallback(TrainerCallback):
         schedule: when and how far; None prunes once, before the first step.
         regrow: as for ``Pruner``.
         project_state: as for ``Pruner``.
+        resume_from: the checkpoint's folder where ``resume_from_checkpoint`` is one that is not in
+            ``output_dir``.
 
     Attributes:
         report: what is pruned; None until training ends.
@@ -47,6 +52,7 @@ class PruningCallback(TrainerCallback):
         *,
         regrow: bool = True,
         project_state: bool = False,
+        resume_from: str | Path | None = None,
     ) -> None:
         self._new = partial(
             Pruner,
@@ -55,6 +61,7 @@ class PruningCallback(TrainerCallback):
             regrow=regrow,
             project_state=project_state,
         )
+        self._resume_from = resume_from
         self._pruner: Pruner | None = None
         self.report: PruneReport | None = None
 
@@ -65,13 +72,28 @@ class PruningCallback(TrainerCallback):
         control: TrainerControl,
         **kwargs: Any,
     ) -> None:
-        """Follow the optimizer, inside what accelerate wraps around it."""
-        optimizer = kwargs["optimizer"]
-        self._pruner = self._new(kwargs["model"])
-        saved = _checkpoint(args, state) / FILE
-        if state.global_step and saved.exists():
-            self._pruner.load_state_dict(_read(saved))
-        self._pruner.attach(getattr(optimizer, "optimizer", optimizer))
+        """Follow the optimizer, inside what accelerate wraps around it.
+
+        Raises:
+            ValueError: a parameter is sharded, or training resumes where there are no masks.
+        """
+        if self._pruner is not None:
+            self._pruner.detach()
+        optimizer, model = kwargs["optimizer"], kwargs["model"]
+        check_whole(model)
+        pruner = self._new(model)
+        if state.global_step:
+            saved = Path(self._resume_from or _checkpoint(args, state)) / FILE
+            if not saved.exists():
+                raise ValueError(
+                    f"training resumes at step {state.global_step}, and there are no masks at "
+                    f"{str(saved)!r}; give the checkpoint's folder as resume_from=, or load its "
+                    "weights alone to start pruning there"
+                )
+            pruner.load_state_dict(_read(saved))
+        self.report = None
+        self._pruner = pruner
+        pruner.attach(getattr(optimizer, "optimizer", optimizer))
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -95,15 +117,16 @@ def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:
 def _write(state: dict[str, Any], path: Path) -> None:
     tensors: dict[str, torch.Tensor] = {}
 
-    def plain(value: Any, place: str) -> Any:
+    def plain(value: Any) -> Any:
         if isinstance(value, torch.Tensor):
-            tensors[place] = value.contiguous().cpu()
-            return {"tensor": place}
+            name = str(len(tensors))
+            tensors[name] = value.contiguous().cpu()
+            return {TENSOR: name}
         if isinstance(value, dict):
-            return {key: plain(entry, f"{place}/{key}") for key, entry in value.items()}
+            return {key: plain(entry) for key, entry in value.items()}
         return value
 
-    content = json.dumps(plain(state, "state"))
+    content = json.dumps(plain(state))
     with replaced(path) as new:
         save_file(tensors, new, metadata={"wavprune.pruner": content})
 
@@ -114,8 +137,8 @@ def _read(path: Path) -> dict[str, Any]:
         def whole(value: Any) -> Any:
             if not isinstance(value, dict):
                 return value
-            if value.keys() == {"tensor"}:
-                return file.get_tensor(value["tensor"])
+            if TENSOR in value:
+                return file.get_tensor(value[TENSOR])
             return {key: whole(entry) for key, entry in value.items()}
 
         state: dict[str, Any] = whole(json.loads(file.metadata()["wavprune.pruner"]))
