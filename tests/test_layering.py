@@ -72,7 +72,6 @@ ORDER = [
     "trial",
     "compare",
     "demo",
-    "demo.digits",
     "demo.train",
     "series",
     "plots.style",

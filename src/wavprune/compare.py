@@ -13,19 +13,18 @@ import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
 
 from ._version import versions
-from .atomic import replaced
 from .backends import check_name
 from .config import METHODS, PruneConfig
 from .evaluate import Evaluation
 from .layers import select_layers
 from .pipeline import compute_device
+from .report import data_frame, written
 from .trial import Reference, Trial, check_repair, fitting, run_trial
 
 if TYPE_CHECKING:
@@ -89,13 +88,7 @@ class Comparison:
         Raises:
             ImportError: pandas is not installed.
         """
-        try:
-            import pandas as pd
-        except ImportError as error:
-            raise ImportError(
-                "to_dataframe needs pandas; pip install 'wavprune[dataframe]'"
-            ) from error
-        return pd.DataFrame(self.rows())
+        return data_frame(self.rows())
 
     def to_csv(self, path: str | os.PathLike[str] | None = None) -> str:
         """One row a trial, the unpruned model first; written to ``path`` too, where given."""
@@ -104,7 +97,7 @@ class Comparison:
         writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-        return _written(text.getvalue(), path)
+        return written(text.getvalue(), path)
 
     def to_json(self, path: str | os.PathLike[str] | None = None) -> str:
         """Settings, notes and trials with their layers; written to ``path`` too, where given."""
@@ -117,7 +110,7 @@ class Comparison:
             for trial in (self._unpruned(), *self.trials)
         ]
         content = {"settings": self.settings, "notes": self.notes, "trials": trials}
-        return _written(json.dumps(content, indent=2, allow_nan=False) + "\n", path)
+        return written(json.dumps(content, indent=2, allow_nan=False) + "\n", path)
 
     def to_table(self) -> Table:
         """A rich table: a section a sparsity, several seeds as one row."""
@@ -382,10 +375,3 @@ def _bar(shown: bool, trials: int) -> Iterator[Callable[[], object]]:
 
     with tqdm(total=trials, unit="trial", desc="compare") as bar:
         yield bar.update
-
-
-def _written(text: str, path: str | os.PathLike[str] | None) -> str:
-    if path is not None:
-        with replaced(Path(path)) as new:
-            new.write_text(text, encoding="utf-8")
-    return text

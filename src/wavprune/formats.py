@@ -126,7 +126,16 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     return checkpoint
 
 
-class _Tensor(NamedTuple):
+class Entry(NamedTuple):
+    """A tensor of a safetensors file.
+
+    Attributes:
+        dtype: as safetensors calls it, such as ``"F32"``.
+        shape: of the tensor.
+        start: where its bytes begin in the file.
+        stop: where they end.
+    """
+
     dtype: str
     shape: tuple[int, ...]
     start: int
@@ -138,7 +147,7 @@ class SafetensorsFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.tensors = _header(path)
+        self.tensors, _ = safetensors_header(path)
         self.layers = [
             name.removesuffix(".weight")
             for name, tensor in self.tensors.items()
@@ -206,8 +215,14 @@ def _is_layer(name: str, shape: Sequence[int]) -> bool:
     return name.endswith(".weight") and len(shape) == 4 and 0 not in shape
 
 
-def _header(path: Path) -> dict[str, _Tensor]:
+def safetensors_header(path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
+    """The tensors of a safetensors file, in the order of its header, and its metadata.
+
+    Raises:
+        ValueError: the file is no whole safetensors file.
+    """
     try:
+        # It checks that lengths, shapes, offsets and dtypes agree with each other and the file.
         with safe_open(path, framework="pt"):
             pass
     except SafetensorError as error:
@@ -215,12 +230,12 @@ def _header(path: Path) -> dict[str, _Tensor]:
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(size))
-    header.pop("__metadata__", None)
-    tensors = {}
+    metadata = header.pop("__metadata__", None) or {}
+    entries = {}
     for name, entry in header.items():
         start, stop = (8 + size + offset for offset in entry["data_offsets"])
-        tensors[name] = _Tensor(entry["dtype"], tuple(entry["shape"]), start, stop)
-    return tensors
+        entries[name] = Entry(entry["dtype"], tuple(entry["shape"]), start, stop)
+    return entries, metadata
 
 
 def _load(path: Path) -> Any:

@@ -8,7 +8,7 @@ import io
 import json
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -221,7 +221,7 @@ class PruneReport:
             row = dataclasses.asdict(layer)
             row["shape"] = "x".join(map(str, layer.shape))
             writer.writerow(row.values())
-        return _written(text.getvalue(), path)
+        return written(text.getvalue(), path)
 
     def to_json(self, path: str | os.PathLike[str] | None = None) -> str:
         """Settings, totals and layers as JSON; written to ``path`` too, where given."""
@@ -230,7 +230,7 @@ class PruneReport:
             "totals": self.totals(),
             "layers": [dataclasses.asdict(layer) for layer in self.layers],
         }
-        return _written(json.dumps(_finite(content), indent=2, allow_nan=False) + "\n", path)
+        return written(json.dumps(_finite(content), indent=2, allow_nan=False) + "\n", path)
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row a layer, as a pandas DataFrame.
@@ -238,14 +238,7 @@ class PruneReport:
         Raises:
             ImportError: pandas is not installed.
         """
-        try:
-            import pandas as pd
-        except ImportError as error:
-            raise ImportError(
-                "to_dataframe needs pandas; pip install 'wavprune[dataframe]'"
-            ) from error
-        rows = [dataclasses.asdict(layer) for layer in self.layers]
-        return pd.DataFrame(rows, columns=list(FIELDS))
+        return data_frame([dataclasses.asdict(layer) for layer in self.layers], FIELDS)
 
     def to_table(self) -> Table:
         """A rich table: the layers and, last, the totals."""
@@ -326,7 +319,23 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _written(text: str, path: str | os.PathLike[str] | None) -> str:
+def data_frame(
+    rows: Sequence[dict[str, Any]], columns: Sequence[str] | None = None
+) -> pd.DataFrame:
+    """The rows as a pandas DataFrame.
+
+    Raises:
+        ImportError: pandas is not installed.
+    """
+    try:
+        import pandas as pd
+    except ImportError as error:
+        raise ImportError("to_dataframe needs pandas; pip install 'wavprune[dataframe]'") from error
+    return pd.DataFrame(rows, columns=None if columns is None else list(columns))
+
+
+def written(text: str, path: str | os.PathLike[str] | None) -> str:
+    """The text, after it was written to a file where one is given."""
     if path is not None:
         with replaced(Path(path)) as new:
             new.write_text(text, encoding="utf-8")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import NamedTuple, overload
 
 import torch
@@ -50,7 +51,7 @@ class Stage:
                 f"{device}; move the model there before the capture, and leave device=None"
             )
 
-    @property
+    @cached_property
     def stand_ins(self) -> list[Batch]:
         """The batches as the backend will see them; of weights to be copied, without values."""
         return [

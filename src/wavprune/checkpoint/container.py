@@ -13,28 +13,12 @@ import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
-from safetensors import SafetensorError, safe_open
+from ..formats import Entry, safetensors_header
 
 KEY = "wavprune"
 COPIED_AT_ONCE = 1 << 22
-
-
-class Entry(NamedTuple):
-    """A tensor of a file.
-
-    Attributes:
-        dtype: as safetensors calls it, such as ``"F32"``.
-        shape: of the tensor.
-        start: where its bytes begin in the file.
-        stop: where they end.
-    """
-
-    dtype: str
-    shape: tuple[int, ...]
-    start: int
-    stop: int
 
 
 class Writer:
@@ -107,19 +91,5 @@ def read_header(path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
     """
     if not path.is_file():
         raise ValueError(f"{path} is no file; allowed: a .safetensors file")
-    try:
-        # It checks that lengths, shapes, offsets and dtypes agree with each other and the file.
-        with safe_open(path, framework="numpy"):
-            pass
-    except SafetensorError as error:
-        raise ValueError(f"{path} cannot be read as a safetensors file: {error}") from error
-    with path.open("rb") as file:
-        size = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(size))
-    metadata = header.pop("__metadata__", None) or {}
-    entries = {
-        name: Entry(entry["dtype"], tuple(entry["shape"]), *(8 + size + i for i in offsets))
-        for name, entry in header.items()
-        for offsets in [entry["data_offsets"]]
-    }
+    entries, metadata = safetensors_header(path)
     return dict(sorted(entries.items(), key=lambda item: item[1].start)), metadata

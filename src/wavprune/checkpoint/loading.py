@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import torch
 
 from ..atomic import replaced
-from ..formats import DTYPES
+from ..formats import DTYPES, Entry
 from .coders import bytes_of
-from .container import COPIED_AT_ONCE, KEY, Entry, read_header, written
+from .container import COPIED_AT_ONCE, KEY, read_header, written
 from .decode import decode
 from .record import Contents, Record, parse
 
