@@ -36,11 +36,11 @@ gpu: $(VENV)/.test $(VENV)/.native
 
 # A checkpoint of more than 8 GiB, pruned and compressed in a sixth of that; not part of the tests.
 big: $(VENV)/.test $(VENV)/.native
-	WAVPRUNE_BIG=1 $(BIN)/pytest tests/test_checkpoint_memory.py
+	WAVPRUNE_BIG=1 $(BIN)/pytest tests/checkpoint/test_memory.py
 
 # The compiled kernels under AddressSanitizer and UndefinedBehaviorSanitizer.
 sanitize: $(VENV)/.test
-	$(BIN)/python tests/sanitize.py
+	$(BIN)/python tests/tools/sanitize.py
 
 $(VENV)/.tools: constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -13,7 +13,7 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
 import wavprune
-from wavprune.bases import named_basis
+from wavprune.bases.basis import named_basis
 
 ops = pytest.importorskip("wavprune.ops", reason="the compiled extension is not built here")
 

@@ -29,13 +29,14 @@ from safetensors.torch import save
 from torch import nn
 
 import wavprune
-from wavprune import PruneReport, series
+from wavprune import PruneReport
 from wavprune.atomic import replaced
 from wavprune.demo import SEEDS
-from wavprune.experiment.page import write_page
-from wavprune.experiment.runner import run_sweep
-from wavprune.experiment.settings import parse_sweep
-from wavprune.experiment.store import Store
+from wavprune.reporting import series
+from wavprune.reporting.page import write_page
+from wavprune.sweep.runner import run_sweep
+from wavprune.sweep.settings import parse_sweep
+from wavprune.sweep.store import Store
 
 METHODS: dict[str, dict[str, Any]] = {
     "dwt-uhaar": {"method": "dwt", "wavelet": "uhaar"},

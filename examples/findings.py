@@ -22,12 +22,13 @@ import jinja2
 import pandas as pd
 import resnet18_mnist
 
-from wavprune import plots, series
+from wavprune import plots
 from wavprune.atomic import replaced
 from wavprune.demo import SEEDS
-from wavprune.experiment.runner import run_sweep
-from wavprune.experiment.settings import parse_sweep
-from wavprune.experiment.store import Store
+from wavprune.reporting import series
+from wavprune.sweep.runner import run_sweep
+from wavprune.sweep.settings import parse_sweep
+from wavprune.sweep.store import Store
 
 TEMPLATE = Path(__file__).with_name("findings.md.jinja")
 DOCS = Path(__file__).parents[1] / "docs"

@@ -23,7 +23,7 @@ from wavprune import PruneConfig, Pruner, fast, match_batchnorm
 from wavprune.atomic import replaced
 from wavprune.demo import SEEDS, digits, resnet
 from wavprune.demo.train import accuracy, shifted
-from wavprune.schedule import Constant, Cubic, Schedule
+from wavprune.training.schedules import Constant, Cubic, Schedule
 
 TABLE = Path(__file__).parents[1] / "docs" / "findings" / "gradual.csv"
 SPARSITIES = (0.8, 0.9, 0.95)

@@ -28,9 +28,9 @@ from transformers import PreTrainedModel, ResNetConfig, ResNetForImageClassifica
 
 from wavprune.atomic import replaced
 from wavprune.demo.train import shifted
-from wavprune.experiment.page import write_page
-from wavprune.experiment.runner import run_sweep
-from wavprune.experiment.settings import parse_sweep
+from wavprune.reporting.page import write_page
+from wavprune.sweep.runner import run_sweep
+from wavprune.sweep.settings import parse_sweep
 
 SEEDS = (0, 1, 2)
 # Channels of the first stage: half of the usual 64, for the sake of two cores; 2.8M weights.

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
 import wavprune
-from cases import bits, model_of, normal, weight_of
+from tests.support.cases import bits, model_of, normal, weight_of
 from wavprune import PruneReport
 
 Settings = dict[str, Any]

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import wavprune
-from cases import (
+from tests.support.cases import (
     BACKENDS,
     BASES,
     any_level,

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wavprune.bases import named_basis
+from wavprune.bases.basis import named_basis
 
 ops = pytest.importorskip("wavprune.ops", reason="the compiled extension is not built here")
 call = torch.ops.wavprune

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 
 import wavprune
-from cases import any_level, model_of, normal
+from tests.support.cases import any_level, model_of, normal
 from wavprune import LayerStats, PruneReport
 from wavprune.report import Outcome
 

@@ -3,19 +3,60 @@
 ``wavprune.fast.prune(model)`` prunes every ``Conv2d`` of a model in place and returns a report.
 """
 
-from . import backends, fast, reference, schedule
-from ._version import __version__
-from .bases import Basis, LevelCollapsedWarning, basis_for
-from .batchnorm import batchnorm_statistics, match_batchnorm, update_batchnorm
-from .compare import Comparison, Reference, Trial, compare, run_trial
-from .config import PruneConfig
-from .evaluate import Evaluation, evaluate, predict
-from .finetune import Pruner
-from .layers import LayerRef
-from .pipeline import prune_layers
-from .report import LayerStats, PruneReport
-from .size import stored_bytes
+import importlib
+from typing import TYPE_CHECKING, Any
 
+from ._version import __version__
+
+if TYPE_CHECKING:
+    from . import backends, bases, checkpoint, demo, fast, ops, reference
+    from .bases import Basis, LevelCollapsedWarning, basis_for
+    from .config import PruneConfig
+    from .engine.layers import LayerRef
+    from .engine.run import prune_layers
+    from .evaluation.batchnorm import batchnorm_statistics, match_batchnorm, update_batchnorm
+    from .evaluation.compare import Comparison, Reference, Trial, compare, run_trial
+    from .evaluation.metrics import Evaluation, evaluate, predict
+    from .evaluation.size import stored_bytes
+    from .report import LayerStats, PruneReport
+    from .reporting import plots
+    from .training import schedules as schedule
+    from .training.pruner import Pruner
+
+# Where each public name is: a module, or a module and what it holds. Loaded when first asked for,
+# so that importing the package costs what is used.
+_PUBLIC = {
+    "Basis": "bases:Basis",
+    "Comparison": "evaluation.compare:Comparison",
+    "Evaluation": "evaluation.metrics:Evaluation",
+    "LayerRef": "engine.layers:LayerRef",
+    "LayerStats": "report:LayerStats",
+    "LevelCollapsedWarning": "bases:LevelCollapsedWarning",
+    "PruneConfig": "config:PruneConfig",
+    "PruneReport": "report:PruneReport",
+    "Pruner": "training.pruner:Pruner",
+    "Reference": "evaluation.compare:Reference",
+    "Trial": "evaluation.compare:Trial",
+    "backends": "backends",
+    "bases": "bases",
+    "basis_for": "bases:basis_for",
+    "batchnorm_statistics": "evaluation.batchnorm:batchnorm_statistics",
+    "checkpoint": "checkpoint",
+    "compare": "evaluation.compare:compare",
+    "demo": "demo",
+    "evaluate": "evaluation.metrics:evaluate",
+    "fast": "fast",
+    "match_batchnorm": "evaluation.batchnorm:match_batchnorm",
+    "ops": "ops",
+    "plots": "reporting.plots",
+    "predict": "evaluation.metrics:predict",
+    "prune_layers": "engine.run:prune_layers",
+    "reference": "reference",
+    "run_trial": "evaluation.compare:run_trial",
+    "schedule": "training.schedules",
+    "stored_bytes": "evaluation.size:stored_bytes",
+    "update_batchnorm": "evaluation.batchnorm:update_batchnorm",
+}
 __all__ = [
     "Basis",
     "Comparison",
@@ -30,12 +71,17 @@ __all__ = [
     "Trial",
     "__version__",
     "backends",
+    "bases",
     "basis_for",
     "batchnorm_statistics",
+    "checkpoint",
     "compare",
+    "demo",
     "evaluate",
     "fast",
     "match_batchnorm",
+    "ops",
+    "plots",
     "predict",
     "prune_layers",
     "reference",
@@ -44,3 +90,18 @@ __all__ = [
     "stored_bytes",
     "update_batchnorm",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, _, member = _PUBLIC[name].partition(":")
+    value: Any = importlib.import_module(f".{module}", __name__)
+    if member:
+        value = getattr(value, member)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_PUBLIC})

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from .config import PruneConfig
-from .pipeline import prune_model
+from .engine.run import prune_model
 from .report import PruneReport
 
 

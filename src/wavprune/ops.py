@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from .bases import Basis, Operator
-from .matrices import Matrix
+from .bases.basis import Basis, Operator
+from .bases.matrices import Matrix
 
 try:
     # Importing it registers the operators.

@@ -16,10 +16,10 @@ from typing import NamedTuple
 
 import torch
 
-from ..bases import Operator
-from ..factored import FactoredTransform
-from ..masks import pack, unpack
-from . import Backend, Batch, Target
+from ..bases.basis import Operator
+from ..bases.factors import FactoredTransform
+from .masks import pack, unpack
+from .protocol import Backend, Batch, Target
 
 # Weights a chunk: its temporaries stay in a core's cache, and far below 64 MiB.
 CHUNK = 1 << 18

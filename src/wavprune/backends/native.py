@@ -8,9 +8,9 @@ from functools import cache
 import torch
 
 from .. import ops
-from ..masks import mask_bytes
-from . import Backend, Batch, Target
 from .eager import EagerBackend
+from .masks import mask_bytes
+from .protocol import Backend, Batch, Target
 
 MAX_VALUES = 31 * 31
 # Shared memory that a kernel and its coefficients may take on CUDA; csrc/cuda/table.h.

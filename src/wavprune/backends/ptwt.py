@@ -10,10 +10,10 @@ from typing import Any, get_args
 
 import torch
 
-from ..bases import DENSE_VALUES, Basis, unpack
+from ..bases.basis import DENSE_VALUES, Basis, unpack
 from ..config import OWN_BASES
-from . import Backend, Batch
 from .eager import EagerBackend
+from .protocol import Backend, Batch
 
 try:
     import ptwt

@@ -15,9 +15,9 @@ import numpy.typing as npt
 import pywt
 import torch
 
-from ..bases import Basis, coefficient_bands, unpack
-from ..matrices import NEGLIGIBLE
-from . import Backend, Batch, Target
+from ..bases.basis import Basis, coefficient_bands, unpack
+from ..bases.matrices import NEGLIGIBLE
+from .protocol import Backend, Batch, Target
 
 Array = npt.NDArray[Any]
 

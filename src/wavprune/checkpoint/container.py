@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ..formats import Entry, safetensors_header
+from .formats import Entry, safetensors_header
 
 KEY = "wavprune"
 COPIED_AT_ONCE = 1 << 22

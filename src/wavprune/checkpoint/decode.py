@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ..formats import DTYPES as TORCH_DTYPES
 from .coders import ANS, Reader, Symbols, ans_decode, checksum
+from .formats import DTYPES as TORCH_DTYPES
 from .record import FLOATS, NONE, PARTS, SQUEEZED, SYMBOLS, Record, mask_size, matrix_of
 from .synthesis import Floats, synthesise
 

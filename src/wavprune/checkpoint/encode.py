@@ -11,21 +11,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ..formats import DTYPES as TORCH_DTYPES
 from .coders import ANS, ZSTD, Squeezer, Symbols, ans_encode, checksum, span, squeezed
 from .container import Writer
 from .decode import weights_of
-from .record import (
-    BITS,
-    FLOATS,
-    NONE,
-    PARTS,
-    SQUEEZED,
-    SYMBOLS,
-    BasisName,
-    Record,
-    chunks_of,
-)
+from .formats import DTYPES as TORCH_DTYPES
+from .record import BITS, FLOATS, NONE, PARTS, SQUEEZED, SYMBOLS, BasisName, Record, chunks_of
 from .synthesis import Floats
 
 # Below this share of values that are not 0, a bit a coefficient says where they are.

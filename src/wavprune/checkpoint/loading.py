@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 import torch
 
 from ..atomic import replaced
-from ..formats import DTYPES, Entry
 from .coders import bytes_of
 from .container import COPIED_AT_ONCE, KEY, read_header, written
 from .decode import decode
+from .formats import DTYPES, Entry
 from .record import Contents, Record, parse
 
 # A file that says it holds more bytes than this for each of its own is not believed.

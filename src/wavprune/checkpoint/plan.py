@@ -11,13 +11,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from .. import masks
-from ..auto import bases_for
-from ..backends import Batch, Target, resolve
-from ..bases import Basis, basis_for
+from ..backends import masks
+from ..backends.protocol import Batch, Target, resolve
+from ..bases.basis import Basis, basis_for
 from ..config import AUTO, PruneConfig
-from ..layers import LayerRef, non_finite, select_names
-from ..pipeline import prune_layers
+from ..engine.auto import bases_for
+from ..engine.layers import LayerRef, non_finite, select_names
+from ..engine.run import prune_layers
 from ..report import LayerStats, PruneReport
 from .encode import Layer, transform
 from .record import CHUNK, DTYPES, LARGEST_KERNEL, BasisName, matrix_of

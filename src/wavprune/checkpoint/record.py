@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..bases import Kernel, Operator, named_basis
+from ..bases.basis import Kernel, Operator, named_basis
 from ..config import MODES, OWN_BASES, WAVELETS
 from .coders import ANS, ZSTD
 from .synthesis import Floats

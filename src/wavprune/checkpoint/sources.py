@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from ..formats import DTYPES, SafetensorsFile, open_checkpoint
 from .coders import bytes_of
 from .container import read_header
+from .formats import DTYPES, SafetensorsFile, open_checkpoint
 
 # What other libraries look for.
 PLAIN = {"format": "pt"}

@@ -16,8 +16,8 @@ from torch import nn
 from torch.nn import functional
 from tqdm import tqdm
 
-from wavprune.atomic import replaced
-from wavprune.demo import MLP, SEEDS, ResNet, digits, weights_path
+from ..atomic import replaced
+from . import MLP, SEEDS, ResNet, digits, weights_path
 
 NETWORKS: dict[str, type[nn.Module]] = {"resnet": ResNet, "mlp": MLP}
 EPOCHS = 60

@@ -1,0 +1,156 @@
+"""``wavprune compress`` and ``decompress``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from ..checkpoint.coders import ANS, ZSTD
+from ..checkpoint.record import FLOATS
+from ..checkpoint.report import SaveReport
+from ..config import PruneConfig
+
+SOURCE = click.argument("source", metavar="IN", type=click.Path(path_type=Path))
+OUTPUT = click.option(
+    "-o",
+    "--output",
+    metavar="OUT",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="The .safetensors file to write.",
+)
+FORCE = click.option("--force", is_flag=True, help="Replace OUT if it exists; it may be IN itself.")
+
+
+@click.command()
+@SOURCE
+@OUTPUT
+@click.option(
+    "--sparsity", type=float, help="Prune this fraction, in [0, 1), before.  [default: none]"
+)
+@click.option(
+    "--wavelet",
+    metavar="NAME",
+    default="auto",
+    help="A discrete wavelet of PyWavelets, or uhaar, dct, klt, identity, auto.",
+)
+@click.option(
+    "--targets",
+    metavar="PATTERN",
+    multiple=True,
+    help="Compress these layers: a name, a glob or re:...; can be repeated.  [default: all 4-D]",
+)
+@click.option(
+    "--ignore",
+    metavar="PATTERN",
+    multiple=True,
+    help="Leave these layers out: a name, a glob or re:...; can be repeated.",
+)
+@click.option("--bits", type=click.Choice(("8", "6", "4")), help="Bits of a value.  [default: 8]")
+@click.option("--values", type=click.Choice(tuple(FLOATS)), help="Instead of --bits.")
+@click.option("--step", type=float, help="Instead of --bits: the step over each weight's norm.")
+@click.option("--target-bytes", type=int, help="Instead of --bits: how large the file becomes.")
+@click.option(
+    "--target-bits-per-weight", type=float, help="Instead of --bits: the same, by the weights."
+)
+@click.option(
+    "--coder", type=click.Choice(("auto", ZSTD, ANS)), default="auto", help="What codes the values."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
+@FORCE
+def compress(
+    source: Path,
+    output: Path,
+    sparsity: float | None,
+    wavelet: str,
+    targets: tuple[str, ...],
+    ignore: tuple[str, ...],
+    bits: str | None,
+    values: str | None,
+    step: float | None,
+    target_bytes: int | None,
+    target_bits_per_weight: float | None,
+    coder: str,
+    as_json: bool,
+    force: bool,
+) -> None:
+    """Store the weights of a checkpoint in few bytes.
+
+    IN is what `wavprune prune` takes; of several shards, OUT is one file. Without --sparsity
+    nothing is pruned but what is rounded to 0.
+    """
+    from ..checkpoint.saving import save
+
+    _check_output(output, force)
+    config = None
+    if sparsity is not None:
+        config = PruneConfig(
+            wavelet=wavelet, sparsity=sparsity, targets=targets or None, ignore=ignore or None
+        )
+    try:
+        saved = save(
+            source,
+            output,
+            config=config,
+            wavelet=None if config else wavelet,
+            targets=None if config else targets or None,
+            ignore=None if config else ignore or None,
+            bits=None if bits is None else int(bits),
+            values=values,
+            step=step,
+            target_bytes=target_bytes,
+            target_bits_per_weight=target_bits_per_weight,
+            coder=coder,
+        )
+    except ImportError as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(json.dumps(_facts(saved), indent=2) if as_json else _told(saved))
+
+
+@click.command()
+@SOURCE
+@OUTPUT
+@click.option("--max-bytes", type=int, help="Refuse a file that says its tensors have more.")
+@FORCE
+def decompress(source: Path, output: Path, max_bytes: int | None, force: bool) -> None:
+    """Write what `wavprune compress` stored as an ordinary safetensors file."""
+    from ..checkpoint.loading import decompress as run
+
+    _check_output(output, force)
+    try:
+        size = run(source, output, max_bytes=max_bytes)
+    except ImportError as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(f"decompressed: {output}, {size:,} bytes")
+
+
+def _check_output(output: Path, force: bool) -> None:
+    if not force and output.exists():
+        raise click.ClickException(f"{output} exists already; only --force replaces it")
+
+
+def _facts(saved: SaveReport) -> dict[str, object]:
+    return {
+        "path": str(saved.path),
+        "bytes": saved.bytes,
+        "uncompressed": saved.uncompressed,
+        "layers": len(saved.layers),
+        "weights": saved.numel,
+        "bits_per_weight": saved.bits_per_weight,
+        "relative_error": saved.relative_error,
+        "step": saved.step,
+        "seconds": saved.seconds,
+    }
+
+
+def _told(saved: SaveReport) -> str:
+    return (
+        f"compressed: {saved.path}, {saved.bytes:,} of {saved.uncompressed:,} bytes; "
+        f"{len(saved.layers)} layers at {saved.bits_per_weight:.2f} bits a weight, relative error "
+        f"{saved.relative_error:.4f}"
+    )
+
+
+COMMANDS = (compress, decompress)

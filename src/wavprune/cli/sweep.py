@@ -1,0 +1,140 @@
+"""``wavprune sweep``, ``export`` and ``report``."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from ..sweep.runner import Summary
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+RESULTS = click.argument("results", metavar="RESULTS", type=click.Path(path_type=Path))
+
+
+def _explained(command: Command) -> Command:
+    """A missing extra is a user's mistake, whose message names what to install."""
+
+    @wraps(command)
+    def run(*args: Any, **options: Any) -> Any:
+        try:
+            return command(*args, **options)
+        except ImportError as error:
+            raise click.ClickException(str(error)) from error
+
+    return run  # type: ignore[return-value]  # wraps keeps the signature
+
+
+def _output(context: click.Context, parameter: click.Parameter, path: Path) -> Path:
+    if path.is_dir() or not path.parent.is_dir():
+        raise click.BadParameter(f"{path} is not a file in a directory that exists")
+    return path
+
+
+def _output_option(**settings: Any) -> Callable[[Command], Command]:
+    kind = click.Path(path_type=Path)
+    return click.option("-o", "--output", type=kind, callback=_output, **settings)
+
+
+@click.command()
+@click.argument("file", metavar="SWEEP", type=click.Path(path_type=Path))
+@_output_option(default="results.db", metavar="RESULTS", help="The results file.")
+@click.option(
+    "--jobs",
+    type=click.IntRange(min=1),
+    help="Runs at a time.  [default: one a core, or all that the cluster has]",
+)
+@click.option(
+    "--cluster", type=click.Choice(("ray", "dask")), help="Run on a cluster, not in processes here."
+)
+@click.option("--address", help="The cluster's address; without it, one is started here.")
+@click.option("--retry-failed", is_flag=True, help="Run again what failed before.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
+@_explained
+def sweep(
+    file: Path,
+    output: Path,
+    jobs: int | None,
+    cluster: str | None,
+    address: str | None,
+    retry_failed: bool,
+    as_json: bool,
+) -> None:
+    """Run the grid of a sweep file, in parallel, into a results file.
+
+    Every finished run is a row there at once. A sweep that is started again goes on where it
+    ended, and several sweeps can share a file.
+    """
+    from ..sweep.runner import run_sweep
+    from ..sweep.settings import read_sweep
+
+    summary = run_sweep(
+        read_sweep(file),
+        output,
+        jobs=jobs,
+        cluster=cluster,
+        address=address,
+        retry_failed=retry_failed,
+        progress=sys.stderr.isatty(),
+    )
+    if as_json:
+        click.echo(json.dumps(dataclasses.asdict(summary), indent=2))
+    else:
+        click.echo(_told(summary, output))
+    if summary.failed:
+        raise click.ClickException(
+            f"{summary.failed} of {summary.runs} runs failed; their errors are in {output}"
+        )
+
+
+def _told(summary: Summary, output: Path) -> str:
+    lines = [
+        f"{output}: {summary.ok} of {summary.runs} runs finished in {summary.seconds:.1f} s, "
+        f"{summary.failed} failed, {summary.known} were there before"
+    ]
+    if summary.ok:
+        lines.append(
+            f"time of all runs: pruning {summary.prune_seconds:.2f} s "
+            f"({summary.prune_share:.1%}), batch norms {summary.repair_seconds:.2f} s, "
+            f"evaluation {summary.evaluate_seconds:.2f} s"
+        )
+    return "\n".join(lines)
+
+
+@click.command()
+@RESULTS
+@_output_option(required=True, metavar="FILE", help="A .csv, .parquet or .json file.")
+@click.option("--layers", is_flag=True, help="One row a layer of each run.")
+@click.option(
+    "--wavelettransforms", is_flag=True, help="One row a layer, in WaveletTransforms' columns."
+)
+@_explained
+def export(results: Path, output: Path, layers: bool, wavelettransforms: bool) -> None:
+    """Write the runs of a results file as a table."""
+    from ..reporting.export import export
+
+    rows = export(results, output, layers=layers, wavelettransforms=wavelettransforms)
+    click.echo(f"{rows} rows: {output}")
+
+
+@click.command()
+@RESULTS
+@_output_option(required=True, metavar="FILE", help="An .html file.")
+@_explained
+def report(results: Path, output: Path) -> None:
+    """Write a results file as one page: pictures, tables, settings, errors."""
+    from ..reporting.page import write_page
+
+    write_page(results, output)
+    click.echo(f"report: {output}")
+
+
+COMMANDS = (sweep, export, report)

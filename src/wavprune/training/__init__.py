@@ -1,0 +1,1 @@
+"""Networks that stay pruned while they are trained."""

@@ -1,0 +1,648 @@
+"""The CUDA operators: on the host in fibers, through nvcc, and on a device where there is one.
+
+The shim (``cuda_shim``) runs the very kernels and the very code that prepares their tables; what it
+cannot show is in ``docs/gpu.md``.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import subprocess
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+from rich.table import Table
+
+from tests.support.cases import any_level, bits, layer_weights, normal, quick
+from tests.tools import cuda_shim
+from wavprune import LayerRef, PruneConfig, backends, prune_layers
+from wavprune.bases.basis import named_basis
+
+ops = pytest.importorskip("wavprune.ops", reason="the compiled extension is not built here")
+cpu = torch.ops.wavprune
+emulated = torch.ops.wavprune_shim
+
+ROOT = Path(__file__).resolve().parents[2]
+DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
+SEEDS = [1, 2, 3]
+gpu = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here"),
+]
+
+
+def setup_module_of_the_project() -> Any:
+    """``setup.py``, whose functions find the toolkit."""
+    spec = importlib.util.spec_from_file_location("wavprune_setup", ROOT / "setup.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+building = setup_module_of_the_project()
+needs_nvcc = pytest.mark.skipif(
+    building.toolkit() is None, reason="there is no nvcc of CUDA 12.0 or later here"
+)
+
+
+@pytest.fixture(scope="module")
+def shim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    if cuda_shim.compiler() is None:
+        pytest.skip("there is no C++ compiler here")
+    sanitize = bool(os.environ.get("WAVPRUNE_SANITIZE"))
+    cuda_shim.load(cuda_shim.build(tmp_path_factory.mktemp("shim"), sanitize))
+    yield
+    emulated.reseed(0)
+
+
+class Case(NamedTuple):
+    """What the operators get of one weight."""
+
+    weight: torch.Tensor
+    plan: torch.Tensor
+    dropped: int
+
+    @property
+    def keep(self) -> int:
+        """A third of the weights."""
+        return self.weight.numel() // 3
+
+
+def case(
+    weight: torch.Tensor, wavelet: str = "haar", mode: str = "periodization", level: int | None = 1
+) -> Case:
+    kernel = (int(weight.shape[2]), int(weight.shape[3]))
+    with any_level():
+        basis = named_basis(wavelet, kernel, mode, level, True)
+    operator = basis.importance_operator
+    kernels = weight.shape[0] * weight.shape[1]
+    return Case(weight, ops.plan_for(operator, kernel), kernels * operator.dropped)
+
+
+def mixed(dtype: torch.dtype) -> list[Case]:
+    """Every kind of plan, shape and memory layout, for one call."""
+    layers = layer_weights(dtype)
+    cases = [case(weight, level=None) for weight in layers.values()]
+    three, seven = normal(23, 29, 3, 3, dtype=dtype), normal(9, 5, 7, 7, dtype=dtype)
+    last = normal(40, 33, 3, 3, dtype=dtype).to(memory_format=torch.channels_last)
+    flipped = normal(3, 3, 61, 5, dtype=dtype, seed=3).permute(2, 3, 0, 1)
+    cases += [
+        case(three, "haar", "symmetric"),
+        case(three, "uhaar"),
+        case(three, "dct"),
+        case(three, "db2", "symmetric"),
+        case(three, "identity"),
+        case(last, "uhaar"),
+        case(last, "identity"),
+        case(flipped, "haar"),
+        case(seven, "haar", level=None),
+        case(seven, "bior2.2", "symmetric"),
+        case(normal(3, 2, 31, 31, dtype=dtype), "sym4", level=None),
+        case(normal(70, 300, 1, 1, dtype=dtype)),
+        case(torch.zeros(5, 5, 3, 3, dtype=dtype)),
+        case(torch.empty(0, 5, 3, 3, dtype=dtype)),
+    ]
+    return cases
+
+
+class Pruned(NamedTuple):
+    """What a call did."""
+
+    thresholds: torch.Tensor
+    weights: list[torch.Tensor]
+    rows: torch.Tensor
+
+
+def prune(
+    operators: Any,
+    cases: Sequence[Case],
+    jobs: Sequence[int],
+    keep: Sequence[int],
+    wide: bool,
+    draws: Sequence[int] = (),
+) -> Pruned:
+    weights = [entry.weight.clone(memory_format=torch.preserve_format) for entry in cases]
+    plans = [entry.plan for entry in cases]
+    thresholds = operators.topk_threshold(weights, plans, draws, jobs, keep, wide)
+    own = thresholds[torch.tensor(jobs, device=thresholds.device)]
+    rows = operators.prune_(weights, plans, draws, own, wide)
+    return Pruned(thresholds, weights, rows)
+
+
+def assert_same(found: Pruned, expected: Pruned) -> None:
+    assert bits(found.thresholds) == bits(expected.thresholds)
+    for ours, theirs in zip(found.weights, expected.weights, strict=True):
+        assert torch.equal(ours, theirs)
+    assert torch.equal(found.rows[:, :2], expected.rows[:, :2])
+    assert torch.allclose(found.rows[:, 2:], expected.rows[:, 2:], rtol=1e-5)
+
+
+@pytest.mark.usefixtures("shim")
+class TestOnTheHost:
+    """The kernels in fibers against the CPU operators and numpy."""
+
+    @pytest.mark.parametrize("dtype", DTYPES)
+    @pytest.mark.parametrize("together", [False, True])
+    def test_same_bits_as_the_cpu_for_any_order_of_threads(
+        self, dtype: torch.dtype, together: bool
+    ) -> None:
+        cases, wide = mixed(dtype), dtype == torch.float64
+        jobs = [0] * len(cases) if together else list(range(len(cases)))
+        keep = [sum(c.keep for c in cases)] if together else [c.keep for c in cases]
+        expected = prune(cpu, cases, jobs, keep, wide)
+        runs = []
+        for seed in SEEDS if dtype == torch.float32 else SEEDS[:1]:
+            emulated.reseed(seed)
+            runs.append(prune(emulated, cases, jobs, keep, wide))
+            assert_same(runs[-1], expected)
+        for run in runs[1:]:
+            assert bits(run.rows) == bits(runs[0].rows)
+
+    @pytest.mark.parametrize("wide", [False, True])
+    def test_float64_weights_in_float32_and_the_other_way_round(self, wide: bool) -> None:
+        dtype = torch.float32 if wide else torch.float64
+        cases = [case(normal(19, 5, 3, 3, dtype=dtype), name) for name in ("uhaar", "identity")]
+        keep = [c.keep for c in cases]
+        assert_same(
+            prune(emulated, cases, [0, 1], keep, wide), prune(cpu, cases, [0, 1], keep, wide)
+        )
+
+    def test_random_draws_are_those_of_the_cpu(self) -> None:
+        last = normal(40, 33, 3, 3).to(memory_format=torch.channels_last)
+        cases = [case(normal(23, 29, 3, 3), "identity"), case(last, "identity")]
+        cases[0].weight[:3] = 0
+        draws, keep = [-(2**63), 12345], [5000, 900]
+        for jobs, kept in (([0, 1], keep), ([0, 0], keep[:1])):
+            assert_same(
+                prune(emulated, cases, jobs, kept, True, draws),
+                prune(cpu, cases, jobs, kept, True, draws),
+            )
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    def test_adversarial_selections_are_numpys(self, dtype: torch.dtype) -> None:
+        # Two blocks a weight.
+        n = 18_500
+        values = {
+            "all equal": torch.full((n,), 0.25),
+            "all zero": torch.zeros(n),
+            "two values": torch.tensor([1.0, -2.0]).repeat(n // 2),
+            "one outlier": torch.cat([torch.full((n,), 1e-3), torch.tensor([1e30])]),
+            "99% zeros": torch.where(torch.arange(n) % 100 == 0, normal(n), 0),
+            "denormals": normal(n) * 1e-40,
+            "heavy tails": normal(n) ** 9,
+            "neighbours": (torch.arange(n, dtype=torch.int32) + 2**29).view(torch.float32),
+            "one value": torch.tensor([3.0]),
+        }
+        weights: list[Case] = []
+        keep: list[int] = []
+        expected: list[float] = []
+        for value in values.values():
+            sizes = np.sort(np.abs(value.to(dtype).numpy()))[::-1]
+            for some in sorted({1, len(sizes) // 3 + 1, len(sizes)}):
+                weights.append(case(value.to(dtype).reshape(-1, 1, 1, 1), "identity"))
+                keep.append(some)
+                expected.append(float(sizes[some - 1]))
+        found = prune(emulated, weights, range(len(weights)), keep, dtype == torch.float64)
+        assert found.thresholds.tolist() == expected
+        for entry, weight, row, threshold in zip(
+            weights, found.weights, found.rows.tolist(), expected, strict=True
+        ):
+            kept = (entry.weight.abs() >= threshold) & (entry.weight != 0)
+            assert torch.equal(weight, torch.where(kept, entry.weight, 0))
+            assert row[:2] == [int(kept.sum()), int((~kept).sum())]
+
+    @pytest.mark.parametrize("percentile", [0.0, 0.1, 37.5, 50.0, 99.99, 100.0])
+    def test_percentiles_are_numpys(self, percentile: float) -> None:
+        values = [normal(18_500), normal(300) ** 9, torch.ones(1000), torch.arange(5.0)]
+        flat = [case(v.reshape(-1, 1, 1, 1), "identity") for v in values for _ in range(3)]
+        dropped = [d for value in values for d in (0, 1, 3 * len(value))]
+        weights, plans = [c.weight for c in flat], [c.plan for c in flat]
+        found = emulated.percentile_threshold(weights, plans, dropped, percentile, False)
+        for weight, zeros, threshold in zip(weights, dropped, found.tolist(), strict=True):
+            sizes = np.concatenate([np.zeros(zeros, np.float32), weight.abs().numpy().ravel()])
+            assert threshold == float(np.percentile(sizes, percentile))
+
+    @pytest.mark.parametrize("dtype", DTYPES)
+    def test_percentiles_of_coefficients_are_those_of_the_cpu(self, dtype: torch.dtype) -> None:
+        cases, wide = mixed(dtype), dtype == torch.float64
+        weights, plans = [c.weight for c in cases], [c.plan for c in cases]
+        dropped = [c.dropped for c in cases]
+        found = emulated.percentile_threshold(weights, plans, dropped, 60.0, wide)
+        expected = cpu.percentile_threshold(weights, plans, dropped, 60.0, wide)
+        assert bits(found) == bits(expected)
+
+    @given(
+        shape=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+        kernel=st.tuples(st.integers(1, 8), st.integers(1, 8)),
+        dtype=st.sampled_from(DTYPES),
+        order=st.permutations(range(4)),
+        step=st.integers(1, 2),
+        wavelet=st.sampled_from(["haar", "uhaar", "dct", "identity", "bior1.3"]),
+        kept=st.floats(0, 1),
+        seed=st.integers(0, 99),
+    )
+    @quick
+    def test_any_shape_dtype_and_strides(
+        self,
+        shape: tuple[int, int],
+        kernel: tuple[int, int],
+        dtype: torch.dtype,
+        order: list[int],
+        step: int,
+        wavelet: str,
+        kept: float,
+        seed: int,
+    ) -> None:
+        dense = normal(*shape, *kernel, dtype=dtype, seed=seed)
+        # Memory in another order of the axes, with gaps that nothing may touch.
+        stored = torch.full([dense.shape[a] * step for a in order], torch.nan, dtype=dtype)
+        view = stored[::step, ::step, ::step, ::step].permute([order.index(a) for a in range(4)])
+        view.copy_(dense)
+        one = case(view, wavelet, "symmetric")
+        keep, wide = [int(kept * dense.numel())], dtype == torch.float64
+        expected = prune(cpu, [Case(dense, one.plan, 0)], [0], keep, wide)
+        emulated.reseed(seed)
+        threshold = emulated.topk_threshold([view], [one.plan], [], [0], keep, wide)
+        rows = emulated.prune_([view], [one.plan], [], threshold, wide)
+        assert_same(Pruned(threshold, [view], rows), expected)
+        view.fill_(torch.nan)
+        assert stored.isnan().all()
+
+    @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    def test_what_is_not_finite_gives_nan_and_stops_all(
+        self, bad: float, dtype: torch.dtype
+    ) -> None:
+        cases = [case(normal(20, 20, 3, 3, dtype=dtype, seed=s)) for s in range(2)]
+        cases[0].weight[17, 3, 1, 2] = bad
+        found = prune(emulated, cases, [0, 1], [300, 300], dtype == torch.float64)
+        assert found.thresholds.isnan().tolist() == [True, False]
+        for weight, member in zip(found.weights, cases, strict=True):
+            assert bits(weight) == bits(member.weight)
+        assert found.rows.isnan().all()
+        fine = prune(emulated, cases[1:], [0], [300], dtype == torch.float64)
+        assert bits(fine.weights[0]) != bits(cases[1].weight)
+
+    def test_coefficients_beyond_float16_end_at_its_largest(self) -> None:
+        weight = torch.full((4, 4, 3, 3), 65504.0, dtype=torch.float16)
+        weight[0, 0, 0, 0] = -65504
+        cases = [case(weight, "dct")]
+        expected = prune(cpu, cases, [0], [20], False)
+        assert_same(prune(emulated, cases, [0], [20], False), expected)
+        assert expected.weights[0].isfinite().all()
+
+    @pytest.mark.parametrize("wavelet", ["haar", "uhaar", "dct", "db2", "identity"])
+    def test_a_resnet_18_takes_six_launches(self, wavelet: str) -> None:
+        cases = [case(normal(*shape), wavelet, "symmetric", None) for shape in resnet_18(1 / 16)]
+        before = emulated.launches()
+        layers = prune(emulated, cases, range(len(cases)), [c.keep for c in cases], False)
+        assert emulated.launches() - before == 6
+        whole = prune(emulated, cases, [0] * len(cases), [sum(c.keep for c in cases)], False)
+        assert emulated.launches() - before == 12
+        assert (layers.rows[:, 0] > 0).all()
+        assert whole.rows[:, 0].sum() >= sum(c.keep for c in cases)
+
+    def test_a_table_of_any_length(self) -> None:
+        cases = [case(normal(2, 2, 3, 3, seed=s), "uhaar") for s in range(310)]
+        jobs, keep = [0] * 310, [3000]
+        before = emulated.launches()
+        found = prune(emulated, cases, jobs, keep, False)
+        # The tables, of more than 32 KB, take two each.
+        assert emulated.launches() - before == 8
+        assert_same(found, prune(cpu, cases, jobs, keep, False))
+
+    def test_nothing_to_keep_and_nothing_to_prune(self) -> None:
+        cases = [case(normal(5, 5, 3, 3)), case(torch.empty(4, 0, 3, 3)), case(normal(5, 5, 3, 3))]
+        keep = [0, 10, 10**6]
+        found = prune(emulated, cases, [0, 1, 2], keep, False)
+        assert_same(found, prune(cpu, cases, [0, 1, 2], keep, False))
+        assert found.thresholds.isinf().tolist() == [True, True, False]
+
+    @pytest.mark.parametrize("dtype", DTYPES)
+    @pytest.mark.parametrize("count", [0, 1, 7, 8, 2305, 20_000])
+    def test_percentile_masks(self, dtype: torch.dtype, count: int) -> None:
+        x = normal(count, dtype=dtype)
+        for packed in (False, True):
+            found = emulated.percentile_mask(x, 70.0, packed)
+            assert torch.equal(found, cpu.percentile_mask(x, 70.0, packed))
+        if count:
+            x[0] = torch.nan
+            assert not emulated.percentile_mask(x, 70.0, False).any()
+
+    @pytest.mark.parametrize("wavelet", ["haar", "db2", "sym4", "uhaar", "dct", "identity"])
+    @pytest.mark.parametrize("kernel", [(3, 3), (5, 5), (1, 7), (4, 6), (31, 31)])
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    def test_transforms(self, wavelet: str, kernel: tuple[int, int], dtype: torch.dtype) -> None:
+        with any_level():
+            basis = named_basis(wavelet, kernel, "symmetric", 1, True)
+        plan = ops._whole_plan(basis)
+        values, outputs = kernel[0] * kernel[1], basis.grid[0] * basis.grid[1]
+        rows = normal(300 if values < 100 else 3, values, dtype=dtype)
+        coefficients = emulated.dwt2(rows, plan, outputs)
+        assert torch.equal(coefficients, cpu.dwt2(rows, plan, outputs))
+        back = emulated.idwt2(coefficients, plan, values)
+        assert torch.equal(back, cpu.idwt2(coefficients, plan, values))
+
+    @pytest.mark.parametrize(
+        ("wrong", "message"),
+        [
+            (lambda w, p: emulated.topk_threshold([w[0]], [p], [], [0], [1], False), "not 3-D"),
+            (lambda w, p: emulated.topk_threshold([w.int()], [p], [], [0], [1], False), "bfloat16"),
+            (lambda w, p: emulated.topk_threshold([w], [], [], [0], [1], False), "with 0 plans"),
+            (lambda w, p: emulated.topk_threshold([w], [p], [], [7], [1], False), "job 7 of 1"),
+            (lambda w, p: emulated.topk_threshold([w], [p], [], [0], [-1], False), "keep -1"),
+            (lambda w, p: emulated.topk_threshold([w], [p], [3], [0], [1], True), "identity"),
+            (lambda w, p: emulated.topk_threshold([w], [p], [3], [0], [1], False), "with wide"),
+            (lambda w, p: emulated.percentile_threshold([w], [p], [0], 101.0, False), "not 101"),
+            (lambda w, p: emulated.percentile_threshold([w], [p], [-2], 50.0, False), "-2 dropped"),
+            (lambda w, p: emulated.prune_([w], [p], [], torch.zeros(2), False), "1 contiguous"),
+            (lambda w, p: emulated.dwt2(w, p, 9), "matrix"),
+            (lambda w, p: emulated.dwt2(w.view(-1, 9), p, 8), "rows of 8"),
+            (lambda w, p: emulated.percentile_mask(w.int(), 50.0, False), "bfloat16"),
+            (
+                lambda w, p: emulated.topk_threshold(
+                    [torch.zeros(1, 1, 99, 99)], [sparse_plan(99)], [], [0], [1], False
+                ),
+                "bytes each; on CUDA at most",
+            ),
+        ],
+    )
+    def test_bad_arguments_are_errors_and_change_nothing(self, wrong: Any, message: str) -> None:
+        weight = normal(4, 4, 3, 3)
+        before = weight.clone()
+        with pytest.raises(RuntimeError, match=message):
+            wrong(weight, case(weight).plan)
+        assert torch.equal(weight, before)
+
+
+def sparse_plan(side: int) -> torch.Tensor:
+    """The identity as two axes of a separable transform."""
+    axis = torch.eye(side, dtype=torch.float64).flatten()
+    head = torch.tensor([1.0, side, side, side, side], dtype=torch.float64)
+    return torch.cat([head, axis, axis, axis, axis])
+
+
+def resnet_18(share: float = 1.0) -> list[tuple[int, int, int, int]]:
+    """The shapes of its 20 Conv2d weights, with that share of the channels."""
+    widths = [64, 128, 256, 512]
+    shapes = [(64, 3, 7, 7)]
+    for stage, width in enumerate(widths):
+        narrow = widths[max(stage - 1, 0)]
+        shapes += [(width, narrow, 3, 3)] + [(width, width, 3, 3)] * 3
+        if stage:
+            shapes.append((width, narrow, 1, 1))
+    return [
+        (int(outs * share), max(int(ins * share), min(ins, 3)), kh, kw)
+        for outs, ins, kh, kw in shapes
+    ]
+
+
+def test_resnet_18_has_eleven_million_weights() -> None:
+    shapes = resnet_18()
+    assert len(shapes) == 20
+    assert sum(int(np.prod(shape)) for shape in shapes) == 11_166_912
+
+
+RESOURCES = re.compile(
+    r"Compiling entry function '_ZN8wavprune4cuda\d+(?P<name>[a-z_]+)I(?P<type>\w+?)EEv.*?"
+    r"(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, "
+    r"(?P<loads>\d+) bytes spill loads.*?Used (?P<registers>\d+) registers"
+    r"(?:[^\n]*?(?P<shared>\d+) bytes smem)?",
+    re.DOTALL,
+)
+TYPES = {"f": "float", "d": "double"}
+
+
+@needs_nvcc
+def test_no_kernel_spills_or_takes_more_than_128_registers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = ROOT / "csrc" / "cuda" / "launch.cu"
+    table = Table("kernel", "for", "registers", "stack", "spilled", "shared memory")
+    compilers = {
+        capability: subprocess.Popen(
+            [
+                *(str(building.toolkit() / "bin" / "nvcc"), "-cubin", f"-arch=sm_{capability}"),
+                *("-std=c++20", "-O3", "-fmad=false", "-Xptxas=-v", building.TARGET),
+                *cuda_shim.header_flags(),
+                *("-o", str(tmp_path / f"{capability}.cubin"), str(source)),
+            ],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for capability in building.CAPABILITIES
+    }
+    for capability, compiler in compilers.items():
+        said = compiler.communicate()[1]
+        assert compiler.returncode == 0, said
+        kernels = list(RESOURCES.finditer(said))
+        assert len(kernels) == said.count("Compiling entry function") == 10
+        for kernel in kernels:
+            argument = kernel["type"]
+            name = f"{kernel['name']}<{TYPES.get(argument) or argument.strip('LiE')}>"
+            shared = int(kernel["shared"] or 0)
+            spilled = int(kernel["stores"]) + int(kernel["loads"])
+            table.add_row(
+                name,
+                f"sm_{capability}",
+                kernel["registers"],
+                kernel["stack"],
+                str(spilled),
+                str(shared),
+            )
+            assert int(kernel["stack"]) == spilled == 0, name
+            assert int(kernel["registers"]) <= 128, name
+            # What every device has without asking for more.
+            assert shared + tile_bytes() <= 48 * 1024, name
+    with capsys.disabled():
+        Console(width=100).print("\n", table)
+
+
+def tile_bytes() -> int:
+    """The most dynamic shared memory that a launch asks for."""
+    header = (ROOT / "csrc" / "cuda" / "table.h").read_text()
+    found = re.search(r"kTileBytes = (\d+) \* 1024;", header)
+    assert found is not None
+    return int(found[1]) * 1024
+
+
+@needs_nvcc
+def test_the_extension_has_its_cuda_part_where_there_is_nvcc() -> None:
+    assert tuple(cpu.cuda_capabilities()) == building.CAPABILITIES
+    for name in ("topk_threshold", "percentile_threshold", "prune_", "dwt2", "percentile_mask"):
+        assert torch._C._dispatch_has_kernel_for_dispatch_key(f"wavprune::{name}", "CUDA")
+
+
+@pytest.mark.parametrize(
+    ("release", "found"),
+    [("12.0", True), ("13.0", True), ("100.1", True), ("11.8", False), ("9.2", False)],
+)
+def test_a_toolkit_is_found_by_its_release_as_numbers(
+    release: str,
+    found: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    nvcc = tmp_path / "bin" / "nvcc"
+    nvcc.parent.mkdir()
+    nvcc.write_text(
+        "#!/bin/sh\n"
+        f'[ "$1" = --version ] && echo "Cuda compilation tools, release {release}, V{release}.1"\n'
+        f'[ "$1" = --dryrun ] && echo "#\\$ TOP={tmp_path}/bin/.." >&2\n'
+        "exit 0\n"
+    )
+    nvcc.chmod(0o755)
+    monkeypatch.delenv("WAVPRUNE_NO_CUDA", raising=False)
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    assert building.toolkit() == (tmp_path.resolve() if found else None)
+    assert found or f"release {release}" in capsys.readouterr().out
+    monkeypatch.setenv("WAVPRUNE_NO_CUDA", "1")
+    assert building.toolkit() is None
+
+
+def on_device(entry: Case) -> Case:
+    return entry._replace(weight=entry.weight.cuda())
+
+
+def to_host(done: Pruned) -> Pruned:
+    weights = [weight.cpu() for weight in done.weights]
+    return Pruned(done.thresholds.cpu(), weights, done.rows.cpu())
+
+
+class TestOnADevice:
+    """The same kernels where they belong."""
+
+    pytestmark = gpu
+
+    @pytest.mark.parametrize("dtype", DTYPES)
+    def test_same_bits_as_the_cpu(self, dtype: torch.dtype) -> None:
+        cases, wide = mixed(dtype), dtype == torch.float64
+        jobs, keep = list(range(len(cases))), [c.keep for c in cases]
+        expected = prune(cpu, cases, jobs, keep, wide)
+        there = [on_device(c) for c in cases]
+        for _ in range(3):
+            assert_same(to_host(prune(cpu, there, jobs, keep, wide)), expected)
+
+    def test_a_whole_network_under_one_threshold(self) -> None:
+        cases = [case(normal(*shape), level=None) for shape in resnet_18()]
+        jobs, keep = [0] * len(cases), [sum(c.keep for c in cases)]
+        there = [on_device(c) for c in cases]
+        assert_same(
+            to_host(prune(cpu, there, jobs, keep, False)), prune(cpu, cases, jobs, keep, False)
+        )
+
+    def test_percentiles_masks_and_transforms(self) -> None:
+        weight, plan, dropped = case(normal(64, 64, 3, 3))
+        there = weight.cuda()
+        for ours, theirs in (
+            (
+                cpu.percentile_threshold([there], [plan], [dropped], 60.0, False),
+                cpu.percentile_threshold([weight], [plan], [dropped], 60.0, False),
+            ),
+            (cpu.percentile_mask(there, 60.0, True), cpu.percentile_mask(weight, 60.0, True)),
+            (cpu.percentile_mask(there, 60.0, False), cpu.percentile_mask(weight, 60.0, False)),
+            (cpu.dwt2(there.view(-1, 9), plan, 9), cpu.dwt2(weight.view(-1, 9), plan, 9)),
+            (cpu.idwt2(there.view(-1, 9), plan, 9), cpu.idwt2(weight.view(-1, 9), plan, 9)),
+        ):
+            assert torch.equal(ours.cpu(), theirs)
+
+    def test_opcheck(self) -> None:
+        weight, plan, _ = on_device(case(normal(8, 8, 3, 3)))
+        thresholds = torch.tensor([0.02], dtype=torch.float64, device="cuda")
+        for operator, arguments in (
+            (cpu.topk_threshold, ([weight], [plan], [], [0], [50], False)),
+            (cpu.percentile_threshold, ([weight], [plan], [0], 50.0, False)),
+            (cpu.prune_, ([weight], [plan], [], thresholds, False)),
+            (cpu.dwt2, (weight.view(-1, 9), plan, 9)),
+            (cpu.idwt2, (weight.view(-1, 9), plan, 9)),
+            (cpu.percentile_mask, (weight, 50.0, True)),
+        ):
+            torch.library.opcheck(operator.default, arguments)
+
+    def test_nothing_waits_for_the_device(self) -> None:
+        there = [on_device(case(normal(64, 64, 3, 3), level=None))] * 2
+        prune(cpu, there, [0, 1], [10_000, 10_000], False)
+        weights, plans = [c.weight for c in there], [c.plan for c in there]
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            found = cpu.topk_threshold(weights, plans, [], [0, 1], [10_000, 10_000], False)
+            cpu.prune_(weights, plans, [], found, False)
+            cpu.percentile_mask(weights[0], 50.0, True)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    def test_six_launches_for_a_resnet_18(self) -> None:
+        there = [on_device(case(normal(*shape), level=None)) for shape in resnet_18()]
+        weights, plans = [c.weight for c in there], [c.plan for c in there]
+        jobs = list(range(len(there)))
+        cpu.topk_threshold(weights, plans, [], jobs, [c.keep for c in there], False)
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+            found = cpu.topk_threshold(weights, plans, [], jobs, [c.keep for c in there], False)
+            cpu.prune_(weights, plans, [], found, False)
+            torch.cuda.synchronize()
+        launched = [e for e in profile.events() if "wavprune::cuda::" in e.name]
+        assert len(launched) == 6
+
+    def test_a_captured_graph_prunes_what_is_there_when_it_runs(self) -> None:
+        entry = case(normal(64, 64, 3, 3), level=None)
+        there, keep = entry.weight.cuda(), [entry.keep]
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            found = cpu.topk_threshold([there], [entry.plan], [], [0], keep, False)
+            rows = cpu.prune_([there], [entry.plan], [], found, False)
+        for seed in (5, 6):
+            fresh = case(normal(64, 64, 3, 3, seed=seed), level=None)
+            there.copy_(fresh.weight)
+            graph.replay()
+            expected = prune(cpu, [fresh], [0], keep, False)
+            assert_same(Pruned(found.cpu(), [there.cpu()], rows.cpu()), expected)
+
+    def test_streams_of_their_own(self) -> None:
+        cases = [case(normal(256, 256, 3, 3, seed=s), level=None) for s in range(4)]
+        there = [on_device(c) for c in cases]
+        streams = [torch.cuda.Stream() for _ in cases]  # type: ignore[no-untyped-call]  # torch's lack
+        done = []
+        for entry, stream in zip(there, streams, strict=True):
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                done.append(prune(cpu, [entry], [0], [entry.keep], False))
+        torch.cuda.synchronize()
+        for found, entry in zip(done, cases, strict=True):
+            assert_same(to_host(found), prune(cpu, [entry], [0], [entry.keep], False))
+
+    @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there is one GPU here at most")
+    def test_every_device_and_no_call_for_two(self) -> None:
+        entry = case(normal(64, 64, 3, 3), level=None)
+        expected = prune(cpu, [entry], [0], [entry.keep], False)
+        places = [entry._replace(weight=entry.weight.to(f"cuda:{d}")) for d in (0, 1)]
+        for place in places:
+            assert_same(to_host(prune(cpu, [place], [0], [entry.keep], False)), expected)
+            assert torch.cuda.current_device() == 0
+        weights, plans = [c.weight for c in places], [c.plan for c in places]
+        with pytest.raises(RuntimeError, match="on one CUDA device"):
+            cpu.topk_threshold(weights, plans, [], [0, 0], [10], False)
+
+    def test_the_native_backend_runs_there(self) -> None:
+        backend = backends.resolve("native", [])
+        assert backend.name == "native"
+        weight = normal(64, 64, 3, 3)
+        there = weight.cuda()
+        config = PruneConfig(wavelet="haar", backend="native")
+        report = prune_layers([LayerRef("conv", there)], config)
+        expected = prune_layers([LayerRef("conv", weight)], config)
+        assert torch.equal(there.cpu(), weight)
+        assert report.kept == expected.kept

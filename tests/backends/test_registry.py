@@ -1,0 +1,229 @@
+from __future__ import annotations
+
+import sys
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import wavprune
+from tests.support.cases import (
+    BASES,
+    Outcome,
+    Weights,
+    assert_pruned,
+    batch_of,
+    layer_weights,
+    model_of,
+    normal,
+    prune_weights,
+)
+from wavprune import PruneConfig, backends
+from wavprune.backends import protocol
+from wavprune.backends.eager import EagerBackend
+from wavprune.backends.protocol import Batch
+
+DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
+AMOUNTS: list[dict[str, Any]] = [{"sparsity": 0.7}, {"percentile": 40.0}]
+
+
+def runnable(weights: Weights, config: PruneConfig) -> Weights:
+    """The weights that the backend can prune; skips the test where it can prune none."""
+    missing = backends.unavailable().get(config.backend)
+    if missing is not None:
+        pytest.skip(missing)
+    result = {}
+    reason = "no weight"
+    for name, weight in weights.items():
+        try:
+            backends.resolve(config.backend, [batch_of(weight, config)])
+        except ValueError as error:
+            reason = str(error)
+        else:
+            result[name] = weight
+    if not result:
+        pytest.skip(reason)
+    return result
+
+
+@pytest.mark.parametrize("backend", backends.names())
+@pytest.mark.parametrize("settings", BASES.values(), ids=BASES)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("amount", AMOUNTS, ids=str)
+def test_every_backend_prunes_what_the_matrices_say(
+    backend: str, settings: dict[str, Any], dtype: torch.dtype, amount: dict[str, Any]
+) -> None:
+    config = PruneConfig(backend=backend, **settings, **amount)
+    before = layer_weights(dtype)
+    if config.wavelet == "klt":
+        # With fewer kernels than values, some of the vectors are arbitrary.
+        before = {name: w for name, w in before.items() if w[:, :, 0, 0].numel() > w[0, 0].numel()}
+    chosen = runnable(before, config)
+    after = prune_weights({name: layer_weights(dtype)[name] for name in chosen}, config)
+    assert_pruned(chosen, after, config)
+
+
+@pytest.mark.parametrize("backend", backends.names())
+@pytest.mark.parametrize("wavelet", ["haar", "db4", "uhaar", "dct"])
+def test_large_kernels(backend: str, wavelet: str) -> None:
+    config = PruneConfig(backend=backend, wavelet=wavelet, mode="symmetric")
+    before = runnable({"large": normal(2, 2, 31, 31)}, config)
+    after = prune_weights({"large": normal(2, 2, 31, 31)}, config)
+    assert_pruned(before, after, config)
+
+
+@pytest.mark.parametrize("backend", backends.names())
+@pytest.mark.parametrize("settings", BASES.values(), ids=BASES)
+def test_global_scope_ranks_all_layers_together(backend: str, settings: dict[str, Any]) -> None:
+    config = PruneConfig(backend=backend, **settings, scope="global", sparsity=0.6)
+
+    def weights() -> Weights:
+        return {
+            "strong": 3 * normal(8, 8, 3, 3, seed=1),
+            "weak": normal(4, 8, 3, 3, seed=2),
+            "double": normal(8, 6, 3, 5, dtype=torch.float64, seed=3),
+        }
+
+    before = runnable(weights(), config)
+    after = prune_weights({name: weights()[name] for name in before}, config)
+    assert_pruned(before, after, config)
+    kept = {name: outcome.kept / before[name].numel() for name, outcome in after.items()}
+    assert kept["strong"] > 0.6 > 0.3 > kept["weak"]
+
+
+@pytest.mark.parametrize("backend", backends.names())
+@pytest.mark.parametrize("wavelet", ["haar", "uhaar", "dct"])
+@pytest.mark.parametrize("amount", AMOUNTS, ids=str)
+def test_coefficients_that_are_equal_but_for_rounding(
+    backend: str, wavelet: str, amount: dict[str, Any]
+) -> None:
+    def weights() -> Weights:
+        return {"ties": normal(16, 16, 3, 3).mul(2).round(), "sparse": normal(16, 8, 4, 4).round()}
+
+    config = PruneConfig(backend=backend, wavelet=wavelet, mode="zero", **amount)
+    before = runnable(weights(), config)
+    assert_pruned(before, prune_weights(weights(), config), config)
+
+
+def test_names_and_unavailable_agree() -> None:
+    assert {"eager", "reference"} <= set(backends.names())
+    assert set(backends.unavailable()) <= set(backends.names())
+    assert not {"eager", "reference"} & set(backends.unavailable())
+    for reason in backends.unavailable().values():
+        assert reason
+
+
+def test_auto_runs_everything_and_never_picks_reference() -> None:
+    for settings in BASES.values():
+        config = PruneConfig(**settings)
+        found = backends.resolve("auto", [batch_of(w, config) for w in layer_weights().values()])
+        assert found.name not in ("reference", "ptwt")
+
+
+def test_the_report_names_the_backend_that_ran() -> None:
+    for name in ("eager", "reference"):
+        assert [s.backend for s in wavprune.fast.prune(nn.Conv2d(2, 2, 3), backend=name)] == [name]
+
+
+def test_an_unknown_name_gets_a_suggestion_or_the_list() -> None:
+    with pytest.raises(ValueError, match=r"unknown backend 'eagr'.*did you mean 'eager'\?"):
+        backends.resolve("eagr", [])
+    with pytest.raises(ValueError, match=r"unknown backend 'zzz'.*allowed: auto, .*eager"):
+        backends.resolve("zzz", [])
+
+
+def test_ptwt_says_which_modes_it_has() -> None:
+    pytest.importorskip("ptwt")
+    config = PruneConfig(wavelet="haar", mode="periodization")
+    expected = r"backend 'ptwt' cannot do this: ptwt has no mode 'periodization'; it has .*reflect"
+    with pytest.raises(ValueError, match=expected):
+        backends.resolve("ptwt", [batch_of(normal(2, 2, 4, 4), config)])
+
+
+def test_ptwt_says_which_bases_it_has() -> None:
+    pytest.importorskip("ptwt")
+    for wavelet in ("uhaar", "dct", "klt"):
+        with pytest.raises(ValueError, match=f"ptwt has no basis '{wavelet}'"):
+            backends.resolve("ptwt", [batch_of(normal(4, 4, 3, 3), PruneConfig(wavelet=wavelet))])
+
+
+def test_ptwt_names_a_kernel_that_it_cannot_extend() -> None:
+    pytest.importorskip("ptwt")
+    config = PruneConfig(wavelet="db4", mode="reflect", level=1, force_level=True)
+    with pytest.raises(ValueError, match="ptwt cannot extend a 3x3 kernel for 'db4'"):
+        backends.resolve("ptwt", [batch_of(normal(2, 2, 3, 3), config)])
+
+
+def test_ptwt_prunes_minimum_weight_in_every_mode() -> None:
+    pytest.importorskip("ptwt")
+    model = nn.Conv2d(2, 2, 3)
+    report = wavprune.fast.prune(model, "min_weight", mode="antireflect", backend="ptwt")
+    assert report[""].kept == 18
+
+
+class Halving(EagerBackend):
+    """Not a pruning at all: every weight becomes half of what it was."""
+
+    name = "halving"
+
+    def synthesise(self, batch: Batch, coefficients: torch.Tensor) -> torch.Tensor:
+        return super().synthesise(batch, coefficients) / 2
+
+
+@pytest.fixture
+def registry(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The registry of a test: what is added to it is gone afterwards."""
+    copy: dict[str, Any] = dict(protocol._REGISTRY)
+    monkeypatch.setattr(protocol, "_REGISTRY", copy)
+    return copy
+
+
+def add_halving(monkeypatch: pytest.MonkeyPatch, *, automatic: bool) -> None:
+    module = ModuleType("wavprune.backends.halving")
+    module.__dict__["make"] = Halving
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    backends.register("halving", "halving", automatic=automatic)
+
+
+@pytest.mark.usefixtures("registry")
+def test_a_new_backend_is_one_module_and_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    add_halving(monkeypatch, automatic=False)
+    assert "halving" in backends.names()
+    weights = {"conv": torch.full((2, 2, 1, 1), 6.0)}
+    model = model_of(**weights)
+    report = wavprune.fast.prune(model, sparsity=0.0, backend="halving")
+    assert report["conv"].backend == "halving"
+    assert weights["conv"].flatten().tolist() == [3.0] * 4
+    assert wavprune.fast.prune(model).layers[0].backend != "halving"
+
+
+def test_auto_takes_the_first_that_is_there(
+    monkeypatch: pytest.MonkeyPatch, registry: dict[str, Any]
+) -> None:
+    others = dict(registry)
+    registry.clear()
+    backends.register("absent", "no_such_module", automatic=True)
+    add_halving(monkeypatch, automatic=True)
+    registry.update(others)
+    assert "no_such_module" in backends.unavailable()["absent"]
+    assert wavprune.fast.prune(nn.Conv2d(2, 2, 3)).layers[0].backend == "halving"
+    with pytest.raises(ValueError, match=r"backend 'absent' cannot run here: .*no_such_module"):
+        wavprune.fast.prune(nn.Conv2d(2, 2, 3), backend="absent")
+
+
+def test_the_oracle_sees_a_wrong_result() -> None:
+    config = PruneConfig(wavelet="haar")
+    before = {"conv": normal(8, 8, 3, 3)}
+    right = prune_weights({"conv": normal(8, 8, 3, 3)}, config)["conv"]
+    wrong = [
+        right._replace(kept=right.kept + 1),
+        right._replace(threshold=right.threshold * (1 + 1e-5)),
+        right._replace(weight=right.weight * (1 + 1e-5)),
+        Outcome(before["conv"], right.threshold, right.kept),
+    ]
+    assert_pruned(before, {"conv": right}, config)
+    for outcome in wrong:
+        with pytest.raises(AssertionError):
+            assert_pruned(before, {"conv": outcome}, config)

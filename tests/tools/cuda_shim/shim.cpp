@@ -1,0 +1,145 @@
+// The CUDA operators on the host, for tests: the kernels run in fibers, and tensors on the CPU
+// stand for tensors on a device.
+#include "shim.h"
+
+#include <torch/csrc/stable/library.h>
+#include <ucontext.h>
+
+#include <algorithm>
+#include <memory>
+#include <numeric>
+#include <random>
+#include <vector>
+
+#define WAVPRUNE_TILE(T, name) T* const name = static_cast<T*>(shim::dynamic_shared())
+#define WAVPRUNE_LAUNCH(kernel, blocks, tile_bytes, stream, ...) \
+  ((void)(stream), shim::launch([&] { kernel(__VA_ARGS__); }, blocks, kThreads, tile_bytes))
+
+#include "../../../csrc/cpu/passes.h"
+#include "../../../csrc/cuda/launch.inc"
+#include "../../../csrc/cuda/ops.h"
+
+shim::Index threadIdx, blockIdx, gridDim;
+
+namespace shim {
+namespace {
+
+constexpr size_t kStack = 128 * 1024;
+
+struct Fiber {
+  std::unique_ptr<char[]> stack{new char[kStack]};
+  ucontext_t context;
+  bool done;
+};
+
+std::vector<Fiber> fibers;
+ucontext_t scheduler;
+Fiber* running;
+const std::function<void()>* body;
+char* shared;
+std::mt19937_64 random_order;
+int64_t launch_count;
+
+void enter() {
+  (*body)();
+  running->done = true;
+  swapcontext(&running->context, &scheduler);
+}
+
+std::vector<int> shuffled(int count) {
+  std::vector<int> order(count);
+  std::iota(order.begin(), order.end(), 0);
+  std::shuffle(order.begin(), order.end(), random_order);
+  return order;
+}
+
+void run_block(int threads) {
+  for (int t = 0; t < threads; ++t) {
+    Fiber& fiber = fibers[t];
+    getcontext(&fiber.context);
+    fiber.context.uc_stack.ss_sp = fiber.stack.get();
+    fiber.context.uc_stack.ss_size = kStack;
+    fiber.context.uc_link = nullptr;
+    fiber.done = false;
+    makecontext(&fiber.context, enter, 0);
+  }
+  for (bool left = true; left;) {
+    left = false;
+    for (const int t : shuffled(threads)) {
+      if (fibers[t].done) continue;
+      running = &fibers[t];
+      threadIdx.x = unsigned(t);
+      swapcontext(&scheduler, &running->context);
+      left = left || !running->done;
+    }
+  }
+}
+
+}  // namespace
+
+void wait() { swapcontext(&running->context, &scheduler); }
+
+void* dynamic_shared() { return shared; }
+
+void launch(const std::function<void()>& kernel, int blocks, int threads, size_t shared_bytes) {
+  ++launch_count;
+  while (int(fibers.size()) < threads) fibers.emplace_back();
+  body = &kernel;
+  gridDim.x = unsigned(blocks);
+  for (const int block : shuffled(blocks)) {
+    // Of exactly this size, and full of what no kernel wrote.
+    const std::unique_ptr<char[]> memory(new char[shared_bytes]);
+    std::memset(memory.get(), 0xFF, shared_bytes);
+    shared = memory.get();
+    blockIdx.x = unsigned(block);
+    run_block(threads);
+  }
+}
+
+void reseed(int64_t seed) { random_order.seed(uint64_t(seed)); }
+int64_t launches() { return launch_count; }
+
+}  // namespace shim
+
+namespace wavprune {
+
+// Named by what chooses the CPU's instruction set, which nothing here calls.
+const InstructionSet* instructions_v4() { return nullptr; }
+const InstructionSet* instructions_v3() { return nullptr; }
+const InstructionSet* instructions_baseline() { return nullptr; }
+
+namespace cuda {
+
+bool reachable(const torch::stable::Tensor& tensor) { return tensor.is_cpu(); }
+Device::Device(const torch::stable::Tensor&) {}
+
+}  // namespace cuda
+}  // namespace wavprune
+
+STABLE_TORCH_LIBRARY(wavprune_shim, library) {
+  library.def(
+      "topk_threshold(Tensor[] weights, Tensor[] plans, int[] draws, int[] jobs, int[] keep, "
+      "bool wide) -> Tensor");
+  library.def(
+      "percentile_threshold(Tensor[] weights, Tensor[] plans, int[] dropped, float percentile, "
+      "bool wide) -> Tensor");
+  library.def(
+      "prune_(Tensor(a!)[] weights, Tensor[] plans, int[] draws, Tensor thresholds, bool wide) -> "
+      "Tensor");
+  library.def("dwt2(Tensor kernels, Tensor plan, int outputs) -> Tensor");
+  library.def("idwt2(Tensor coefficients, Tensor plan, int values) -> Tensor");
+  library.def("percentile_mask(Tensor input, float percentile, bool packed) -> Tensor");
+  library.def("reseed(int seed) -> ()");
+  library.def("launches() -> int");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(wavprune_shim, CompositeExplicitAutograd, library) {
+  library.impl("topk_threshold", TORCH_BOX(&wavprune::cuda::topk_threshold));
+  library.impl("percentile_threshold", TORCH_BOX(&wavprune::cuda::percentile_threshold));
+  library.impl("prune_", TORCH_BOX(&wavprune::cuda::prune_));
+  library.impl("dwt2", TORCH_BOX(&wavprune::cuda::dwt2));
+  library.impl("idwt2", TORCH_BOX(&wavprune::cuda::idwt2));
+  library.impl("percentile_mask", TORCH_BOX(&wavprune::cuda::percentile_mask));
+  library.impl("reseed", TORCH_BOX(&shim::reseed));
+  library.impl("launches", TORCH_BOX(&shim::launches));
+}

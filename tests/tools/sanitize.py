@@ -1,0 +1,85 @@
+"""Build the compiled kernels under AddressSanitizer and UndefinedBehaviorSanitizer and run them.
+
+``make sanitize``: the passes over tiles (``csrc/cpu/passes*.cpp``), for every instruction set of
+this processor, on tails of every length, in buffers that end where the data ends; then the CUDA
+kernels on the host (``test_cuda.py``), whose shared memory ends where a launch said it does. Exit
+status 1 where a sanitizer or a check objects.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+FLAGS = [
+    *("-std=c++20", "-O1", "-g", "-fno-omit-frame-pointer", "-ffp-contract=off", "-Wno-psabi"),
+    *("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-Wall", "-Wextra"),
+]
+# Every kernel, shape, layout and edge once; what only checks values is for pytest.
+HOST_TESTS = "random or strides or finite or length or nothing or masks or sym4 or db2"
+
+
+def main() -> int:
+    """Compile, run, and report."""
+    compiler = os.environ.get("CXX", "c++")
+    if shutil.which(compiler) is None:
+        print("sanitize: skipped, there is no C++ compiler here")
+        return 0
+    sources = [
+        *sorted(ROOT.glob("csrc/cpu/passes_*.cpp")),
+        ROOT / "tests" / "tools" / "sanitize_passes.cpp",
+    ]
+    with tempfile.TemporaryDirectory() as directory:
+        objects = [Path(directory) / f"{source.stem}.o" for source in sources]
+        building = [
+            subprocess.Popen([compiler, *FLAGS, "-c", str(source), "-o", str(target)])
+            for source, target in zip(sources, objects, strict=True)
+        ]
+        if any(process.wait() for process in building):
+            return 1
+        program = str(Path(directory) / "passes")
+        subprocess.run([compiler, *FLAGS, *map(str, objects), "-o", program], check=True)
+        failed = subprocess.run([program], check=False).returncode
+    return failed or cuda_on_the_host(compiler)
+
+
+def cuda_on_the_host(compiler: str) -> int:
+    """Run the tests of the CUDA kernels in fibers, the sanitizers in the process of torch."""
+    if importlib.util.find_spec("wavprune._C") is None:
+        print("sanitize: CUDA kernels skipped, the compiled extension is not built here")
+        return 0
+    # The runtime of a sanitizer must be there before anything that it watches, and finds what
+    # throws exceptions only if that is there too.
+    runtimes = [
+        subprocess.run(
+            [compiler, f"-print-file-name={name}"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        for name in ("libasan.so", "libubsan.so", "libstdc++.so")
+    ]
+    environment = {
+        **os.environ,
+        "WAVPRUNE_SANITIZE": "1",
+        "LD_PRELOAD": ":".join(runtimes),
+        # Python keeps what it once had to its end, and fibers are stacks that nobody told of.
+        "ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=0",
+        "OMP_NUM_THREADS": "1",
+    }
+    tests = str(ROOT / "tests" / "backends" / "test_cuda.py")
+    # Nothing captured: a sanitizer that objects ends the process at once.
+    command = [sys.executable, "-m", "pytest", "-qs", "-p", "no:cacheprovider", tests]
+    return subprocess.run(
+        [*command, "-k", f"TestOnTheHost and ({HOST_TESTS})"],
+        env=environment,
+        cwd=ROOT,
+        check=False,
+    ).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())

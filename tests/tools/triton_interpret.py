@@ -1,0 +1,479 @@
+"""The Triton kernels in Triton's interpreter, on the CPU: run by test_triton.py in its own process.
+
+The interpreter must be chosen before triton is imported, so these tests are not collected with the
+others: ``TRITON_INTERPRET=1 pytest tests/triton_interpret.py``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tests.support.cases import (
+    BASES,
+    Weights,
+    assert_pruned,
+    batch_of,
+    bits,
+    normal,
+    prune_weights,
+    quick,
+)
+from wavprune import PruneConfig, backends
+from wavprune.backends.protocol import Batch, Target
+from wavprune.backends.triton import backend as subject
+from wavprune.backends.triton import tables as triton_tables
+from wavprune.bases.basis import named_basis
+
+interpreter = pytest.importorskip("triton.runtime.interpreter")
+
+# numpy warns where a device goes on with infinity or NaN.
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.interpreter")
+
+BACKEND = subject.make()
+EAGER = backends.resolve("eager", [])
+NAN, INF = math.nan, math.inf
+DENORMAL = 1e-45
+
+
+@dataclass
+class Launches:
+    """What would have been launched on a device."""
+
+    kernels: list[str] = field(default_factory=list)
+    operators: list[str] = field(default_factory=list)
+    running: bool = False
+
+
+@pytest.fixture(autouse=True)
+def launches(monkeypatch: pytest.MonkeyPatch) -> Iterator[Launches]:
+    """Assertions in the kernels hold, memory that nobody wrote is NaN, and launches are counted."""
+    found = Launches()
+    launch, patch = interpreter.GridExecutor.__call__, interpreter._patch_lang
+    patched: set[tuple[int, ...]] = set()
+
+    def launched(self: Any, *arguments: Any, **settings: Any) -> None:
+        found.kernels.append(self.fn.__name__)
+        found.running = True
+        patched.clear()
+        launch(self, *arguments, **settings)
+        found.running = False
+
+    def patch_once(function: Any) -> Any:
+        # The interpreter does this for every function called, which takes most of its time.
+        modules = tuple(id(value) for value in function.__globals__.values() if _is_module(value))
+        if modules in patched:
+            return None
+        patched.add(modules)
+        return patch(function)
+
+    options = interpreter.InterpreterOptions(debug=True)
+    monkeypatch.setattr(interpreter.interpreter_builder, "options", options)
+    monkeypatch.setattr(interpreter.GridExecutor, "__call__", launched)
+    monkeypatch.setattr(interpreter, "_patch_lang", patch_once)
+    torch.use_deterministic_algorithms(True)
+    yield found
+    torch.use_deterministic_algorithms(False)
+
+
+def _is_module(value: Any) -> bool:
+    return value in (interpreter.tl, interpreter.tl.core) if hasattr(value, "__spec__") else False
+
+
+def weights(dtype: torch.dtype = torch.float32) -> Weights:
+    """Every size of kernel that has a way of its own, in odd numbers and several layouts."""
+    return {
+        "pointwise": normal(7, 5, 1, 1, dtype=dtype, seed=1),
+        "three": normal(11, 13, 3, 3, dtype=dtype, seed=2),
+        "five": normal(33, 1, 5, 5, dtype=dtype, seed=3),
+        "seven": normal(3, 5, 7, 7, dtype=dtype, seed=4),
+        "oblong": normal(5, 3, 3, 5, dtype=dtype, seed=5),
+        "channels_last": normal(8, 8, 3, 3, dtype=dtype, seed=6).to(
+            memory_format=torch.channels_last
+        ),
+        "strided": normal(3, 5, 4, 6, dtype=dtype, seed=7)[..., ::2],
+        "single": normal(1, 1, 3, 3, dtype=dtype, seed=8),
+    }
+
+
+def embedded(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """A weight with NaN all about it, and the memory that holds both."""
+    extent = sum((n - 1) * s for n, s in zip(weight.shape, weight.stride(), strict=True)) + 1
+    memory = torch.full((extent + 256,), NAN, dtype=weight.dtype)
+    inside = memory.as_strided(weight.shape, weight.stride(), 128)
+    inside.copy_(weight)
+    return inside, memory
+
+
+def check(config: PruneConfig, dtype: torch.dtype = torch.float32) -> None:
+    before = weights(dtype)
+    if config.wavelet == "klt":
+        # With fewer kernels than values, some of the vectors are arbitrary.
+        before = {name: w for name, w in before.items() if w[:, :, 0, 0].numel() > w[0, 0].numel()}
+    pairs = {name: embedded(weight) for name, weight in before.items()}
+    guards = {name: memory.isnan() for name, (_, memory) in pairs.items()}
+    after = prune_weights({name: inside for name, (inside, _) in pairs.items()}, config)
+    assert_pruned(before, after, config)
+    for name, (_, memory) in pairs.items():
+        assert torch.equal(memory.isnan(), guards[name]), name
+
+
+@pytest.mark.parametrize("basis", ["uhaar", "haar", "db2-symmetric", "dct", "identity", "klt"])
+@pytest.mark.parametrize("amount", [{"sparsity": 0.7}, {"percentile": 40.0}], ids=str)
+def test_prunes_what_the_matrices_say(basis: str, amount: dict[str, Any]) -> None:
+    check(PruneConfig(backend="triton", **BASES[basis], **amount))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("basis", ["haar", "identity"])
+def test_every_dtype(basis: str, dtype: torch.dtype) -> None:
+    check(PruneConfig(backend="triton", **BASES[basis], sparsity=0.6), dtype)
+
+
+def test_one_threshold_for_layers_of_several_dtypes() -> None:
+    def several() -> Weights:
+        return {
+            "strong": 3 * normal(8, 8, 3, 3, seed=1),
+            "weak": normal(4, 8, 5, 5, dtype=torch.float16, seed=2),
+            "double": normal(8, 6, 3, 5, dtype=torch.float64, seed=3),
+            "pointwise": normal(8, 6, 1, 1, seed=4),
+        }
+
+    config = PruneConfig(backend="triton", wavelet="uhaar", scope="global", sparsity=0.6)
+    assert_pruned(several(), prune_weights(several(), config), config)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("scope", ["layer", "global"])
+def test_random_pruning_draws_as_on_the_cpu(scope: str, dtype: torch.dtype) -> None:
+    config = PruneConfig(backend="triton", method="random", scope=scope, sparsity=0.55, seed=7)
+    found, expected = weights(dtype), weights(dtype)
+    mine = prune_weights(found, config)
+    others = prune_weights(expected, replace(config, backend="eager"))
+    for name in found:
+        assert bits(found[name]) == bits(expected[name]), name
+        assert mine[name][1:] == others[name][1:], name
+
+
+def test_part_of_a_weight_draws_as_the_whole() -> None:
+    def drawn(weight: torch.Tensor, first: int) -> Batch:
+        basis = named_basis("identity", (3, 3))
+        return Batch(weight, basis, True, torch.float32, draw=-(2**63) + 5, first=first)
+
+    whole = normal(7, 5, 3, 3)
+    parts = [drawn(whole[:3].clone(), 0), drawn(whole[3:].clone(), 3)]
+    cuts = torch.full((2,), 0.6, dtype=torch.float64)
+    BACKEND.apply_(parts, cuts)
+    EAGER.apply_([drawn(whole, 0)], cuts[:1])
+    assert torch.equal(torch.cat([part.weight for part in parts]), whole)
+
+
+def identity_batch(values: Sequence[float], dtype: torch.dtype = torch.float32) -> Batch:
+    weight = torch.tensor(values, dtype=dtype).view(-1, 1, 1, 1)
+    computed = torch.float64 if dtype == torch.float64 else torch.float32
+    return Batch(weight, named_basis("identity", (1, 1)), True, computed)
+
+
+def adversarial() -> dict[str, list[float]]:
+    generator = np.random.default_rng(0)
+    largest = float(np.finfo(np.float32).max)
+    return {
+        "all equal": [0.5] * 1025,
+        "two values": [1.0, -2.0] * 600,
+        "neighbours": [1.0, float(np.nextafter(np.float32(1), np.float32(2)))] * 600,
+        "one outlier": [*([1e-30] * 1100), 1e30],
+        "a small outlier": [*([1e30] * 1100), 1e-30],
+        "mostly zeros": [*([0.0] * 1287), *generator.normal(size=13)],
+        "all zeros": [0.0, -0.0] * 10,
+        "denormals": [*(DENORMAL * generator.integers(0, 9, 200)), -DENORMAL, 3e-39],
+        "the largest": [largest, -largest, 1.0, largest],
+        "every octave": [2.0**e for e in range(-149, 128)],
+        "wide": list(10.0 ** generator.uniform(-38, 38, 1200)),
+        "few levels": list(generator.integers(-4, 5, 1100) / 4),
+        "one": [-3.0],
+    }
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_thresholds_are_the_order_statistics(dtype: torch.dtype) -> None:
+    jobs: list[tuple[list[Batch], Target]] = []
+    expected: list[float] = []
+    for values in adversarial().values():
+        batch = identity_batch(values, dtype)
+        ranks = np.sort(np.abs(batch.weight.flatten().numpy()))
+        keep = len(ranks) // 3 + 1
+        jobs.append(([batch], Target(keep=keep)))
+        expected.append(float(ranks[-keep]))
+        for percentile in (33.3, 50.0, 100.0):
+            jobs.append(([batch], Target(percentile=percentile)))
+            expected.append(float(np.percentile(ranks, percentile)))
+    assert BACKEND.threshold(jobs).tolist() == expected
+
+
+@quick
+@given(
+    values=st.lists(
+        st.floats(width=32, allow_nan=False, allow_infinity=False) | st.sampled_from([0.0, 1.0]),
+        min_size=1,
+        max_size=40,
+    ),
+    data=st.data(),
+)
+def test_any_values_at_any_rank(values: list[float], data: st.DataObject) -> None:
+    batch = identity_batch(values)
+    ranks = np.sort(np.abs(batch.weight.flatten().numpy()))
+    keep = data.draw(st.integers(1, len(ranks)))
+    percentile = data.draw(st.floats(0, 100))
+    jobs = [([batch], Target(keep=keep)), ([batch], Target(percentile=percentile))]
+    with np.errstate(all="ignore"):
+        expected = [float(ranks[-keep]), float(np.percentile(ranks, percentile))]
+    assert BACKEND.threshold(jobs).tolist() == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_every_pass_finds_the_same_bits(dtype: torch.dtype) -> None:
+    # What is at the threshold is kept only where pruning computes just what counting computed.
+    shapes = [(13, 11, 3, 3), (4, 9, 5, 5), (2, 7, 7, 7), (9, 5, 1, 1)]
+    config = PruneConfig(wavelet="dct")
+    batches = [batch_of(normal(*s, dtype=dtype, seed=i), config) for i, s in enumerate(shapes)]
+    keep = [batch.weight.numel() // 3 for batch in batches]
+    jobs = [([batch], Target(keep=count)) for batch, count in zip(batches, keep, strict=True)]
+    rows = BACKEND.apply_(batches, BACKEND.threshold(jobs))
+    assert rows[:, 0].tolist() == keep
+
+
+def test_a_zero_is_never_kept() -> None:
+    weight = torch.zeros(12, 12, 3, 3)
+    weight[3, 4] = normal(3, 3)
+    weight[7, 1] = normal(3, 3, seed=1)
+    batch = Batch(weight, named_basis("dct", (3, 3)), True, torch.float32)
+    point = identity_batch([0.0, -0.0, 2.0, 0.0])
+    found = BACKEND.threshold([([batch], Target(keep=600)), ([point], Target(keep=3))])
+    assert found.tolist() == [0, 0]
+    rows = BACKEND.apply_([batch, point], found)
+    assert rows[:, 0].tolist() == [18, 1]
+    assert rows[:, 1].tolist() == [142 * 9, 3]
+
+
+def test_structural_zeros_come_first_in_a_percentile() -> None:
+    # Haar on 3x3 has 9 coefficients that can be non-zero among 16.
+    weight = normal(6, 5, 3, 3)
+    basis = named_basis("haar", (3, 3))
+    batch = Batch(weight, basis, False, torch.float32)
+    asked = [0.0, 43.0, 43.75, 43.9, 44.1, 50.0, 100.0]
+    jobs = [([batch], Target(percentile=p)) for p in asked]
+    expected = EAGER.threshold(jobs)
+    torch.testing.assert_close(BACKEND.threshold(jobs), expected, rtol=1e-6, atol=1e-7)
+    assert (expected[1:4] == 0).any()
+    assert (expected[1:5] > 0).any()
+
+
+@pytest.mark.parametrize("bad", [NAN, INF, -INF])
+def test_a_weight_that_is_not_finite_has_no_threshold_and_stops_all(bad: float) -> None:
+    fine, broken = normal(5, 5, 3, 3), normal(40, 5, 3, 3)
+    broken[39, 4, 2, 2] = bad
+    point = identity_batch([1.0, bad, 2.0])
+    batches = [
+        Batch(fine, named_basis("uhaar", (3, 3)), True, torch.float32),
+        Batch(broken, named_basis("uhaar", (3, 3)), True, torch.float32),
+        point,
+        replace(point, draw=3),
+    ]
+    before = [bits(batch.weight) for batch in batches]
+    found = BACKEND.threshold([([batch], Target(keep=2)) for batch in batches])
+    assert found.isnan().tolist() == [False, True, True, True]
+    BACKEND.apply_(batches, found)
+    assert [bits(batch.weight) for batch in batches] == before
+    BACKEND.apply_(batches[:1], found[:1])
+    assert bits(batches[0].weight) != before[0]
+
+
+def test_coefficients_that_overflow_have_no_threshold() -> None:
+    weight = torch.full((2, 2, 3, 3), 3e38)
+    batch = Batch(weight, named_basis("dct", (3, 3)), True, torch.float32)
+    assert BACKEND.threshold([([batch], Target(keep=3))]).isnan().all()
+
+
+def test_nothing_to_keep_and_nothing_there() -> None:
+    empty = replace(identity_batch([]), weight=torch.empty(0, 3, 1, 1))
+    batch = identity_batch([1.0, 2.0])
+    jobs = [([batch], Target(keep=0)), ([empty], Target(keep=0)), ([batch, empty], Target(keep=1))]
+    found = BACKEND.threshold(jobs)
+    assert found.tolist() == [INF, INF, 2.0]
+    rows = BACKEND.apply_([empty, batch], found[1:])
+    assert rows.tolist() == [[0, 0, 0, 0], [1, 1, 1, 5]]
+    assert BACKEND.apply_([batch], found[:1]).tolist() == [[0, 2, 4, 4]]
+    assert bits(batch.weight) == bytes(8)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "size"), [(torch.float16, 58000.0), (torch.bfloat16, 2.3e38)], ids=str
+)
+def test_what_passes_the_end_of_a_half_type_stays_finite(dtype: torch.dtype, size: float) -> None:
+    # Three coefficients are size, and the one that is pruned took a weight down from 1.5 size.
+    weight = (size * torch.tensor([[1.125, 0.875], [0.875, -0.875]])).to(dtype)[None, None]
+    other = weight.clone()
+    basis = named_basis("haar", (2, 2))
+    cut = torch.tensor([0.9 * size], dtype=torch.float64)
+    rows = BACKEND.apply_([Batch(weight, basis, True, torch.float32)], cut)
+    EAGER.apply_([Batch(other, basis, True, torch.float32)], cut)
+    assert rows[0, 0] == 3
+    assert weight.max() == torch.finfo(dtype).max
+    assert torch.equal(weight, other)
+
+
+def test_programs_of_several_tiles_and_a_last_one_cut_short(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(triton_tables, "BUSY", 1)
+    for config in (
+        PruneConfig(backend="triton", wavelet="uhaar"),
+        PruneConfig(backend="triton", method="min_weight", percentile=71.0),
+    ):
+        before = {"deep": normal(17, 31, 3, 3), "point": normal(1, 2777, 1, 1)}
+        after = prune_weights({name: w.clone() for name, w in before.items()}, config)
+        assert_pruned(before, after, config)
+
+
+def test_layers_may_come_one_after_the_other() -> None:
+    class InTurn(Sequence[Batch]):
+        """Batches that are there only while they are looked at."""
+
+        def __init__(self, batches: list[Batch]) -> None:
+            self.batches = batches
+
+        def __len__(self) -> int:
+            return len(self.batches)
+
+        def __getitem__(self, index: Any) -> Any:
+            weight = self.batches[index].weight
+            return replace(self.batches[index], weight=torch.full((1,), NAN).expand(weight.shape))
+
+        def __iter__(self) -> Iterator[Batch]:
+            for batch in self.batches:
+                copy = batch.weight.clone()
+                yield replace(batch, weight=copy)
+                copy.fill_(NAN)
+
+    config = PruneConfig(wavelet="uhaar", sparsity=0.5, scope="global")
+    batches = [batch_of(weight, config) for weight in weights().values()]
+    target = Target(keep=500)
+    together = BACKEND.threshold([(batches, target)])
+    assert torch.equal(BACKEND.threshold([(InTurn(batches), target)]), together)
+
+
+def test_devices_share_their_counts() -> None:
+    first = torch.zeros(2, 16 + 3 * 2048, dtype=torch.int64)
+    second = torch.zeros_like(first)
+    first[0, 16 + 2048 + 5], second[0, 16 + 2048 + 5] = 3, 4
+    second[1, 2], second[1, 15] = 77, 9
+    second[1, 16] = 1
+    subject.share([first, second], 1)
+    for state in (first, second):
+        assert state[0, 16 + 2048 + 5] == 7
+    assert first[1, 2] == 77
+    assert first[1, 15] == 9
+    assert first[1, 16] == 0
+
+
+def test_offsets_beyond_32_bits() -> None:
+    # 4 GiB of address space, of which two pages are ever touched.
+    torch.use_deterministic_algorithms(False)
+    memory = torch.empty((1 << 31) + 2048, dtype=torch.float16)
+    far = memory.as_strided((2, 2, 3, 3), (1 << 31, 9, 3, 1))
+    values = normal(2, 2, 3, 3, dtype=torch.float16)
+    config = PruneConfig(wavelet="uhaar")
+    reason = BACKEND.unsupported(batch_of(far, config))
+    assert reason is not None
+    assert "strides" in reason
+    tail = memory[(1 << 31) + 64 : (1 << 31) + 64 + 36].view(2, 2, 3, 3)
+    tail.copy_(values)
+    after = prune_weights({"tail": tail}, PruneConfig(backend="triton", wavelet="uhaar"))
+    assert_pruned({"tail": values}, after, PruneConfig(wavelet="uhaar"))
+
+
+def test_the_same_bits_every_time() -> None:
+    config = PruneConfig(backend="triton", wavelet="db2", mode="symmetric", percentile=60.0)
+    first, second = weights(), dict(reversed(weights().items()))
+    one, two = prune_weights(first, config), prune_weights(second, config)
+    for name in first:
+        assert bits(first[name]) == bits(second[name])
+        assert one[name][1:] == two[name][1:]
+
+
+def test_refuses_what_is_too_large_unless_it_is_the_identity() -> None:
+    weight = normal(2, 2, 9, 9)
+    reason = BACKEND.unsupported(batch_of(weight, PruneConfig(wavelet="haar")))
+    assert reason is not None
+    assert "9x9" in reason
+    assert "eager" in reason
+    assert BACKEND.unsupported(batch_of(weight, PruneConfig(method="min_weight"))) is None
+    config = PruneConfig(backend="triton", method="min_weight")
+    assert_pruned({"nine": weight}, prune_weights({"nine": weight.clone()}, config), config)
+
+
+def test_autograd_sees_that_a_weight_changed() -> None:
+    weight = normal(3, 3, 3, 3)
+    version = weight._version
+    BACKEND.apply_([batch_of(weight, PruneConfig())], torch.tensor([0.1], dtype=torch.float64))
+    assert weight._version > version
+
+
+def resnet18(width: int) -> list[tuple[int, ...]]:
+    """The shapes of ResNet-18's 20 convolutions, with ``width`` channels in place of 64."""
+    shapes: list[tuple[int, ...]] = [(width, 3, 7, 7), *[(width, width, 3, 3)] * 4]
+    for k in (2, 4, 8):
+        outs, ins = k * width, k * width // 2
+        shapes += [(outs, ins, 3, 3), (outs, ins, 1, 1), *[(outs, outs, 3, 3)] * 3]
+    return shapes
+
+
+class Recorded(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has no types for it
+    """Records every operator that runs outside a kernel."""
+
+    def __init__(self, launches: Launches) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # nor for this
+        self.launches = launches
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not self.launches.running:
+            self.launches.operators.append(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+# These launch nothing: they allocate, or look at the same memory in another way.
+FREE = {"empty", "new_empty", "lift_fresh", "detach", "alias", "view", "slice", "select"}
+
+
+@pytest.mark.parametrize("scope", ["layer", "global"])
+def test_eight_launches_for_a_resnet18_and_nothing_waits(launches: Launches, scope: str) -> None:
+    config = PruneConfig(wavelet="uhaar", sparsity=0.5)
+    batches = [batch_of(normal(*s, seed=i), config) for i, s in enumerate(resnet18(2))]
+    half = [Target(keep=-(-batch.weight.numel() // 2)) for batch in batches]
+    jobs = [([batch], target) for batch, target in zip(batches, half, strict=True)]
+    if scope == "global":
+        jobs = [(batches, Target(keep=sum(target.keep or 0 for target in half)))]
+    assert len(batches) == 20
+    torch.use_deterministic_algorithms(False)
+    with Recorded(launches):
+        thresholds = BACKEND.threshold(jobs)
+    cuts = thresholds.expand(20).contiguous()
+    with Recorded(launches):
+        rows = BACKEND.apply_(batches, cuts)
+    assert launches.kernels == ["count", "count", "count", "conclude", "prune", "total"]
+    others = [name for name in launches.operators if name not in FREE]
+    # One operator sets the counts to 0. Of what makes the host wait (item, nonzero, a copy to it)
+    # there is none.
+    assert others == ["zeros"]
+    assert len(launches.kernels) + len(others) <= 8
+    kept = float(rows[:, 0].sum())
+    assert kept == pytest.approx(sum(target.keep or 0 for target in half), abs=20)
