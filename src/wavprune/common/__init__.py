@@ -1,0 +1,1 @@
+"""What every package uses: number checks, files, optional imports, progress bars, registries."""
