@@ -1,8 +1,8 @@
 """Builds the optional extension ``wavprune._C``; without a compiler the package installs anyway.
 
-Where a CUDA toolkit is found, by ``CUDA_HOME`` or ``nvcc`` on the path, the extension has a CUDA
-part too, whether or not this machine has a GPU. ``WAVPRUNE_NO_CUDA=1`` leaves that out,
-``WAVPRUNE_NO_EXTENSION=1`` everything.
+With a CUDA toolkit, found by ``CUDA_HOME`` or ``nvcc`` on the path, the extension has CUDA kernels
+too, whether or not this machine has a GPU. ``WAVPRUNE_NO_CUDA=1`` leaves them out,
+``WAVPRUNE_NO_EXTENSION=1`` builds nothing.
 """
 
 import os
@@ -15,10 +15,10 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 
-# Torch's stable ABI of 2.10: one file for that release and all later ones.
+# Torch's stable ABI of 2.10: one binary for that release and all later ones.
 TARGET = "-DTORCH_TARGET_VERSION=0x020a000000000000"
-# No contraction into fused multiply-adds: every instruction set must give the same bits. SIMD is
-# chosen at run time, so nothing here may depend on the machine that builds.
+# No contraction into fused multiply-adds: every instruction set must give the same bits. The
+# instruction set is chosen at run time, so no flag may depend on the machine that builds.
 FLAGS = [
     "-std=c++20",
     "-O3",
@@ -28,13 +28,13 @@ FLAGS = [
     "-Wno-psabi",
     TARGET,
 ]
-# Compute capabilities; the last one as PTX too, which later devices compile for themselves.
+# Compute capabilities; the last one as PTX too, from which the driver compiles for later devices.
 CAPABILITIES = (80, 90)
 OLDEST_TOOLKIT = (12, 0)
 
 
 def toolkit() -> Path | None:
-    """The CUDA toolkit to build with, or None; says why where one that is there is left out."""
+    """The CUDA toolkit to build with, or None; prints why an existing one is not used."""
     home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
     nvcc = shutil.which("nvcc", path=f"{home}/bin" if home else None)
     if nvcc is None or os.environ.get("WAVPRUNE_NO_CUDA"):
@@ -45,19 +45,19 @@ def toolkit() -> Path | None:
         return run.stdout + run.stderr
 
     release = re.search(r"release (\d+)\.(\d+)", output("--version"))
-    # What is on the path may be a link or a script: nvcc itself knows where it is.
+    # The nvcc on the path may be a link or a script; nvcc itself knows its directory.
     top = re.search(r"^#\$ TOP=(.+)$", output("--dryrun", "-E", "-x", "cu", os.devnull), re.M)
     if release is None or top is None:
-        print(f"wavprune: no CUDA kernels, {nvcc} says neither its release nor its place")
+        print(f"wavprune: no CUDA kernels, {nvcc} does not report its release and directory")
         return None
     if (int(release[1]), int(release[2])) < OLDEST_TOOLKIT:
-        print(f"wavprune: no CUDA kernels, {nvcc} is of {release[0]}, and 12.0 is needed")
+        print(f"wavprune: no CUDA kernels, {nvcc} is {release[0]}; 12.0 or later is needed")
         return None
     return Path(top[1].strip()).resolve()
 
 
 def gencode() -> list[str]:
-    """What nvcc compiles for."""
+    """The architectures that nvcc compiles for."""
     codes = {c: f"sm_{c}" for c in CAPABILITIES}
     newest = max(CAPABILITIES)
     codes[newest] = f"[sm_{newest},compute_{newest}]"
@@ -65,26 +65,29 @@ def gencode() -> list[str]:
 
 
 def add_cuda(module: Extension, home: Path, root: Path) -> None:
-    """Give the extension its CUDA part."""
+    """Add the CUDA kernels to the extension."""
     from torch.utils import cpp_extension
 
-    # Without CUDA in torch itself, it does not look for a toolkit.
+    # A torch without CUDA does not look for a toolkit.
     cpp_extension.CUDA_HOME = str(home)
     module.sources += sources_in(root, "cuda/*.cpp", "cuda/*.cu")
     module.include_dirs.append(str(home / "include"))
     module.library_dirs.append(str(home / "lib64"))
-    # Linked in, so that the extension loads where there is no CUDA.
+    # Linked statically, so that the extension loads without CUDA.
     module.libraries += ["cudart_static", "rt", "dl", "pthread"]
-    part = f"-DWAVPRUNE_CUDA={','.join(map(str, CAPABILITIES))}"
+    capabilities = f"-DWAVPRUNE_CUDA={','.join(map(str, CAPABILITIES))}"
     nvcc = ["-std=c++20", "-O3", "-fmad=false", "-Xcompiler=-fvisibility=hidden", *gencode()]
-    # Both targets at a time: they take most of the time of the build.
-    module.extra_compile_args = {"cxx": [*FLAGS, part], "nvcc": [*nvcc, "--threads=2", TARGET]}
+    # Both targets in parallel: they take most of the build.
+    module.extra_compile_args = {
+        "cxx": [*FLAGS, capabilities],
+        "nvcc": [*nvcc, "--threads=2", TARGET],
+    }
 
 
 def sources_in(root: Path, *patterns: str) -> list[str]:
-    """Files under ``csrc``, relative to the root, always in the same order."""
-    found = {path for pattern in patterns for path in (root / "csrc").glob(pattern)}
-    return [str(path.relative_to(root)) for path in sorted(found)]
+    """Files under ``csrc``, relative to the root, sorted."""
+    paths = {path for pattern in patterns for path in (root / "csrc").glob(pattern)}
+    return [str(path.relative_to(root)) for path in sorted(paths)]
 
 
 def extension() -> dict[str, object]:
@@ -94,10 +97,10 @@ def extension() -> dict[str, object]:
         import torch
         from torch.utils.cpp_extension import BuildExtension, CppExtension
     except ImportError:
-        print("wavprune: no torch at build time, so no compiled kernels", file=sys.stderr)
+        print("wavprune: no compiled extension, there is no torch at build time", file=sys.stderr)
         return {}
     if shutil.which(shlex.split(os.environ.get("CXX", "c++"))[0]) is None:
-        print("wavprune: no C++ compiler, so no compiled kernels", file=sys.stderr)
+        print("wavprune: no compiled extension, there is no C++ compiler", file=sys.stderr)
         return {}
     root = Path(__file__).parent
 
@@ -118,11 +121,11 @@ def extension() -> dict[str, object]:
             if home is not None:
                 (extension,) = self.extensions
                 add_cuda(extension, home, root)
-                # What setuptools forgives an optional extension it does not tell either.
+                # setuptools would hide the failure of an optional extension.
                 extension.optional = False
                 try:
                     super().build_extensions()
-                except Exception as error:  # whatever went wrong, the CPU part may still build
+                except Exception as error:  # the CPU's operators may still build
                     print(f"wavprune: no CUDA kernels, building failed: {error}", file=sys.stderr)
                     vars(extension).update(vars(module()))
                 else:
@@ -130,12 +133,12 @@ def extension() -> dict[str, object]:
             super().build_extensions()
 
         def run(self) -> None:
-            # What setuptools forgives an optional extension is a CompileError; torch and ninja
-            # raise others.
+            # setuptools ignores the CompileError of an optional extension; torch and ninja raise
+            # other errors.
             try:
                 super().run()
-            except Exception as error:  # whatever went wrong, the package works without it
-                print(f"wavprune: no compiled kernels, building failed: {error}", file=sys.stderr)
+            except Exception as error:  # the package works without it
+                print(f"wavprune: no compiled extension: {error}", file=sys.stderr)
 
     build = OptionalBuild.with_options(use_ninja=shutil.which("ninja") is not None)
     return {

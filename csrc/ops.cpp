@@ -1,10 +1,10 @@
-// Schemas and registration, nothing else. src/wavprune/ops.py documents the operators.
+// Schemas and registration. src/wavprune/ops.py documents the operators.
 
 #include <Python.h>
 #include <torch/csrc/stable/library.h>
 
 #include "cpu/ops.h"
-#include "cpu/weights.h"
+#include "cpu/instruction_set.h"
 
 #if defined(WAVPRUNE_CUDA)
 #include "cuda/ops.h"
@@ -12,7 +12,7 @@
 
 namespace {
 
-// The compute capabilities that were compiled for, times ten: none where there was no nvcc.
+// The compute capabilities that the CUDA kernels were compiled for, times ten; none without nvcc.
 std::vector<int64_t> cuda_capabilities() {
 #if defined(WAVPRUNE_CUDA)
   return {WAVPRUNE_CUDA};
@@ -25,19 +25,22 @@ std::vector<int64_t> cuda_capabilities() {
 
 STABLE_TORCH_LIBRARY(wavprune, library) {
   library.def(
-      "topk_threshold(Tensor[] weights, Tensor[] plans, int[] draws, int[] jobs, int[] keep, "
-      "bool wide) -> Tensor");
+      "topk_threshold(Tensor[] weights, Tensor[] plans, int[] seeds, int[] jobs, int[] keep, "
+      "bool compute_float64) -> Tensor");
   library.def(
       "percentile_threshold(Tensor[] weights, Tensor[] plans, int[] dropped, float percentile, "
-      "bool wide) -> Tensor");
+      "bool compute_float64) -> Tensor");
   library.def(
-      "prune_(Tensor(a!)[] weights, Tensor[] plans, int[] draws, Tensor thresholds, bool wide) -> "
-      "Tensor");
+      "prune_(Tensor(a!)[] weights, Tensor[] plans, int[] seeds, Tensor thresholds, "
+      "bool compute_float64) -> Tensor");
   library.def(
-      "mark_(Tensor[] weights, Tensor[] plans, int[] draws, Tensor thresholds, "
-      "Tensor(a!)[] masks, bool wide) -> ()");
+      "mark_(Tensor[] weights, Tensor[] plans, int[] seeds, Tensor thresholds, "
+      "Tensor(a!)[] masks, bool compute_float64) -> ()");
   library.def(
-      "project_(Tensor(a!)[] weights, Tensor[] plans, Tensor[] masks, bool wide) -> ()");
+      "project_(Tensor(a!)[] weights, Tensor[] plans, Tensor[] masks, bool compute_float64) -> ()");
+  library.def(
+      "prune_by_mask_(Tensor(a!)[] weights, Tensor[] plans, Tensor[] masks, "
+      "bool compute_float64) -> Tensor");
   library.def("dwt2(Tensor kernels, Tensor plan, int outputs) -> Tensor");
   library.def("idwt2(Tensor coefficients, Tensor plan, int values) -> Tensor");
   library.def("percentile_mask(Tensor input, float percentile, bool packed) -> Tensor");
@@ -51,6 +54,7 @@ STABLE_TORCH_LIBRARY_IMPL(wavprune, CPU, library) {
   library.impl("prune_", TORCH_BOX(&wavprune::prune_));
   library.impl("mark_", TORCH_BOX(&wavprune::mark_));
   library.impl("project_", TORCH_BOX(&wavprune::project_));
+  library.impl("prune_by_mask_", TORCH_BOX(&wavprune::prune_by_mask_));
   library.impl("dwt2", TORCH_BOX(&wavprune::dwt2));
   library.impl("idwt2", TORCH_BOX(&wavprune::idwt2));
   library.impl("percentile_mask", TORCH_BOX(&wavprune::percentile_mask));
@@ -70,9 +74,14 @@ STABLE_TORCH_LIBRARY_IMPL(wavprune, CUDA, library) {
 STABLE_TORCH_LIBRARY_IMPL(wavprune, CompositeExplicitAutograd, library) {
   library.impl("cuda_capabilities", TORCH_BOX(&cuda_capabilities));
   library.impl("use_instruction_set", TORCH_BOX(&wavprune::use_instruction_set));
+  // Called without a single weight, which would say where to compute.
+  library.impl("topk_threshold", TORCH_BOX(&wavprune::topk_threshold));
+  library.impl("percentile_threshold", TORCH_BOX(&wavprune::percentile_threshold));
+  library.impl("prune_by_mask_", TORCH_BOX(&wavprune::prune_by_mask_));
+  library.impl("project_", TORCH_BOX(&wavprune::project_));
 }
 
-// Importing the module is what registers the operators.
+// Importing the module registers the operators.
 PyMODINIT_FUNC PyInit__C(void) {
   static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr,
                                nullptr,               nullptr, nullptr, nullptr};

@@ -1,12 +1,18 @@
-// How the matrices of a basis are laid out for the kernels.
+// The matrices of a basis as the passes and the CUDA kernels read them.
 #pragma once
 
 namespace wavprune {
 
-// How a basis runs. The coefficients' order is that of the operator's rows for every kind.
-enum class Kind : int { identity = 0, separable = 1, sparse = 2, pairs = 3, merges = 4 };
+// The form of a basis, and the first number of a plan vector; src/wavprune/ops.py has the layout.
+enum class Kind : int {
+  identity = 0,
+  separable = 1,
+  general = 2,
+  pairs = 3,   // separable 3x3, each axis a scaled Haar step with one value left over
+  merges = 4,  // separable 3x3, each axis a scaled unbalanced Haar transform
+};
 
-// Two small matrices, one an axis: (rows_out, rows_in) and (columns_out, columns_in), row-major.
+// One small matrix for each axis: (rows_out, rows_in) and (columns_out, columns_in), row-major.
 template <class T>
 struct Axes {
   int rows_in, rows_out, columns_in, columns_out;
@@ -14,23 +20,24 @@ struct Axes {
   const T* columns;
 };
 
-// A matrix by its non-zero entries: row m holds entries start[m] .. start[m + 1].
+// Compressed sparse rows: row m has the entries start[m] .. start[m + 1] - 1.
 template <class T>
-struct Entries {
-  int outputs;
+struct SparseMatrix {
+  int rows;
   const int* start;
   const int* column;
   const T* value;
 };
 
-// A basis ready to run in T. Of the identity, inputs and outputs are 1: any value is a kernel.
+// A basis in the compute type. For the identity every value is a kernel of its own: inputs and
+// outputs are 1.
 template <class T>
 struct Plan {
   Kind kind;
-  int inputs, outputs;  // K and M'
-  Axes<T> forward_axes, inverse_axes;
-  Entries<T> forward_entries, inverse_entries;
-  T forward_scale[9], inverse_scale[9];
+  int inputs, outputs;  // values and coefficients of a kernel
+  Axes<T> forward_axes, inverse_axes;             // separable, pairs, merges
+  SparseMatrix<T> forward_matrix, inverse_matrix;  // general
+  T forward_scale[9], inverse_scale[9];           // pairs, merges
 };
 
 }  // namespace wavprune

@@ -1,4 +1,4 @@
-// The operators on the CPU; csrc/ops.cpp has their schemas.
+// The operators on the CPU. csrc/ops.cpp has their schemas.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
@@ -10,16 +10,18 @@ namespace wavprune {
 using torch::stable::Tensor;
 
 Tensor topk_threshold(std::vector<Tensor> weights, std::vector<Tensor> plans,
-                      std::vector<int64_t> draws, std::vector<int64_t> jobs,
-                      std::vector<int64_t> keep, bool wide);
+                      std::vector<int64_t> seeds, std::vector<int64_t> jobs,
+                      std::vector<int64_t> keep, bool compute_float64);
 Tensor percentile_threshold(std::vector<Tensor> weights, std::vector<Tensor> plans,
-                            std::vector<int64_t> dropped, double percentile, bool wide);
-Tensor prune_(std::vector<Tensor> weights, std::vector<Tensor> plans, std::vector<int64_t> draws,
-              Tensor thresholds, bool wide);
-void mark_(std::vector<Tensor> weights, std::vector<Tensor> plans, std::vector<int64_t> draws,
-           Tensor thresholds, std::vector<Tensor> masks, bool wide);
+                            std::vector<int64_t> dropped, double percentile, bool compute_float64);
+Tensor prune_(std::vector<Tensor> weights, std::vector<Tensor> plans, std::vector<int64_t> seeds,
+              Tensor thresholds, bool compute_float64);
+Tensor prune_by_mask_(std::vector<Tensor> weights, std::vector<Tensor> plans,
+                      std::vector<Tensor> masks, bool compute_float64);
 void project_(std::vector<Tensor> weights, std::vector<Tensor> plans, std::vector<Tensor> masks,
-              bool wide);
+              bool compute_float64);
+void mark_(std::vector<Tensor> weights, std::vector<Tensor> plans, std::vector<int64_t> seeds,
+           Tensor thresholds, std::vector<Tensor> masks, bool compute_float64);
 Tensor dwt2(Tensor kernels, Tensor plan, int64_t outputs);
 Tensor idwt2(Tensor coefficients, Tensor plan, int64_t values);
 Tensor percentile_mask(Tensor input, double percentile, bool packed);

@@ -7,36 +7,36 @@
 
 namespace wavprune {
 
-// Ranks in [low, high] go to `out`, which has room for all and a vector more; those below are
-// counted. `peak` is the largest bit pattern seen: at or above infinity's where a value is not
-// finite.
+// Collects the ranks in [low, high] in `out`, which needs room for all of them and a vector more.
 template <class T>
 struct Scan {
   T low, high;
   T* out;
-  int64_t below, inside;
-  uint64_t peak;
+  int64_t below, inside;  // how many ranks are smaller than low, and in [low, high]
+  uint64_t peak;          // the largest bit pattern; infinity's or above if a value is not finite
 };
 
-// A positive threshold, and what came of it. The sums are added up in T.
+// What pruning changed. The sums are added up in T.
 template <class T>
 struct Change {
-  T threshold;
   int64_t kept, zeros;
   double squared_error, squared_norm;
 };
 
-// Masks hold a word for each block of 16 kernels and coefficient, block by block: bit l is that of
+// A mask has a word for each block of 16 kernels and coefficient, block by block; bit l is that of
 // the block's kernel l.
 typedef uint16_t MaskWord;
 
-// x: (kernels, K), contiguous. scratch: scratch_values(plan) values.
+// x: (kernels, K), contiguous. scratch: scratch_values(plan) values, aligned to 64 bytes.
+// Thresholds are positive.
 template <class T>
 struct Passes {
   void (*scan)(const Plan<T>&, const T* x, int64_t kernels, T* scratch, Scan<T>*);
-  void (*prune)(const Plan<T>&, T* x, int64_t kernels, T* scratch, Change<T>*);
-  void (*mark)(const Plan<T>&, const T* x, int64_t kernels, T* scratch, T threshold, MaskWord*);
+  void (*prune)(const Plan<T>&, T* x, int64_t kernels, T* scratch, T threshold, Change<T>*);
+  void (*prune_by_mask)(const Plan<T>&, T* x, int64_t kernels, T* scratch, const MaskWord*,
+                        Change<T>*);
   void (*project)(const Plan<T>&, T* x, int64_t kernels, T* scratch, const MaskWord*);
+  void (*mark)(const Plan<T>&, const T* x, int64_t kernels, T* scratch, T threshold, MaskWord*);
   void (*forward)(const Plan<T>&, const T* x, int64_t kernels, T* scratch, T* coefficients);
   void (*inverse)(const Plan<T>&, const T* coefficients, int64_t kernels, T* scratch, T* x);
 };
@@ -47,9 +47,10 @@ struct InstructionSet {
   Passes<double> f64;
 };
 
+// Kernels of a block.
 constexpr int kLanes = 16;
 
-// Vectors for the kernels before and after, the coefficients, the middle of a separable transform
+// Vectors for the kernels before and after, their coefficients, the middle of a separable transform
 // and the padded last block.
 template <class T>
 int64_t scratch_values(const Plan<T>& plan) {

@@ -1,7 +1,7 @@
-// AVX-512: chosen at run time, so only what follows the pragma may use it.
+// AVX-512: chosen at run time, so only code after the pragma may use it.
 #include "passes.h"
 
-// GCC 12 is the first that can ask for these levels.
+// GCC 12 is the first that knows these levels.
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12
 #include <immintrin.h>
 #pragma GCC push_options
@@ -9,7 +9,7 @@
 #define WAVPRUNE_NAMESPACE v4
 #define WAVPRUNE_NAME "x86-64-v4 (AVX-512)"
 #define WAVPRUNE_BYTES 64
-#include "passes.inc"
+#include "passes/passes.inc"
 #pragma GCC pop_options
 
 const wavprune::InstructionSet* wavprune::instructions_v4() {

@@ -1,4 +1,4 @@
-// The current device and stream of torch, by its stable ABI.
+// The current device and stream of torch, through its stable ABI.
 #include <cuda_runtime_api.h>
 #include <dlfcn.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
@@ -10,8 +10,8 @@ namespace wavprune::cuda {
 
 namespace {
 
-// In torch's C interface since 2.2, but only in builds with CUDA: looked up when it is needed, so
-// that this file loads under every torch. The stable Stream has a handle from 2.13 on only.
+// Only builds of torch with CUDA have this function, so it is looked up when it is needed: the
+// extension loads under every torch. The stable Stream has a handle only from torch 2.13 on.
 typedef AOTITorchError (*CurrentStream)(int32_t, void**);
 
 CurrentStream current_stream() {
@@ -27,10 +27,10 @@ bool reachable(const torch::stable::Tensor& tensor) { return tensor.is_cuda(); }
 
 Device::Device(const torch::stable::Tensor& tensor) {
   static const CurrentStream get = current_stream();
-  STD_TORCH_CHECK(get != nullptr, "wavprune: this torch does not tell its current CUDA stream");
+  STD_TORCH_CHECK(get != nullptr, "wavprune: this torch does not give its current CUDA stream");
   const int32_t index = tensor.get_device_index();
   guard_ = std::make_unique<torch::stable::accelerator::DeviceGuard>(index);
-  // The runtime that is linked in here has a current device of its own.
+  // The CUDA runtime that is linked in here has its own current device.
   const cudaError_t error = cudaSetDevice(index);
   STD_TORCH_CHECK(error == cudaSuccess, "wavprune: CUDA device ", index, " cannot be used: ",
                   cudaGetErrorName(error), ", ", cudaGetErrorString(error));

@@ -1,4 +1,4 @@
-// The kernels as nvcc compiles them.
+// The CUDA kernels as nvcc compiles them.
 #include <cuda_runtime.h>
 
 #define WAVPRUNE_TILE(T, name)                                     \

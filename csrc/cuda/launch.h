@@ -1,4 +1,4 @@
-// What the host asks of the device: the launches, each on a stream, none of which it waits for.
+// What the host asks of the device: launches on a stream, none of which it waits for.
 #pragma once
 
 #include <torch/csrc/stable/accelerator.h>
@@ -9,14 +9,14 @@
 
 #include "table.h"
 
-// What CUDA's headers call it, which the host's files do without.
+// As in CUDA's headers, which the host's files do not include.
 struct CUstream_st;
 
 namespace wavprune::cuda {
 
 typedef CUstream_st* Stream;
 
-// True where these kernels can work on the tensor's memory.
+// True where the CUDA kernels can access the tensor's memory.
 bool reachable(const torch::stable::Tensor& tensor);
 
 // While it lives, the device of a tensor is the current one.
@@ -30,8 +30,8 @@ class Device {
   Stream stream_ = nullptr;
 };
 
-// What the first launch does beside copying the table: clears memory, a multiple of 16 bytes, and
-// fills numbers with a value.
+// What the first launch of an upload does besides copying: clears memory, a multiple of 16 bytes,
+// and fills numbers with a value.
 struct Preset {
   void* clear;
   size_t clear_bytes;

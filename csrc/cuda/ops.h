@@ -10,12 +10,12 @@ namespace wavprune::cuda {
 using torch::stable::Tensor;
 
 Tensor topk_threshold(std::vector<Tensor> weights, std::vector<Tensor> plans,
-                      std::vector<int64_t> draws, std::vector<int64_t> jobs,
-                      std::vector<int64_t> keep, bool wide);
+                      std::vector<int64_t> seeds, std::vector<int64_t> jobs,
+                      std::vector<int64_t> keep, bool compute_float64);
 Tensor percentile_threshold(std::vector<Tensor> weights, std::vector<Tensor> plans,
-                            std::vector<int64_t> dropped, double percentile, bool wide);
-Tensor prune_(std::vector<Tensor> weights, std::vector<Tensor> plans, std::vector<int64_t> draws,
-              Tensor thresholds, bool wide);
+                            std::vector<int64_t> dropped, double percentile, bool compute_float64);
+Tensor prune_(std::vector<Tensor> weights, std::vector<Tensor> plans, std::vector<int64_t> seeds,
+              Tensor thresholds, bool compute_float64);
 Tensor dwt2(Tensor kernels, Tensor plan, int64_t outputs);
 Tensor idwt2(Tensor coefficients, Tensor plan, int64_t values);
 Tensor percentile_mask(Tensor input, double percentile, bool packed);

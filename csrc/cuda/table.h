@@ -1,25 +1,26 @@
-// What the kernels work on, as it lies in the device's memory: one row a weight, one job a
+// What the CUDA kernels read, as it lies in the device's memory: one row a weight, one job a
 // threshold.
 #pragma once
 
 #include <cstdint>
 
-#include "../plan.h"
+#include "../kernel_math.h"
 
 namespace wavprune::cuda {
 
 constexpr int kThreads = 256;
-// Values of a tile, which a block holds at a time: a 3x3 kernel for each thread.
+// Values of a tile, which a block holds in shared memory: a 3x3 kernel for each thread.
 constexpr int kTileValues = 9 * kThreads;
-// Tiles of a block: enough to spread the cost of its histogram.
+// Tiles of a block: enough to amortize its histogram.
 constexpr int kTiles = 8;
 constexpr int kBins = 2048;
-// With what selection needs itself it is less than 48 KiB, which every device has.
+// The most shared memory of a tile. With the selection's own it is less than 48 KiB, which every
+// device has.
 constexpr int kTileBytes = 31 * 1024;
 
 enum class Element : int { f32, f64, f16, bf16 };
 
-// One weight. The blocks first_block .. first_block + blocks - 1 of a launch do it.
+// One weight, done by the blocks first_block .. first_block + blocks - 1 of a launch.
 template <class T>
 struct Row {
   char* data;
@@ -30,28 +31,39 @@ struct Row {
   int values, width;  // K and kw
   int tile_kernels;
   int first_block, blocks;
-  int arrived;  // blocks that are through
+  int arrived;  // blocks that have finished
   int index;    // which of the caller's weights
   int job;
   Element element;
   bool contiguous;
-  bool across;  // neighbours in memory belong to different kernels
-  bool draw;
+  bool kernels_adjacent;  // adjacent values in memory belong to different kernels
+  bool random;            // ranked by the seed
 };
 
-// Weights that share one threshold: two neighbouring ranks, and the way from one to the other.
+// Weights that share one threshold, between the values of two adjacent ranks.
 struct Job {
-  uint64_t prefix[2];  // of the two values, the digits that are known
+  uint64_t prefix[2];  // the digits of the two values that are known
   int64_t rank[2];     // among the values that share these digits
   double fraction;
-  bool zero[2];  // a structural zero answers
+  bool structural_zero[2];  // the value is 0 instead
   bool nonfinite;
   int blocks, arrived;
   int index;  // which of the caller's thresholds
 };
 
-// Counts of a job: a histogram for each of its ranks.
+// Counts of a job: a histogram for each of its two ranks.
 typedef unsigned long long Count;
 constexpr int kJobCounts = 2 * kBins;
+
+// 3x3 kernels of float, which one thread transforms in registers. The threads of a block share
+// larger ones, and those of double.
+template <class T>
+WAVPRUNE_INLINE bool runs_in_registers(const Plan<T>& plan) {
+  if (sizeof(T) != 4) return false;
+  if (plan.kind == Kind::pairs || plan.kind == Kind::merges) return true;
+  const Axes<T>& axes = plan.forward_axes;
+  return plan.kind == Kind::separable && axes.rows_in == 3 && axes.columns_in == 3 &&
+         axes.rows_out == 3 && axes.columns_out == 3;
+}
 
 }  // namespace wavprune::cuda

@@ -1,6 +1,6 @@
 """The CUDA operators: on the host in fibers, through nvcc, and on a device where there is one.
 
-The shim (``cuda_shim``) runs the very kernels and the very code that prepares their tables; what it
+The shim (``cuda_shim``) compiles the same CUDA kernels and the same host code for the CPU; what it
 cannot show is in ``docs/gpu.md``.
 """
 
@@ -25,7 +25,7 @@ from rich.table import Table
 from tests.support.cases import any_level, bits, layer_weights, normal, quick
 from tests.tools import cuda_shim
 from wavprune import LayerRef, PruneConfig, backends, prune_layers
-from wavprune.bases.basis import named_basis
+from wavprune.bases import named_basis
 
 ops = pytest.importorskip("wavprune.ops", reason="the compiled extension is not built here")
 cpu = torch.ops.wavprune
@@ -87,7 +87,7 @@ def case(
         basis = named_basis(wavelet, kernel, mode, level, True)
     operator = basis.importance_operator
     kernels = weight.shape[0] * weight.shape[1]
-    return Case(weight, ops.plan_for(operator, kernel), kernels * operator.dropped)
+    return Case(weight, operator.plan, kernels * operator.dropped)
 
 
 def mixed(dtype: torch.dtype) -> list[Case]:
@@ -129,14 +129,14 @@ def prune(
     cases: Sequence[Case],
     jobs: Sequence[int],
     keep: Sequence[int],
-    wide: bool,
-    draws: Sequence[int] = (),
+    compute_float64: bool,
+    seeds: Sequence[int] = (),
 ) -> Pruned:
     weights = [entry.weight.clone(memory_format=torch.preserve_format) for entry in cases]
     plans = [entry.plan for entry in cases]
-    thresholds = operators.topk_threshold(weights, plans, draws, jobs, keep, wide)
+    thresholds = operators.topk_threshold(weights, plans, seeds, jobs, keep, compute_float64)
     own = thresholds[torch.tensor(jobs, device=thresholds.device)]
-    rows = operators.prune_(weights, plans, draws, own, wide)
+    rows = operators.prune_(weights, plans, seeds, own, compute_float64)
     return Pruned(thresholds, weights, rows)
 
 
@@ -150,43 +150,46 @@ def assert_same(found: Pruned, expected: Pruned) -> None:
 
 @pytest.mark.usefixtures("shim")
 class TestOnTheHost:
-    """The kernels in fibers against the CPU operators and numpy."""
+    """The CUDA kernels in fibers against the CPU operators and numpy."""
 
     @pytest.mark.parametrize("dtype", DTYPES)
     @pytest.mark.parametrize("together", [False, True])
     def test_same_bits_as_the_cpu_for_any_order_of_threads(
         self, dtype: torch.dtype, together: bool
     ) -> None:
-        cases, wide = mixed(dtype), dtype == torch.float64
+        cases, compute_float64 = mixed(dtype), dtype == torch.float64
         jobs = [0] * len(cases) if together else list(range(len(cases)))
         keep = [sum(c.keep for c in cases)] if together else [c.keep for c in cases]
-        expected = prune(cpu, cases, jobs, keep, wide)
+        expected = prune(cpu, cases, jobs, keep, compute_float64)
         runs = []
         for seed in SEEDS if dtype == torch.float32 else SEEDS[:1]:
             emulated.reseed(seed)
-            runs.append(prune(emulated, cases, jobs, keep, wide))
+            runs.append(prune(emulated, cases, jobs, keep, compute_float64))
             assert_same(runs[-1], expected)
         for run in runs[1:]:
             assert bits(run.rows) == bits(runs[0].rows)
 
-    @pytest.mark.parametrize("wide", [False, True])
-    def test_float64_weights_in_float32_and_the_other_way_round(self, wide: bool) -> None:
-        dtype = torch.float32 if wide else torch.float64
+    @pytest.mark.parametrize("compute_float64", [False, True])
+    def test_float64_weights_in_float32_and_the_other_way_round(
+        self, compute_float64: bool
+    ) -> None:
+        dtype = torch.float32 if compute_float64 else torch.float64
         cases = [case(normal(19, 5, 3, 3, dtype=dtype), name) for name in ("uhaar", "identity")]
         keep = [c.keep for c in cases]
         assert_same(
-            prune(emulated, cases, [0, 1], keep, wide), prune(cpu, cases, [0, 1], keep, wide)
+            prune(emulated, cases, [0, 1], keep, compute_float64),
+            prune(cpu, cases, [0, 1], keep, compute_float64),
         )
 
-    def test_random_draws_are_those_of_the_cpu(self) -> None:
+    def test_random_ranks_are_those_of_the_cpu(self) -> None:
         last = normal(40, 33, 3, 3).to(memory_format=torch.channels_last)
         cases = [case(normal(23, 29, 3, 3), "identity"), case(last, "identity")]
         cases[0].weight[:3] = 0
-        draws, keep = [-(2**63), 12345], [5000, 900]
+        seeds, keep = [-(2**63), 12345], [5000, 900]
         for jobs, kept in (([0, 1], keep), ([0, 0], keep[:1])):
             assert_same(
-                prune(emulated, cases, jobs, kept, True, draws),
-                prune(cpu, cases, jobs, kept, True, draws),
+                prune(emulated, cases, jobs, kept, True, seeds),
+                prune(cpu, cases, jobs, kept, True, seeds),
             )
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -235,11 +238,11 @@ class TestOnTheHost:
 
     @pytest.mark.parametrize("dtype", DTYPES)
     def test_percentiles_of_coefficients_are_those_of_the_cpu(self, dtype: torch.dtype) -> None:
-        cases, wide = mixed(dtype), dtype == torch.float64
+        cases, compute_float64 = mixed(dtype), dtype == torch.float64
         weights, plans = [c.weight for c in cases], [c.plan for c in cases]
         dropped = [c.dropped for c in cases]
-        found = emulated.percentile_threshold(weights, plans, dropped, 60.0, wide)
-        expected = cpu.percentile_threshold(weights, plans, dropped, 60.0, wide)
+        found = emulated.percentile_threshold(weights, plans, dropped, 60.0, compute_float64)
+        expected = cpu.percentile_threshold(weights, plans, dropped, 60.0, compute_float64)
         assert bits(found) == bits(expected)
 
     @given(
@@ -270,11 +273,11 @@ class TestOnTheHost:
         view = stored[::step, ::step, ::step, ::step].permute([order.index(a) for a in range(4)])
         view.copy_(dense)
         one = case(view, wavelet, "symmetric")
-        keep, wide = [int(kept * dense.numel())], dtype == torch.float64
-        expected = prune(cpu, [Case(dense, one.plan, 0)], [0], keep, wide)
+        keep, compute_float64 = [int(kept * dense.numel())], dtype == torch.float64
+        expected = prune(cpu, [Case(dense, one.plan, 0)], [0], keep, compute_float64)
         emulated.reseed(seed)
-        threshold = emulated.topk_threshold([view], [one.plan], [], [0], keep, wide)
-        rows = emulated.prune_([view], [one.plan], [], threshold, wide)
+        threshold = emulated.topk_threshold([view], [one.plan], [], [0], keep, compute_float64)
+        rows = emulated.prune_([view], [one.plan], [], threshold, compute_float64)
         assert_same(Pruned(threshold, [view], rows), expected)
         view.fill_(torch.nan)
         assert stored.isnan().all()
@@ -329,6 +332,13 @@ class TestOnTheHost:
         assert_same(found, prune(cpu, cases, [0, 1, 2], keep, False))
         assert found.thresholds.isinf().tolist() == [True, True, False]
 
+    def test_no_weights_give_empty_results(self) -> None:
+        none = torch.zeros(0, dtype=torch.float64)
+        assert emulated.topk_threshold([], [], [], [], [], False).shape == (0,)
+        assert emulated.topk_threshold([], [], [], [], [3], False).tolist() == [float("inf")]
+        assert emulated.percentile_threshold([], [], [], 50.0, False).shape == (0,)
+        assert emulated.prune_([], [], [], none, False).shape == (0, 4)
+
     @pytest.mark.parametrize("dtype", DTYPES)
     @pytest.mark.parametrize("count", [0, 1, 7, 8, 2305, 20_000])
     def test_percentile_masks(self, dtype: torch.dtype, count: int) -> None:
@@ -346,7 +356,7 @@ class TestOnTheHost:
     def test_transforms(self, wavelet: str, kernel: tuple[int, int], dtype: torch.dtype) -> None:
         with any_level():
             basis = named_basis(wavelet, kernel, "symmetric", 1, True)
-        plan = ops._whole_plan(basis)
+        plan = basis.whole_operator.plan
         values, outputs = kernel[0] * kernel[1], basis.grid[0] * basis.grid[1]
         rows = normal(300 if values < 100 else 3, values, dtype=dtype)
         coefficients = emulated.dwt2(rows, plan, outputs)
@@ -363,16 +373,23 @@ class TestOnTheHost:
             (lambda w, p: emulated.topk_threshold([w], [p], [], [7], [1], False), "job 7 of 1"),
             (lambda w, p: emulated.topk_threshold([w], [p], [], [0], [-1], False), "keep -1"),
             (lambda w, p: emulated.topk_threshold([w], [p], [3], [0], [1], True), "identity"),
-            (lambda w, p: emulated.topk_threshold([w], [p], [3], [0], [1], False), "with wide"),
+            (
+                lambda w, p: emulated.topk_threshold([w], [p], [3], [0], [1], False),
+                "needs compute_float64",
+            ),
             (lambda w, p: emulated.percentile_threshold([w], [p], [0], 101.0, False), "not 101"),
             (lambda w, p: emulated.percentile_threshold([w], [p], [-2], 50.0, False), "-2 dropped"),
+            (
+                lambda w, p: emulated.percentile_threshold([w], [p], [2**63 - 1], 50.0, False),
+                "9223372036854775807 dropped",
+            ),
             (lambda w, p: emulated.prune_([w], [p], [], torch.zeros(2), False), "1 contiguous"),
             (lambda w, p: emulated.dwt2(w, p, 9), "matrix"),
             (lambda w, p: emulated.dwt2(w.view(-1, 9), p, 8), "rows of 8"),
             (lambda w, p: emulated.percentile_mask(w.int(), 50.0, False), "bfloat16"),
             (
                 lambda w, p: emulated.topk_threshold(
-                    [torch.zeros(1, 1, 99, 99)], [sparse_plan(99)], [], [0], [1], False
+                    [torch.zeros(1, 1, 99, 99)], [separable_identity(99)], [], [0], [1], False
                 ),
                 "bytes each; on CUDA at most",
             ),
@@ -386,7 +403,7 @@ class TestOnTheHost:
         assert torch.equal(weight, before)
 
 
-def sparse_plan(side: int) -> torch.Tensor:
+def separable_identity(side: int) -> torch.Tensor:
     """The identity as two axes of a separable transform."""
     axis = torch.eye(side, dtype=torch.float64).flatten()
     head = torch.tensor([1.0, side, side, side, side], dtype=torch.float64)
@@ -522,18 +539,18 @@ def to_host(done: Pruned) -> Pruned:
 
 
 class TestOnADevice:
-    """The same kernels where they belong."""
+    """The CUDA kernels on a GPU."""
 
     pytestmark = gpu
 
     @pytest.mark.parametrize("dtype", DTYPES)
     def test_same_bits_as_the_cpu(self, dtype: torch.dtype) -> None:
-        cases, wide = mixed(dtype), dtype == torch.float64
+        cases, compute_float64 = mixed(dtype), dtype == torch.float64
         jobs, keep = list(range(len(cases))), [c.keep for c in cases]
-        expected = prune(cpu, cases, jobs, keep, wide)
+        expected = prune(cpu, cases, jobs, keep, compute_float64)
         there = [on_device(c) for c in cases]
         for _ in range(3):
-            assert_same(to_host(prune(cpu, there, jobs, keep, wide)), expected)
+            assert_same(to_host(prune(cpu, there, jobs, keep, compute_float64)), expected)
 
     def test_a_whole_network_under_one_threshold(self) -> None:
         cases = [case(normal(*shape), level=None) for shape in resnet_18()]

@@ -1,9 +1,9 @@
-"""Build the compiled kernels under AddressSanitizer and UndefinedBehaviorSanitizer and run them.
+"""Run the compiled code under AddressSanitizer and UndefinedBehaviorSanitizer: ``make sanitize``.
 
-``make sanitize``: the passes over tiles (``csrc/cpu/passes*.cpp``), for every instruction set of
-this processor, on tails of every length, in buffers that end where the data ends; then the CUDA
-kernels on the host (``test_cuda.py``), whose shared memory ends where a launch said it does. Exit
-status 1 where a sanitizer or a check objects.
+First the passes over tiles (``csrc/cpu/passes*``), for every instruction set of this processor and
+tails of every length, in buffers of exactly the size of the data; then the CUDA kernels on the host
+(``test_cuda.py``), with shared memory of exactly the size of each launch. Exit status 1 if a
+sanitizer or a check fails.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ FLAGS = [
     *("-std=c++20", "-O1", "-g", "-fno-omit-frame-pointer", "-ffp-contract=off", "-Wno-psabi"),
     *("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-Wall", "-Wextra"),
 ]
-# Every kernel, shape, layout and edge once; what only checks values is for pytest.
+# Every CUDA kernel, shape, layout and edge case once; the other tests only check values.
 HOST_TESTS = "random or strides or finite or length or nothing or masks or sym4 or db2"
 
 
 def main() -> int:
-    """Compile, run, and report."""
+    """Compile and run everything; the exit status."""
     compiler = os.environ.get("CXX", "c++")
     if shutil.which(compiler) is None:
         print("sanitize: skipped, there is no C++ compiler here")
@@ -50,12 +50,12 @@ def main() -> int:
 
 
 def cuda_on_the_host(compiler: str) -> int:
-    """Run the tests of the CUDA kernels in fibers, the sanitizers in the process of torch."""
+    """Run the tests of the CUDA kernels in fibers, with the sanitizers in torch's process."""
     if importlib.util.find_spec("wavprune._C") is None:
         print("sanitize: CUDA kernels skipped, the compiled extension is not built here")
         return 0
-    # The runtime of a sanitizer must be there before anything that it watches, and finds what
-    # throws exceptions only if that is there too.
+    # The sanitizers' runtimes must be loaded first, and libstdc++ with them, so that they intercept
+    # what throws exceptions.
     runtimes = [
         subprocess.run(
             [compiler, f"-print-file-name={name}"], capture_output=True, text=True, check=True
@@ -66,12 +66,12 @@ def cuda_on_the_host(compiler: str) -> int:
         **os.environ,
         "WAVPRUNE_SANITIZE": "1",
         "LD_PRELOAD": ":".join(runtimes),
-        # Python keeps what it once had to its end, and fibers are stacks that nobody told of.
+        # Python frees little at exit, and the sanitizer does not know the stacks of the fibers.
         "ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=0",
         "OMP_NUM_THREADS": "1",
     }
     tests = str(ROOT / "tests" / "backends" / "test_cuda.py")
-    # Nothing captured: a sanitizer that objects ends the process at once.
+    # Nothing captured: a sanitizer that fails ends the process at once.
     command = [sys.executable, "-m", "pytest", "-qs", "-p", "no:cacheprovider", tests]
     return subprocess.run(
         [*command, "-k", f"TestOnTheHost and ({HOST_TESTS})"],

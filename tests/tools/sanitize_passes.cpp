@@ -1,4 +1,4 @@
-// The passes on heap buffers of exactly the promised sizes, checked against plain loops.
+// The passes on heap buffers of exactly the sizes that they promise, checked against plain loops.
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -54,8 +54,8 @@ struct Basis {
     plan.inputs = plan.outputs = kind == Kind::identity ? 1 : 9;
     plan.forward_axes = {3, 3, 3, 3, rows.data(), rows.data()};
     plan.inverse_axes = {3, 3, 3, 3, back.data(), back.data()};
-    plan.forward_entries = {9, starts.data(), columns.data(), entries.data()};
-    plan.inverse_entries = {9, starts.data(), columns.data(), back_entries.data()};
+    plan.forward_matrix = {9, starts.data(), columns.data(), entries.data()};
+    plan.inverse_matrix = {9, starts.data(), columns.data(), back_entries.data()};
     double scales[3];
     if (kind == Kind::pairs) {
       scales[0] = scales[2] = half;
@@ -82,7 +82,7 @@ void run(const char* name, const Passes<T>& passes, Kind kind, int64_t kernels) 
   passes.forward(plan, x.data(), kernels, scratch.data, c.data());
   passes.inverse(plan, c.data(), kernels, scratch.data, y.data());
   for (int64_t i = 0; i < count; ++i)
-    require(std::abs(x[i] - y[i]) < 1e-5, "the way there and back", name, k, kernels);
+    require(std::abs(x[i] - y[i]) < 1e-5, "a round trip", name, k, kernels);
   Scan<T> scan{T(0.25), T(0.5), ranks.data(), 0, 0, 0};
   passes.scan(plan, x.data(), kernels, scratch.data, &scan);
   int64_t below = 0, inside = 0, kept = 0;
@@ -93,14 +93,25 @@ void run(const char* name, const Passes<T>& passes, Kind kind, int64_t kernels) 
   }
   require(scan.below == below && scan.inside == inside, "a scan", name, k, kernels);
   std::vector<T> pruned = x;
-  Change<T> change{T(0.25), 0, 0, 0, 0};
-  passes.prune(plan, pruned.data(), kernels, scratch.data, &change);
+  Change<T> change{};
+  passes.prune(plan, pruned.data(), kernels, scratch.data, T(0.25), &change);
   double error = 0;
   for (int64_t i = 0; i < count; ++i)
     error += double(x[i] - pruned[i]) * double(x[i] - pruned[i]);
   require(change.kept == kept, "a count", name, k, kernels);
   require(std::abs(change.squared_error - error) < 1e-4 * (error + 1), "an error", name, k,
           kernels);
+  std::vector<MaskWord> mask((kernels + kLanes - 1) / kLanes * plan.outputs);
+  passes.mark(plan, x.data(), kernels, scratch.data, T(0.25), mask.data());
+  std::vector<T> projected = x, by_mask = x;
+  passes.project(plan, projected.data(), kernels, scratch.data, mask.data());
+  Change<T> mask_change{};
+  passes.prune_by_mask(plan, by_mask.data(), kernels, scratch.data, mask.data(), &mask_change);
+  require(projected == pruned && by_mask == pruned, "a projection", name, k, kernels);
+  require(mask_change.kept == change.kept && mask_change.zeros == change.zeros &&
+              mask_change.squared_error == change.squared_error &&
+              mask_change.squared_norm == change.squared_norm,
+          "what a mask changed", name, k, kernels);
 }
 
 }  // namespace
@@ -112,7 +123,7 @@ int main() {
     if (set == nullptr) continue;
     ++sets;
     for (const Kind kind :
-         {Kind::identity, Kind::separable, Kind::sparse, Kind::pairs, Kind::merges})
+         {Kind::identity, Kind::separable, Kind::general, Kind::pairs, Kind::merges})
       for (int64_t kernels = 0; kernels <= 50; ++kernels) {
         run<float>(set->name, set->f32, kind, kernels);
         if (kind != Kind::pairs && kind != Kind::merges)

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[3]
 SOURCES = (
     ROOT / "tests/tools/cuda_shim/shim.cpp",
     ROOT / "csrc/cuda/ops.cpp",
-    ROOT / "csrc/cpu/weights.cpp",
+    ROOT / "csrc/plan_tensor.cpp",
 )
 FLAGS = (
     *("-std=c++20", "-O1", "-g1", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off"),

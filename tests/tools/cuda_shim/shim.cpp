@@ -1,4 +1,4 @@
-// The CUDA operators on the host, for tests: the kernels run in fibers, and tensors on the CPU
+// The CUDA operators on the host, for tests: the CUDA kernels run in fibers, and tensors on the CPU
 // stand for tensors on a device.
 #include "shim.h"
 
@@ -15,7 +15,6 @@
 #define WAVPRUNE_LAUNCH(kernel, blocks, tile_bytes, stream, ...) \
   ((void)(stream), shim::launch([&] { kernel(__VA_ARGS__); }, blocks, kThreads, tile_bytes))
 
-#include "../../../csrc/cpu/passes.h"
 #include "../../../csrc/cuda/launch.inc"
 #include "../../../csrc/cuda/ops.h"
 
@@ -87,7 +86,7 @@ void launch(const std::function<void()>& kernel, int blocks, int threads, size_t
   body = &kernel;
   gridDim.x = unsigned(blocks);
   for (const int block : shuffled(blocks)) {
-    // Of exactly this size, and full of what no kernel wrote.
+    // Exactly this size, so that a sanitizer sees its end, and never zeros by chance.
     const std::unique_ptr<char[]> memory(new char[shared_bytes]);
     std::memset(memory.get(), 0xFF, shared_bytes);
     shared = memory.get();
@@ -103,11 +102,6 @@ int64_t launches() { return launch_count; }
 
 namespace wavprune {
 
-// Named by what chooses the CPU's instruction set, which nothing here calls.
-const InstructionSet* instructions_v4() { return nullptr; }
-const InstructionSet* instructions_v3() { return nullptr; }
-const InstructionSet* instructions_baseline() { return nullptr; }
-
 namespace cuda {
 
 bool reachable(const torch::stable::Tensor& tensor) { return tensor.is_cpu(); }
@@ -118,13 +112,13 @@ Device::Device(const torch::stable::Tensor&) {}
 
 STABLE_TORCH_LIBRARY(wavprune_shim, library) {
   library.def(
-      "topk_threshold(Tensor[] weights, Tensor[] plans, int[] draws, int[] jobs, int[] keep, "
-      "bool wide) -> Tensor");
+      "topk_threshold(Tensor[] weights, Tensor[] plans, int[] seeds, int[] jobs, int[] keep, "
+      "bool compute_float64) -> Tensor");
   library.def(
       "percentile_threshold(Tensor[] weights, Tensor[] plans, int[] dropped, float percentile, "
-      "bool wide) -> Tensor");
+      "bool compute_float64) -> Tensor");
   library.def(
-      "prune_(Tensor(a!)[] weights, Tensor[] plans, int[] draws, Tensor thresholds, bool wide) -> "
+      "prune_(Tensor(a!)[] weights, Tensor[] plans, int[] seeds, Tensor thresholds, bool compute_float64) -> "
       "Tensor");
   library.def("dwt2(Tensor kernels, Tensor plan, int outputs) -> Tensor");
   library.def("idwt2(Tensor coefficients, Tensor plan, int values) -> Tensor");

@@ -1,7 +1,7 @@
-// CUDA's words for a host compiler: one fiber a thread, which others take over from wherever
-// threads wait for each other. Threads and blocks run in an order that a seed shuffles.
+// CUDA's keywords and built-ins for a host compiler: every thread is a fiber, which gives way at
+// __syncthreads(). Threads and blocks run in an order that a seed shuffles.
 //
-// It does not model speed, races between blocks or the order in which memory is seen.
+// It does not model speed, races between blocks, or the order of memory accesses.
 #pragma once
 
 #include <cstdint>
@@ -22,13 +22,13 @@ struct Index {
   unsigned x;
 };
 
-// Suspends the running thread until all others of its block have come as far or ended.
+// Suspends the running thread until all others of its block have waited too, or ended.
 void wait();
 
 // The shared memory of the running block, as many bytes as the launch asked for.
 void* dynamic_shared();
 
-// Runs a kernel on blocks of threads, to the end.
+// Runs a CUDA kernel on blocks of threads, to the end.
 void launch(const std::function<void()>& kernel, int blocks, int threads, size_t shared_bytes);
 
 void reseed(int64_t seed);

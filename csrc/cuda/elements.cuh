@@ -1,0 +1,106 @@
+// Elements of weights, and magnitudes as integers.
+#pragma once
+
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
+#include <cstring>
+
+#include "../kernel_math.h"
+#include "table.h"
+
+namespace wavprune::cuda {
+
+// The digits of a bit pattern, one a pass, from the top. Magnitudes order as their bit patterns do.
+template <class T>
+struct Radix;
+
+template <>
+struct Radix<float> {
+  typedef uint32_t Key;
+  static constexpr int kPasses = 3;
+  static constexpr Key kInfinity = 0x7F800000u;
+  static WAVPRUNE_INLINE int shift(int pass) { return 20 - 10 * pass; }
+  static WAVPRUNE_INLINE int width(int pass) { return pass == 0 ? 11 : 10; }
+};
+
+template <>
+struct Radix<double> {
+  typedef uint64_t Key;
+  static constexpr int kPasses = 6;
+  static constexpr Key kInfinity = 0x7FF0000000000000u;
+  static WAVPRUNE_INLINE int shift(int pass) { return pass < 3 ? 52 - 11 * pass : 50 - 10 * pass; }
+  static WAVPRUNE_INLINE int width(int pass) { return pass < 3 ? 11 : 10; }
+};
+
+template <class T>
+using Key = typename Radix<T>::Key;
+
+template <class T>
+__device__ __forceinline__ Key<T> key_of(T magnitude) {
+  Key<T> key;
+  memcpy(&key, &magnitude, sizeof key);
+  return key & (~Key<T>(0) >> 1);
+}
+
+template <class T>
+__device__ __forceinline__ T value_of(Key<T> key) {
+  T value;
+  memcpy(&value, &key, sizeof value);
+  return value;
+}
+
+template <class F>
+__device__ __forceinline__ void with_element_type(Element element, F f) {
+  switch (element) {
+    case Element::f32:
+      return f(float());
+    case Element::f64:
+      return f(double());
+    case Element::f16:
+      return f(torch::headeronly::Half());
+    case Element::bf16:
+      return f(torch::headeronly::BFloat16());
+  }
+}
+
+// The half types convert through float.
+__device__ __forceinline__ double widened(double value) { return value; }
+__device__ __forceinline__ float widened(float value) { return value; }
+__device__ __forceinline__ float widened(torch::headeronly::Half value) { return float(value); }
+__device__ __forceinline__ float widened(torch::headeronly::BFloat16 value) { return float(value); }
+
+template <class T>
+__device__ __forceinline__ T clamped(T value, double limit) {
+  const T most = T(limit);
+  return value < -most ? -most : most < value ? most : value;
+}
+
+template <class E>
+constexpr double kLargestValue = 0;
+template <>
+constexpr double kLargestValue<float> = 0x1.fffffep127;
+template <>
+constexpr double kLargestValue<torch::headeronly::Half> = 65504;
+template <>
+constexpr double kLargestValue<torch::headeronly::BFloat16> = 0x1.fep127;
+
+// Rounds to the weight's dtype, saturating: float16 ends at 65504, which a reconstructed weight may
+// pass.
+template <class E, class T>
+__device__ __forceinline__ E rounded(T value) {
+  if constexpr (sizeof(E) == sizeof(T) || sizeof(E) == 8) return static_cast<E>(value);
+  else return static_cast<E>(static_cast<float>(clamped(value, kLargestValue<E>)));
+}
+
+// The same, as it will be read again.
+template <class T>
+__device__ __forceinline__ T rounded(Element element, T value) {
+  T result = value;
+  with_element_type(element, [&](auto zero) {
+    result = T(widened(rounded<decltype(zero)>(value)));
+  });
+  return result;
+}
+
+}  // namespace wavprune::cuda
