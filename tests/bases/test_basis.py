@@ -11,7 +11,7 @@ import torch
 
 from tests.support.cases import BASES, any_level, normal
 from wavprune import Basis, PruneConfig, basis_for
-from wavprune.bases.basis import max_level
+from wavprune.bases import max_level
 from wavprune.config import MODES, WAVELETS
 
 SIZES = [(n, n) for n in range(2, 10)] + [(2, 7), (9, 4), (3, 5), (6, 9)]

@@ -6,7 +6,10 @@ import pywt
 import torch
 
 from tests.support.cases import normal
-from wavprune.bases.matrices import Matrix, dct_matrix, klt_matrix, uhaar_matrix, uhaar_spans
+from wavprune.bases.dct import dct_matrix
+from wavprune.bases.klt import klt_matrix
+from wavprune.bases.matrices import Matrix
+from wavprune.bases.uhaar import uhaar_matrix, uhaar_spans
 
 
 def assert_orthonormal(matrix: Matrix) -> None:

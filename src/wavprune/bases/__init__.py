@@ -1,13 +1,33 @@
 """Bases of kernels: PyWavelets' transforms, unbalanced Haar, DCT, KLT, the identity."""
 
-from .basis import Basis, Kernel, LevelCollapsedWarning, Operator, basis_for, max_level, named_basis
+from . import uhaar, dct, klt, identity, wavelets  # isort: skip  # the order of `names`
+from .basis import Basis, Kernel, LevelCollapsedWarning, Operator, Request
+from .registry import (
+    Family,
+    basis_for,
+    family_of,
+    max_level,
+    named_basis,
+    names,
+    register,
+)
 
 __all__ = [
     "Basis",
+    "Family",
     "Kernel",
     "LevelCollapsedWarning",
     "Operator",
+    "Request",
     "basis_for",
+    "dct",
+    "family_of",
+    "identity",
+    "klt",
     "max_level",
     "named_basis",
+    "names",
+    "register",
+    "uhaar",
+    "wavelets",
 ]

@@ -1,73 +1,133 @@
-"""A basis is two matrices: analysis ``A`` (M, K) and synthesis ``S`` (K, M), in float64.
+"""A basis: how the kernels of a layer become coefficients, and coefficients kernels.
 
-For a kernel of ``K = kh * kw`` values, ``c = A @ w`` are its M coefficients and ``w = S @ c``
-brings it back. The matrices of PyWavelets' transforms are what PyWavelets itself answers to unit
-impulses, so they agree with it for every wavelet, boundary mode and level. Of kernels too large for
-that there are only the factors of these matrices (``factored.py``).
+For a kernel of ``K`` values, ``c = A @ w`` are its ``M`` coefficients and ``w = S @ c`` brings it
+back. A separable basis is kept as the factors of these two matrices, a pair of small matrices per
+level; the dense ones are derived.
 """
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Sequence
+import hashlib
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
-from typing import Any
+from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import pywt
 import torch
 
-from ..config import AUTO, PruneConfig
-from .factors import Factors, kronecker_factors, wavelet_factors
-from .matrices import (
-    NEGLIGIBLE,
-    Matrix,
-    dct_matrix,
-    frozen,
-    klt_matrix,
-    merges,
-    uhaar_matrix,
-    uhaar_spans,
-)
+from ..errors import WavpruneError
+from .factors import Axes, Factors
+from .matrices import NEGLIGIBLE, Matrix, frozen
 
 Kernel = tuple[int, int]
 
-# Kernels of more values than this have their basis in factors.
+# Larger kernels, and dense matrices of more entries than this, exist as factors only.
 DENSE_VALUES = 1024
+DENSE_ENTRIES = 1 << 22
 
 
 class LevelCollapsedWarning(UserWarning):
     """The wavelet is too long for the kernel: no transform ran."""
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+class Request(NamedTuple):
+    """Which basis: what a family needs to know to build one.
+
+    Attributes:
+        name: the wavelet, or a name of this library's own.
+        kernel: ``(kh, kw)``.
+        mode: PyWavelets' boundary mode; ignored by a basis without a boundary.
+        level: how many levels; None means the deepest that exists.
+        force_level: use ``level`` even where PyWavelets calls it too deep for the kernel.
+    """
+
+    name: str
+    kernel: Kernel
+    mode: str = "periodization"
+    level: int | None = None
+    force_level: bool = False
+
+    @property
+    def size(self) -> str:
+        """The kernel size as people write it, such as ``3x3``."""
+        return "x".join(map(str, self.kernel))
+
+
+# How the compiled code runs an operator: the first number of its plan.
+IDENTITY, SEPARABLE, GENERAL, PAIRS_3X3, MERGES_3X3 = 0.0, 1.0, 2.0, 3.0, 4.0
+# Of separable operators, by the form of their axes; see ``Axis``.
+_KINDS = {None: SEPARABLE, "pairs": PAIRS_3X3, "merges": MERGES_3X3}
+
+
+@dataclass(frozen=True, eq=False)
 class Operator:
     """The coefficients of a basis that can be non-zero, ready to multiply.
 
-    Hashes by identity, so that a backend can cache what it derives from it.
+    Equal by what it computes, so that caches can be keyed by it.
 
     Attributes:
-        analysis: ``(M', K)``, one row a coefficient.
+        key: what two equal operators share.
+        kernel: ``(kh, kw)``.
+        analysis: ``(M', K)``, one row per coefficient.
         synthesis: ``(K, M')``.
         rows: ``(M',)``, which of the basis's M coefficients these are.
         scale: ``(M',)``, what each row of the basis's ``A`` was multiplied by.
-        dropped: ``M - M'``: the coefficients left out because they are always 0.
+        dropped: ``M - M'``: coefficients left out because they are always 0.
         identity: True where both matrices are the identity.
+        axes: the factors of both matrices where each is one Kronecker product, else None.
+        form: the family's name for axes that need no multiplications, else None; see ``Axes``.
     """
 
+    key: Hashable
+    kernel: Kernel
     analysis: Matrix
     synthesis: Matrix
     rows: npt.NDArray[np.intp]
     scale: Matrix
     dropped: int
     identity: bool
+    axes: Axes | None = None
+    form: str | None = None
+
+    def __eq__(self, other: object) -> bool:
+        return self.key == other.key if isinstance(other, Operator) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+    @property
+    def num_coefficients(self) -> int:
+        """``M'``."""
+        return len(self.rows)
+
+    @cached_property
+    def plan(self) -> torch.Tensor:
+        """How the compiled code runs it, ``[kind, kh, kw, Mh, Mw, ...]``; see ``wavprune.ops``."""
+        kernel, axes = self.kernel, self.axes
+        if self.identity:
+            return _packed(IDENTITY, kernel, kernel, ())
+        if axes is not None:
+            grid = (len(axes.row_analysis), len(axes.column_analysis))
+            between = max(kernel[0] * grid[1], grid[0] * kernel[1])
+            # The compiled code has no room for axes that shrink on one side and grow on the other.
+            if between <= max(kernel[0] * kernel[1], grid[0] * grid[1]):
+                return _packed(_KINDS[axes.form], kernel, grid, axes[:4])
+        grid = (self.num_coefficients, 1)
+        return _packed(GENERAL, kernel, grid, (self.analysis, self.synthesis))
+
+
+def _packed(
+    kind: float, kernel: Kernel, grid: tuple[int, int], matrices: Sequence[Matrix]
+) -> torch.Tensor:
+    head = np.array([kind, *kernel, *grid], dtype=np.float64)
+    return torch.from_numpy(np.concatenate([head, *(matrix.ravel() for matrix in matrices)]))
 
 
 @dataclass(frozen=True, eq=False)
 class Basis:
-    """A basis of the kernels of one layer.
+    """A basis of the kernels of one layer. Equal by value.
 
     Attributes:
         name: the wavelet, or ``"uhaar"``, ``"dct"``, ``"klt"``, ``"identity"``.
@@ -77,8 +137,10 @@ class Basis:
         level_used: the level that ran; 0 means that no transform ran.
         level_max: the deepest level that exists on this kernel.
         grid: ``(Mh, Mw)``, how ``pywt.coeffs_to_array`` arranges the ``M = Mh * Mw`` coefficients.
-        parts: ``(A, S)``, or the factors of both where ``K > DENSE_VALUES``.
-        bands: name of each band -> its place in ``grid``: ``a2``, ``h2``, ``v2``, ``d2``, ``h1``...
+        bands: name of each band -> its slices of ``grid``: ``a2``, ``h2``, ``v2``, ``d2``, ...
+        factors: the per-axis factors; None where the basis is not separable.
+        matrix: the analysis matrix ``(K, K)`` of an orthonormal basis that is not separable.
+        data_driven: True where the basis was computed from the layer's own weights.
         too_deep: PyWavelets' own warning about a forced level, else None.
     """
 
@@ -89,21 +151,60 @@ class Basis:
     level_used: int
     level_max: int
     grid: tuple[int, int]
-    parts: tuple[Matrix, Matrix] | Factors = field(repr=False)
-    bands: dict[str, tuple[slice, slice]] = field(repr=False)
+    bands: Mapping[str, tuple[slice, slice]] = field(repr=False)
+    factors: Factors | None = field(default=None, repr=False)
+    matrix: Matrix | None = field(default=None, repr=False)
+    data_driven: bool = False
     too_deep: str | None = None
 
+    @cached_property
+    def key(self) -> Hashable:
+        """What two equal bases share."""
+        own = None
+        if self.matrix is not None:
+            own = hashlib.blake2b(self.matrix.tobytes(), digest_size=16).digest()
+        return (self.name, self.kernel, self.mode, self.level_requested, self.level_used, own)
+
+    def __eq__(self, other: object) -> bool:
+        return self.key == other.key if isinstance(other, Basis) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
     @property
-    def factors(self) -> Factors | None:
-        """What there is instead of the matrices of a large kernel, else None."""
-        return self.parts if isinstance(self.parts, Factors) else None
+    def num_values(self) -> int:
+        """``K``, the values of a kernel."""
+        return self.kernel[0] * self.kernel[1]
+
+    @property
+    def separable(self) -> bool:
+        """True where the basis is kept as per-axis factors."""
+        return self.factors is not None
+
+    @property
+    def has_boundary(self) -> bool:
+        """True where the boundary mode matters."""
+        return self.mode is not None
+
+    @property
+    def stored_values(self) -> int:
+        """How many values a file must store for the basis itself."""
+        return 0 if not self.data_driven or self.matrix is None else self.matrix.size
+
+    @cached_property
+    def is_dense(self) -> bool:
+        """True where the kernel is small enough for dense matrices."""
+        num_coefficients = self.grid[0] * self.grid[1]
+        return (
+            self.num_values <= DENSE_VALUES and self.num_values * num_coefficients <= DENSE_ENTRIES
+        )
 
     @property
     def analysis(self) -> Matrix:
-        """``A``, ``(M, K)``, one row a coefficient, in the order of ``grid``.
+        """``A``, ``(M, K)``, one row per coefficient, in the order of ``grid``.
 
         Raises:
-            ValueError: the kernel is too large; there are only the ``factors``.
+            WavpruneError: the kernel is too large; there are only the ``factors``.
         """
         return self._matrices[0]
 
@@ -112,28 +213,29 @@ class Basis:
         """``S``, ``(K, M)``.
 
         Raises:
-            ValueError: the kernel is too large; there are only the ``factors``.
+            WavpruneError: the kernel is too large; there are only the ``factors``.
         """
         return self._matrices[1]
 
-    @property
+    @cached_property
     def _matrices(self) -> tuple[Matrix, Matrix]:
-        if isinstance(self.parts, tuple):
-            return self.parts
-        size = "x".join(map(str, self.kernel))
-        raise ValueError(
-            f"a {size} kernel has no matrices of {self.name!r}, only their factors; allowed: "
-            f"kernels of at most {DENSE_VALUES} values"
-        )
+        if self.matrix is not None:
+            return self.matrix, frozen(self.matrix.T)
+        assert self.factors is not None
+        if not self.is_dense:
+            size = "x".join(map(str, self.kernel))
+            raise WavpruneError(
+                f"a {size} kernel has no matrices of {self.name!r}, only their factors; allowed: "
+                f"kernels of at most {DENSE_VALUES} values"
+            )
+        return self.factors.dense()
 
     @cached_property
     def structural(self) -> npt.NDArray[np.bool_]:
         """``(M,)``: True where the coefficient is 0 for every kernel."""
         if self.factors is not None:
             return ~self.factors.reachable.ravel()
-        rows = np.abs(self.analysis).max(axis=1)
-        negligible: npt.NDArray[np.bool_] = rows <= NEGLIGIBLE * rows.max()
-        return negligible
+        return np.zeros(self.grid[0] * self.grid[1], dtype=np.bool_)
 
     @cached_property
     def coefficients(self) -> int:
@@ -143,30 +245,22 @@ class Basis:
     @property
     def expansive(self) -> bool:
         """True where a kernel has more coefficients than weights."""
-        return self.coefficients > self.kernel[0] * self.kernel[1]
+        return self.coefficients > self.num_values
 
-    @cached_property
+    @property
     def orthonormal(self) -> bool:
         """True where ``S = A.T`` and ``A @ A.T = I`` on the non-structural coefficients."""
-        if self.factors is not None:
-            return self.factors.orthonormal
-        A = self.analysis[~self.structural]
-        S = self.synthesis[:, ~self.structural]
-        return bool(
-            len(A) == A.shape[1]
-            and np.allclose(A, S.T, atol=1e-10)
-            and np.allclose(A @ A.T, np.eye(len(A)), atol=1e-10)
-        )
+        return self.factors is None or self.factors.orthonormal
 
     @property
     def collapsed(self) -> bool:
         """True where a transform was asked for, the kernel has room, and none ran."""
-        return self.level_used == 0 and self.name != "identity" and self.kernel != (1, 1)
+        return self.level_used == 0 and self.has_boundary and self.kernel != (1, 1)
 
     @cached_property
     def coefficient_operator(self) -> Operator:
         """The matrices as they are, for a threshold on ``|c|``."""
-        return self._operator(~self.structural, np.ones(len(self.structural)))
+        return self._operator("coefficient", ~self.structural, np.ones(len(self.structural)))
 
     @cached_property
     def importance_operator(self) -> Operator:
@@ -176,252 +270,29 @@ class Basis:
         way, the magnitude of a coefficient is its importance.
         """
         norms = np.linalg.norm(self.synthesis, axis=0)
-        return self._operator(~self.structural & (norms > NEGLIGIBLE * norms.max()), norms)
+        used = ~self.structural & (norms > NEGLIGIBLE * norms.max())
+        return self._operator("importance", used, norms)
 
-    def _operator(self, used: npt.NDArray[np.bool_], scale: Matrix) -> Operator:
+    @cached_property
+    def whole_operator(self) -> Operator:
+        """The matrices with all rows, structural zeros too: what ``dwt2`` and ``idwt2`` compute."""
+        everything = np.ones(len(self.structural), dtype=np.bool_)
+        return self._operator("whole", everything, np.ones(len(everything)))
+
+    def _operator(self, kind: str, used: npt.NDArray[np.bool_], scale: Matrix) -> Operator:
         scale = scale[used]
-        A = self.analysis[used] * scale[:, None]
-        S = self.synthesis[:, used] / scale
+        axes = None
+        if self.factors is not None:
+            axes = self.factors.kronecker(used.reshape(self.grid), scaled=kind == "importance")
         return Operator(
-            analysis=frozen(A),
-            synthesis=frozen(S),
+            key=(kind, self.key),
+            kernel=self.kernel,
+            analysis=frozen(self.analysis[used] * scale[:, None]),
+            synthesis=frozen(self.synthesis[:, used] / scale),
             rows=np.flatnonzero(used),
             scale=frozen(scale),
             dropped=int(np.count_nonzero(~used)),
-            identity=A.shape == S.shape and bool(np.array_equal(A, np.eye(len(A)))),
+            identity=self.factors is not None and self.factors.is_identity,
+            axes=axes,
+            form=None if axes is None else axes.form,
         )
-
-
-def basis_for(config: PruneConfig, weight: torch.Tensor) -> Basis:
-    """The basis of one layer.
-
-    Args:
-        config: method, wavelet, level, mode and force_level are read.
-        weight: ``(Cout, Cin/groups, kh, kw)``, or ``(out, in)``: a matrix is one kernel, and
-            without a transform ``out * in`` kernels of one value. The values matter to ``"klt"``
-            alone.
-
-    Returns:
-        The basis, shared by all layers of this kernel size (but for ``"klt"``).
-
-    Raises:
-        ValueError: the basis does not exist for this weight: ``"klt"`` of a matrix, which is one
-            kernel; or ``"auto"``, which is none.
-
-    Example:
-        >>> basis_for(PruneConfig(wavelet="haar"), torch.zeros(8, 4, 3, 3)).grid
-        (4, 4)
-    """
-    kernel = (int(weight.shape[-2]), int(weight.shape[-1]))
-    name = config.wavelet if config.method == "dwt" else "identity"
-    if kernel == (1, 1) or (weight.ndim == 2 and (name == "identity" or not weight.numel())):
-        return named_basis("identity", (1, 1))
-    if name == AUTO:
-        raise ValueError(
-            f"wavelet={AUTO!r} is a choice among bases, which pruning makes; name one of them"
-        )
-    if name != "klt":
-        return named_basis(name, kernel, config.mode, config.level, config.force_level)
-    if weight.ndim == 2:
-        raise ValueError(
-            f"'klt' finds the principal components of many kernels, and a {kernel[0]}x{kernel[1]} "
-            "matrix is one; allowed for it: every other basis"
-        )
-    return klt_basis(kernel, klt_matrix(weight), config.level)
-
-
-def named_basis(
-    name: str,
-    kernel: Kernel,
-    mode: str = "periodization",
-    level: int | None = None,
-    force_level: bool = False,
-) -> Basis:
-    """The basis of that name for kernels of that size; every name but the data-driven ``"klt"``."""
-    build = dense_basis if kernel[0] * kernel[1] <= DENSE_VALUES else factored_basis
-    return build(name, kernel, mode, level, force_level)
-
-
-@lru_cache(maxsize=512)
-def dense_basis(
-    name: str, kernel: Kernel, mode: str, level: int | None, force_level: bool
-) -> Basis:
-    """The basis with its matrices, which take ``K * K`` values each."""
-    if name in _OWN:
-        return _OWN[name](kernel, level, True)
-    return _pywavelets(name, kernel, mode, level, force_level, True)
-
-
-@lru_cache(maxsize=16)
-def factored_basis(
-    name: str, kernel: Kernel, mode: str, level: int | None, force_level: bool
-) -> Basis:
-    """The basis with its factors, which take about ``kh * kh + kw * kw`` values."""
-    if name in _OWN:
-        return _OWN[name](kernel, level, False)
-    return _pywavelets(name, kernel, mode, level, force_level, False)
-
-
-def max_level(name: str, kernel: Kernel) -> int:
-    """The deepest level that exists for this basis on kernels of this size.
-
-    Example:
-        >>> max_level("haar", (3, 3)), max_level("bior4.4", (3, 3)), max_level("uhaar", (3, 3))
-        (1, 0, 2)
-    """
-    if name == "uhaar":
-        return max(merges(n) for n in kernel)
-    if name in ("dct", "klt"):
-        return int(kernel != (1, 1))
-    if name == "identity":
-        return 0
-    return int(pywt.dwt_max_level(min(kernel), pywt.Wavelet(name).dec_len))
-
-
-def _pywavelets(
-    name: str, kernel: Kernel, mode: str, level: int | None, force: bool, dense: bool
-) -> Basis:
-    deepest = max_level(name, kernel)
-    used = deepest if level is None else level if force else min(level, deepest)
-    K = kernel[0] * kernel[1]
-    impulses = np.eye(K).reshape(K, *kernel) if dense else np.zeros((1, *kernel))
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        try:
-            coeffs = pywt.wavedec2(impulses, name, mode=mode, level=used, axes=(-2, -1))
-        except ValueError as error:
-            raise ValueError(
-                f"PyWavelets cannot transform {kernel[0]}x{kernel[1]} kernels by {name!r} in mode "
-                f"{mode!r} to level {used}: {error}"
-            ) from error
-    packed, _ = pywt.coeffs_to_array(coeffs, axes=(-2, -1))
-    grid = (int(packed.shape[1]), int(packed.shape[2]))
-    bands = coefficient_bands(coeffs)
-    parts: tuple[Matrix, Matrix] | Factors
-    if dense:
-        M = grid[0] * grid[1]
-        units = unpack(np.eye(M).reshape(M, *grid), bands)
-        kernels = pywt.waverec2(units, name, mode=mode, axes=(-2, -1))[:, : kernel[0], : kernel[1]]
-        parts = frozen(packed.reshape(K, M).T), frozen(kernels.reshape(M, K).T)
-    else:
-        parts = wavelet_factors(name, kernel, mode, used)
-    return Basis(
-        name=name,
-        kernel=kernel,
-        mode=mode,
-        level_requested=level,
-        level_used=used,
-        level_max=deepest,
-        grid=grid,
-        parts=parts,
-        bands=bands,
-        too_deep=str(caught[0].message) if caught else None,
-    )
-
-
-def coefficient_bands(coeffs: list[Any]) -> dict[str, tuple[slice, slice]]:
-    """Where ``pywt.coeffs_to_array`` puts each band of a ``wavedec2`` over the last two axes."""
-    # The slices of a batch would carry the length of the batch; one kernel's do not.
-    single = [
-        tuple(band.reshape(-1, *band.shape[-2:])[0] for band in entry)
-        if isinstance(entry, tuple)
-        else entry.reshape(-1, *entry.shape[-2:])[0]
-        for entry in coeffs
-    ]
-    _, slices = pywt.coeffs_to_array(single)
-    levels = len(coeffs) - 1
-    bands: dict[str, tuple[slice, slice]] = {f"a{levels}": tuple(slices[0])}
-    for i, places in enumerate(slices[1:]):
-        for letter, key in (("h", "da"), ("v", "ad"), ("d", "dd")):
-            bands[f"{letter}{levels - i}"] = tuple(places[key])
-    return bands
-
-
-def unpack(packed: Any, bands: dict[str, tuple[slice, slice]]) -> list[Any]:
-    """The coefficient list of ``waverec2`` from packed coefficients ``(..., Mh, Mw)``."""
-    levels = (len(bands) - 1) // 3
-
-    def band(name: str) -> Any:
-        rows, columns = bands[name]
-        return packed[..., rows, columns]
-
-    details = [tuple(band(f"{k}{i}") for k in "hvd") for i in range(levels, 0, -1)]
-    return [band(f"a{levels}"), *details]
-
-
-def _separable(
-    name: str,
-    kernel: Kernel,
-    level: int | None,
-    used: int,
-    parts: tuple[Matrix, Matrix] | Factors,
-    spans: Sequence[dict[str, slice]],
-) -> Basis:
-    bands = {
-        f"{row},{column}": (rows, columns)
-        for row, rows in spans[0].items()
-        for column, columns in spans[1].items()
-    }
-    return Basis(
-        name=name,
-        kernel=kernel,
-        mode=None,
-        level_requested=level,
-        level_used=used,
-        level_max=max_level(name, kernel),
-        grid=kernel,
-        parts=parts,
-        bands=bands,
-    )
-
-
-def _product(rows: Matrix, columns: Matrix, dense: bool) -> tuple[Matrix, Matrix] | Factors:
-    if not dense:
-        return kronecker_factors(rows, columns)
-    A = np.kron(rows, columns)
-    return frozen(A), frozen(A.T)
-
-
-def _identity(kernel: Kernel, level: int | None, dense: bool) -> Basis:
-    parts: tuple[Matrix, Matrix] | Factors
-    if dense:
-        parts = frozen(np.eye(kernel[0] * kernel[1])), frozen(np.eye(kernel[0] * kernel[1]))
-    else:
-        parts = Factors(kernel, kernel, ())
-    return _separable("identity", kernel, level, 0, parts, [{"w": slice(0, n)} for n in kernel])
-
-
-def _dct(kernel: Kernel, level: int | None, dense: bool) -> Basis:
-    parts = _product(dct_matrix(kernel[0]), dct_matrix(kernel[1]), dense)
-    spans = [{f"f{i}": slice(i, i + 1) for i in range(n)} for n in kernel]
-    return _separable("dct", kernel, level, max_level("dct", kernel), parts, spans)
-
-
-def _uhaar(kernel: Kernel, level: int | None, dense: bool) -> Basis:
-    deepest = max_level("uhaar", kernel)
-    used = deepest if level is None else min(level, deepest)
-    parts = _product(uhaar_matrix(kernel[0], used), uhaar_matrix(kernel[1], used), dense)
-    spans = [uhaar_spans(n, used) for n in kernel]
-    return _separable("uhaar", kernel, level, used, parts, spans)
-
-
-_OWN: dict[str, Callable[[Kernel, int | None, bool], Basis]] = {
-    "identity": _identity,
-    "dct": _dct,
-    "uhaar": _uhaar,
-}
-
-
-def klt_basis(kernel: Kernel, A: Matrix, level: int | None) -> Basis:
-    """The basis of principal components that a layer has: ``A`` (K, K), orthonormal."""
-    return Basis(
-        name="klt",
-        kernel=kernel,
-        mode=None,
-        level_requested=level,
-        level_used=1,
-        level_max=1,
-        grid=kernel,
-        parts=(A, frozen(A.T)),
-        bands={"klt": (slice(0, kernel[0]), slice(0, kernel[1]))},
-    )

@@ -1,9 +1,8 @@
-"""Large kernels: a basis as two small matrices a level, where ``A`` and ``S`` would not fit.
+"""A separable basis as two linear maps per level.
 
-Every basis of this library but ``"klt"`` is separable: a level multiplies a block of values by one
-matrix for its rows and one for its columns, and what comes out top left goes on to the next level.
-A matrix of 784 x 128 weights then takes a few matrices of that size instead of two of
-``100352 x 100352``.
+A level transforms a block of values along its rows and along its columns, and the approximations,
+top left, go on to the next level. A matrix of 784 x 128 weights then takes a few matrices of that
+size instead of two of ``100352 x 100352``, and a longer axis no matrix at all.
 """
 
 from __future__ import annotations
@@ -15,45 +14,35 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import pywt
 import torch
 
+from .axes import Axis, orthonormal_axis
 from .matrices import NEGLIGIBLE, Matrix, frozen
 
 Size = tuple[int, int]
 
 
-class Axis(NamedTuple):
-    """One level along one axis: ``n`` values become ``m`` coefficients, approximations first.
+class Axes(NamedTuple):
+    """The factors of ``A = kron(row_analysis, column_analysis)`` and of ``S`` likewise.
 
     Attributes:
-        analysis: ``(m, n)``.
-        synthesis: ``(n, m)``.
-        coarse: how many of the coefficients are approximations.
-        start: where in the grid the details begin.
-        reach: ``(m,)``, the largest magnitude with which each one takes a value of the kernel.
-        norms: ``(m,)``, the norm of what each one puts back into the kernel.
+        row_analysis: ``(Mh', kh)``.
+        column_analysis: ``(Mw', kw)``.
+        row_synthesis: ``(kh, Mh')``.
+        column_synthesis: ``(kw, Mw')``.
+        form: what both axes are; see ``Axis.form``.
     """
 
-    analysis: Matrix
-    synthesis: Matrix
-    coarse: int
-    start: int
-    reach: Matrix
-    norms: Matrix
-
-    def places(self) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
-        """Approximations and details: their place among the coefficients, and in the grid."""
-        m, details = len(self.analysis), len(self.analysis) - self.coarse
-        return (
-            (slice(0, self.coarse), slice(0, self.coarse)),
-            (slice(self.coarse, m), slice(self.start, self.start + details)),
-        )
+    row_analysis: Matrix
+    column_analysis: Matrix
+    row_synthesis: Matrix
+    column_synthesis: Matrix
+    form: str | None
 
 
 @dataclass(frozen=True, eq=False)
 class Factors:
-    """A basis in factors. Hashes by identity.
+    """A separable basis in factors.
 
     Attributes:
         kernel: ``(kh, kw)``.
@@ -65,22 +54,33 @@ class Factors:
     grid: Size
     levels: tuple[tuple[Axis, Axis], ...]
 
-    def places(self, level: int) -> list[tuple[tuple[slice, slice], tuple[slice, slice]]]:
-        """Where the coefficients that a level leaves lie: in its block, and in the grid."""
+    def slices(self, level: int) -> list[tuple[tuple[slice, slice], tuple[slice, slice]]]:
+        """The slices of what a level leaves: in its block of coefficients, and in the grid."""
         rows, columns = self.levels[level]
         pairs = [
             ((row[0], column[0]), (row[1], column[1]))
-            for row in rows.places()
-            for column in columns.places()
+            for row in rows.slices()
+            for column in columns.slices()
         ]
-        # The approximations go on, but for the last ones.
+        # The approximations go on to the next level, but for the last ones.
         return pairs if level == len(self.levels) - 1 else pairs[1:]
 
     @cached_property
     def reachable(self) -> npt.NDArray[np.bool_]:
         """``(Mh, Mw)``: False at the structural zeros."""
-        reach = self._products([(rows.reach, columns.reach) for rows, columns in self.levels])
-        result: npt.NDArray[np.bool_] = reach > NEGLIGIBLE * reach.max()
+        if not self.levels:
+            return np.ones(self.grid, dtype=np.bool_)
+        blocks = [
+            (rows.reach[row], columns.reach[column], target)
+            for level, (rows, columns) in enumerate(self.levels)
+            for (row, column), target in self.slices(level)
+            if rows.reach[row].size and columns.reach[column].size
+        ]
+        result = np.zeros(self.grid, dtype=np.bool_)
+        least = NEGLIGIBLE * max(row.max() * column.max() for row, column, _ in blocks)
+        for row, column, target in blocks:
+            every = row.min() * column.min() > least
+            result[target] = every or np.outer(row, column) > least
         return result
 
     def norms(self) -> Matrix:
@@ -96,109 +96,106 @@ class Factors:
     @cached_property
     def orthonormal(self) -> bool:
         """True where every level is, on the coefficients that can be non-zero."""
-        return all(_orthonormal(axis) for axes in self.levels for axis in axes)
+        return all(axis.is_orthonormal for axes in self.levels for axis in axes)
 
     def _products(self, axes: Sequence[tuple[Matrix, Matrix]]) -> Matrix:
         if not axes:
             return np.ones(self.grid)
         result = np.zeros(self.grid)
         for level, (rows, columns) in enumerate(axes):
-            for (row, column), place in self.places(level):
-                result[place] = np.outer(rows[row], columns[column])
+            for (row, column), target in self.slices(level):
+                result[target] = np.outer(rows[row], columns[column])
         return result
 
-
-def wavelet_factors(name: str, kernel: Size, mode: str, level: int) -> Factors:
-    """PyWavelets' ``wavedec2`` and ``waverec2``, from what it answers to unit impulses.
-
-    Args:
-        name: any of ``pywt.wavelist(kind="discrete")``.
-        kernel: ``(kh, kw)``.
-        mode: any of ``pywt.Modes.modes``.
-        level: how many levels, 0 or more.
-
-    Raises:
-        ValueError: PyWavelets cannot extend an axis this short in this mode.
-
-    Example:
-        >>> wavelet_factors("db4", (784, 128), "periodization", 3).grid
-        (784, 128)
-    """
-    axes = [_wavelet_axis(name, n, mode, level) for n in kernel]
-    grid = tuple(
-        axis[0].start + len(axis[0].analysis) - axis[0].coarse if axis else n
-        for axis, n in zip(axes, kernel, strict=True)
-    )
-    return Factors(kernel, (grid[0], grid[1]), tuple(zip(*axes, strict=True)))
-
-
-def kronecker_factors(rows: Matrix, columns: Matrix) -> Factors:
-    """The orthonormal basis ``kron(rows, columns)``."""
-    axes = []
-    for matrix in (rows, columns):
-        n = len(matrix)
-        axes.append(Axis(matrix, matrix.T, n, n, np.abs(matrix).max(axis=1), np.ones(n)))
-    kernel = (len(rows), len(columns))
-    return Factors(kernel, kernel, ((axes[0], axes[1]),))
-
-
-def _wavelet_axis(name: str, n: int, mode: str, levels: int) -> list[Axis]:
-    found = []
-    forward, backward = None, None
-    for _ in range(levels):
-        size = n if forward is None else len(forward)
-        low, high = pywt.dwt(np.eye(size), name, mode, axis=0)
-        m = len(low)
-        A = np.concatenate([low, high])
-        ones = np.eye(m)
-        halves = (
-            pywt.idwt(ones, None, name, mode, axis=0),
-            pywt.idwt(None, ones, name, mode, axis=0),
+    @cached_property
+    def is_identity(self) -> bool:
+        """True where every coefficient is one value of the kernel."""
+        return all(
+            axis_map.is_identity
+            for axes in self.levels
+            for axis in axes
+            for axis_map in (axis.analysis, axis.synthesis)
         )
-        S = np.concatenate(halves, axis=1)[:size]
-        whole = A if forward is None else A @ forward
-        back = S if backward is None else backward @ S
-        reach, norms = np.abs(whole).max(axis=1), np.linalg.norm(back, axis=0)
-        found.append((frozen(A), frozen(S), m, frozen(reach), frozen(norms)))
-        forward, backward = whole[:m], back[:, :m]
-    axes: list[Axis] = []
-    start = found[-1][2] if found else 0
-    for A, S, m, reach, norms in reversed(found):
-        axes.insert(0, Axis(A, S, m, start, reach, norms))
-        start += m
-    return axes
+
+    def dense(self) -> tuple[Matrix, Matrix]:
+        """``A`` (M, K) and ``S`` (K, M), the coefficients in the order of the grid."""
+        if len(self.levels) == 1:
+            rows, columns = self.levels[0]
+            return (
+                frozen(np.kron(rows.analysis.matrix(), columns.analysis.matrix())),
+                frozen(np.kron(rows.synthesis.matrix(), columns.synthesis.matrix())),
+            )
+        transform = FactoredTransform(self, False, torch.float64, torch.device("cpu"), exact=False)
+        num_values, num_coefficients = int(np.prod(self.kernel)), int(np.prod(self.grid))
+        impulses = torch.eye(num_values, dtype=torch.float64, device="cpu")
+        units = torch.eye(num_coefficients, dtype=torch.float64, device="cpu")
+        A = transform.analyse(impulses.view(num_values, *self.kernel)).T
+        return frozen(A.numpy()), frozen(transform.synthesise(units).T.numpy())
+
+    def kronecker(self, used: npt.NDArray[np.bool_], scaled: bool) -> Axes | None:
+        """The factors of the matrices of some coefficients, where each is one Kronecker product.
+
+        Args:
+            used: ``(Mh, Mw)``, which coefficients.
+            scaled: True multiplies each coefficient by the norm of the kernel that it makes.
+
+        Returns:
+            The factors; None where there are several levels, or none, or where the coefficients
+            are not the product of some rows with some columns.
+        """
+        if len(self.levels) != 1:
+            return None
+        used_rows = np.asarray(used.any(axis=1))
+        used_columns = np.asarray(used.any(axis=0))
+        if not np.array_equal(used, np.outer(used_rows, used_columns)):
+            return None
+        parts = []
+        forms = set()
+        for axis, chosen in zip(self.levels[0], (used_rows, used_columns), strict=True):
+            scale = axis.norms[chosen] if scaled else np.ones(np.count_nonzero(chosen))
+            A, S = axis.analysis.matrix(), axis.synthesis.matrix()
+            parts.append((A[chosen] * scale[:, None], S[:, chosen] / scale))
+            # The first three: approximations of two pairs and their one detail, or all of three.
+            forms.add(axis.form if chosen[:3].all() and not chosen[3:].any() else None)
+        form = forms.pop() if len(forms) == 1 else None
+        (row_analysis, row_synthesis), (column_analysis, column_synthesis) = parts
+        return Axes(row_analysis, column_analysis, row_synthesis, column_synthesis, form)
 
 
-def _orthonormal(axis: Axis) -> bool:
-    used = axis.reach > NEGLIGIBLE * axis.reach.max()
-    A, S = axis.analysis[used], axis.synthesis[:, used]
-    return bool(
-        len(A) == A.shape[1]
-        and np.allclose(A, S.T, atol=1e-10)
-        and np.allclose(A @ A.T, np.eye(len(A)), atol=1e-10)
-    )
+def single_level(rows: Axis, columns: Axis) -> Factors:
+    """The basis of one level, with as many coefficients as the kernel has values."""
+    kernel = (rows.analysis.shape[1], columns.analysis.shape[1])
+    return Factors(kernel, kernel, ((rows, columns),))
+
+
+def kronecker_factors(rows: Matrix, columns: Matrix, forms: tuple[str | None, ...]) -> Factors:
+    """The orthonormal basis ``kron(rows, columns)``; ``forms`` as in ``Axis``."""
+    return single_level(orthonormal_axis(rows, forms[0]), orthonormal_axis(columns, forms[1]))
 
 
 class FactoredTransform:
-    """The factors as tensors, with the structural zeros as plain zeros among the coefficients.
+    """A separable basis as tensors; structural zeros stay among the coefficients, as zeros.
 
     Args:
         factors: the basis.
         by_importance: True scales a coefficient by the norm of the kernel that it makes.
         dtype: float32 or float64.
         device: where to compute.
+        exact: True makes structural zeros exactly 0; False leaves what rounding made of them.
     """
 
     def __init__(
-        self, factors: Factors, by_importance: bool, dtype: torch.dtype, device: torch.device
+        self,
+        factors: Factors,
+        by_importance: bool,
+        dtype: torch.dtype,
+        device: torch.device,
+        exact: bool = True,
     ) -> None:
         self._factors = factors
         self._levels = [
             tuple(
-                (
-                    torch.tensor(axis.analysis, dtype=dtype, device=device),
-                    torch.tensor(axis.synthesis, dtype=dtype, device=device),
-                )
+                (axis.analysis.bind(dtype, device), axis.synthesis.bind(dtype, device))
                 for axis in axes
             )
             for axes in factors.levels
@@ -209,8 +206,15 @@ class FactoredTransform:
             scale = factors.norms()
             used = used & (scale > NEGLIGIBLE * scale.max())
             scale = np.where(used, scale, 1)
-        self._unused = None if used.all() else torch.tensor(~used, device=device)
+        self._unused = None if used.all() or not exact else torch.tensor(~used, device=device)
         self._scale = None if scale is None else torch.tensor(scale, dtype=dtype, device=device)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of everything that it keeps."""
+        maps = sum(part.nbytes for level in self._levels for axis in level for part in axis)
+        tables = (table for table in (self._unused, self._scale) if table is not None)
+        return maps + sum(table.nbytes for table in tables)
 
     def analyse(self, kernels: torch.Tensor) -> torch.Tensor:
         """Coefficients ``(n, Mh * Mw)`` of kernels ``(n, kh, kw)``, a new tensor or a view."""
@@ -219,11 +223,11 @@ class FactoredTransform:
         packed = kernels.new_zeros(len(kernels), *self._factors.grid)
         block = kernels
         for level, ((rows, _), (columns, _)) in enumerate(self._levels):
-            found = rows @ block @ columns.T
-            for source, place in self._factors.places(level):
-                packed[:, place[0], place[1]] = found[:, source[0], source[1]]
+            transformed = columns(rows(block, -2), -1)
+            for source, target in self._factors.slices(level):
+                packed[:, target[0], target[1]] = transformed[:, source[0], source[1]]
             row, column = self._factors.levels[level]
-            block = found[:, : row.coarse, : column.coarse]
+            block = transformed[:, : row.coarse, : column.coarse]
         if self._unused is not None:
             packed.masked_fill_(self._unused, 0)
         if self._scale is not None:
@@ -241,11 +245,11 @@ class FactoredTransform:
         for level in reversed(range(len(self._levels))):
             (_, rows), (_, columns) = self._levels[level]
             row, column = self._factors.levels[level]
-            whole = packed.new_empty(len(packed), rows.shape[1], columns.shape[1])
-            for source, place in self._factors.places(level):
-                whole[:, source[0], source[1]] = packed[:, place[0], place[1]]
+            whole = packed.new_empty(len(packed), row.analysis.shape[0], column.analysis.shape[0])
+            for source, target in self._factors.slices(level):
+                whole[:, source[0], source[1]] = packed[:, target[0], target[1]]
             if block is not None:
                 whole[:, : row.coarse, : column.coarse] = block
-            block = rows @ whole @ columns.T
+            block = columns(rows(whole, -2), -1)
         assert block is not None
         return block.flatten(1)

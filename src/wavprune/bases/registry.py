@@ -1,0 +1,182 @@
+"""Families of bases by name, and the bases that they build.
+
+A new basis is one file: a ``Family`` and ``register(name, family)``; every backend, ``auto``, the
+command line and compressed files take it from there.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from ..common.cache import ByteCache
+from ..config import AUTO, BASES, WAVELETS, PruneConfig
+from ..errors import WavpruneError
+from .basis import Basis, Kernel, Request
+from .matrices import Matrix
+from .transform import Array, MatrixTransform, Transform
+
+
+class Family:
+    """How the bases of some names are built.
+
+    Attributes:
+        data_driven: True where a basis is computed from the weight of its layer.
+        transforms: False where the basis is the identity on every kernel.
+    """
+
+    data_driven = False
+    transforms = True
+
+    def max_level(self, name: str, kernel: Kernel) -> int:
+        """The deepest level that exists on kernels of this size; 0 where no transform fits."""
+        raise NotImplementedError
+
+    def build(self, request: Request) -> Basis:
+        """The basis.
+
+        Raises:
+            WavpruneError: there is no such basis for these kernels.
+        """
+        raise NotImplementedError
+
+    def build_for(self, request: Request, weight: torch.Tensor) -> Basis:
+        """The basis of one weight ``(..., kh, kw)``; only a data-driven family looks at it.
+
+        Raises:
+            WavpruneError: there is no such basis for this weight.
+        """
+        del weight
+        return named_basis(*request)
+
+    def restore(self, request: Request, matrix: Matrix) -> Basis:
+        """A data-driven basis from the analysis matrix that was stored of it, ``(K, K)``."""
+        raise NotImplementedError
+
+    def transform(self, basis: Basis, kernels: Array) -> Transform:
+        """What the ``reference`` backend runs on kernels ``(n, kh, kw)``."""
+        del kernels
+        return MatrixTransform(basis)
+
+
+def register(name: str, family: Family) -> None:
+    """Make a basis available under a name, everywhere that takes a ``wavelet``."""
+    BASES.register(name, family)
+
+
+def family_of(name: str) -> Family:
+    """The family of a name.
+
+    Raises:
+        WavpruneError: nothing is registered under it.
+
+    Example:
+        >>> family_of("klt").data_driven
+        True
+    """
+    family: Family = BASES[name]
+    return family
+
+
+def names() -> list[str]:
+    """The names of all registered bases, PyWavelets' wavelets last.
+
+    Example:
+        >>> names()[:4]
+        ['uhaar', 'dct', 'klt', 'identity']
+    """
+    return [*(name for name in BASES if name not in WAVELETS), *WAVELETS]
+
+
+def max_level(name: str, kernel: Kernel) -> int:
+    """The deepest level that exists for this basis on kernels of this size.
+
+    Example:
+        >>> max_level("haar", (3, 3)), max_level("bior4.4", (3, 3)), max_level("uhaar", (3, 3))
+        (1, 0, 2)
+    """
+    return family_of(name).max_level(name, kernel)
+
+
+def named_basis(
+    name: str,
+    kernel: Kernel,
+    mode: str = "periodization",
+    level: int | None = None,
+    force_level: bool = False,
+) -> Basis:
+    """The basis of that name for kernels of that size.
+
+    Args:
+        name: any registered name but a data-driven one (``"klt"``).
+        kernel: ``(kh, kw)``.
+        mode: PyWavelets' boundary mode.
+        level: how many levels; None means the deepest that exists.
+        force_level: use ``level`` even where PyWavelets calls it too deep for the kernel.
+
+    Raises:
+        WavpruneError: there is no such basis.
+
+    Example:
+        >>> named_basis("haar", (3, 3)).grid
+        (4, 4)
+    """
+    request = Request(name, kernel, mode, level, force_level)
+    family = family_of(name)
+    if family.data_driven:
+        raise WavpruneError(f"{name!r} is computed from a weight; use basis_for(config, weight)")
+    return _CACHE.get((family, request), lambda: family.build(request))
+
+
+def basis_for(config: PruneConfig, weight: torch.Tensor) -> Basis:
+    """The basis of one layer.
+
+    Args:
+        config: method, wavelet, level, mode and force_level are read.
+        weight: ``(Cout, Cin/groups, kh, kw)``, or ``(out, in)``: a matrix is one kernel, and
+            without a transform ``out * in`` kernels of one value. The values matter to a
+            data-driven basis (``"klt"``) alone.
+
+    Returns:
+        The basis; equal for all layers of this kernel size, unless it is data-driven.
+
+    Raises:
+        WavpruneError: the basis does not exist for this weight: ``"klt"`` of a matrix, which is
+            one kernel; or ``"auto"``, which is none.
+
+    Example:
+        >>> basis_for(PruneConfig(wavelet="haar"), torch.zeros(8, 4, 3, 3)).grid
+        (4, 4)
+    """
+    kernel = (int(weight.shape[-2]), int(weight.shape[-1]))
+    name = config.basis_name
+    if kernel == (1, 1) or (weight.ndim == 2 and (name == "identity" or not weight.numel())):
+        return named_basis("identity", (1, 1))
+    if name == AUTO:
+        raise WavpruneError(
+            f"wavelet={AUTO!r} is a choice among bases, which pruning makes; name one of them"
+        )
+    family = family_of(name)
+    request = Request(name, kernel, config.mode, config.level, config.force_level)
+    if not family.data_driven:
+        return named_basis(*request)
+    if weight.ndim == 2:
+        raise WavpruneError(
+            f"{name!r} finds the principal components of many kernels, and a "
+            f"{kernel[0]}x{kernel[1]} matrix is one; allowed for it: every other basis"
+        )
+    return family.build_for(request, weight)
+
+
+def _bytes(basis: Basis) -> int:
+    """What a basis takes once everything about it was asked for."""
+    if basis.is_dense:
+        # A and S, and both again in each of the two operators.
+        return 6 * 8 * basis.num_values * basis.grid[0] * basis.grid[1]
+    assert basis.factors is not None
+    axes = (axis for level in basis.factors.levels for axis in level)
+    # Two masks of the structural zeros.
+    masks = 2 * basis.grid[0] * basis.grid[1]
+    return masks + sum(axis.analysis.nbytes + axis.synthesis.nbytes for axis in axes)
+
+
+_CACHE = ByteCache[Basis](256 << 20, _bytes)
