@@ -14,6 +14,7 @@ from torch.nn.utils import parametrizations, parametrize, prune
 import wavprune
 from tests.support.cases import bits, model_of, normal, weight_of
 from wavprune import PruneReport
+from wavprune.errors import WavpruneError
 
 Settings = dict[str, Any]
 PRUNE: list[Callable[..., PruneReport]] = [wavprune.fast.prune, wavprune.reference.prune]
@@ -61,7 +62,7 @@ NAMES = [
     ("wavelet", "morlet", ["'morlet'", "allowed"]),
     ("wavelet", "", ["unknown wavelet ''", "allowed"]),
     ("mode", "periodisation", ["unknown mode 'periodisation'", "periodization", "antireflect"]),
-    ("method", "magnitude", ["unknown method 'magnitude'", "dwt, min_weight, random"]),
+    ("method", "size", ["unknown method 'size'", "dwt, min_weight, random"]),
     ("scope", "model", ["unknown scope 'model'", "layer, global"]),
     ("device", "gpu", ["unknown device 'gpu'", "'cpu', 'cuda'"]),
     ("device", "meta", ["device 'meta' holds no values", "allowed"]),
@@ -73,18 +74,18 @@ NAMES = [
 def test_unknown_names(
     run: Callable[..., PruneReport], name: str, value: str, said: list[str]
 ) -> None:
-    assert_refused(net(), ValueError, *said, run=run, **{name: value})
+    assert_refused(net(), WavpruneError, *said, run=run, **{name: value})
 
 
 def test_unknown_backends() -> None:
     known = f"allowed: auto, {', '.join(wavprune.backends.names())}"
-    assert_refused(net(), ValueError, "'eagr'", "did you mean 'eager'?", known, backend="eagr")
-    assert_refused(net(), ValueError, "unknown backend 'mkl'; allowed", known, backend="mkl")
+    assert_refused(net(), WavpruneError, "'eagr'", "close to it: eager", known, backend="eagr")
+    assert_refused(net(), WavpruneError, "unknown backend 'mkl'; allowed", known, backend="mkl")
 
 
 @pytest.mark.skipif(torch.backends.mps.is_available(), reason="this machine has it")
 def test_a_device_that_this_machine_lacks() -> None:
-    assert_refused(net(), ValueError, "device 'mps' is not available here", device="mps")
+    assert_refused(net(), WavpruneError, "device 'mps' is not available here", device="mps")
 
 
 @pytest.mark.parametrize("name", ["wavelet", "mode", "method", "scope", "backend", "device"])
@@ -94,33 +95,33 @@ def test_names_that_are_no_strings(name: str, value: Any) -> None:
 
 
 NUMBERS = [
-    ("level", 0, ValueError, "an integer, 1 or more"),
-    ("level", -2, ValueError, "an integer, 1 or more"),
+    ("level", 0, WavpruneError, "an integer, 1 or more"),
+    ("level", -2, WavpruneError, "an integer, 1 or more"),
     ("level", True, TypeError, "an integer, 1 or more"),
     ("level", 1.5, TypeError, "an integer, 1 or more"),
     ("level", 2.0, TypeError, "an integer, 1 or more"),
     ("level", "2", TypeError, "an integer, 1 or more"),
     ("level", NAN, TypeError, "an integer, 1 or more"),
-    ("sparsity", 1, ValueError, "[0, 1)"),
-    ("sparsity", 1.0, ValueError, "[0, 1)"),
-    ("sparsity", 80, ValueError, "[0, 1)"),
-    ("sparsity", -0.1, ValueError, "[0, 1)"),
-    ("sparsity", INF, ValueError, "[0, 1)"),
-    ("sparsity", -INF, ValueError, "[0, 1)"),
-    pytest.param("sparsity", 10**400, ValueError, "[0, 1)", id="more than a float holds"),
-    ("sparsity", NAN, ValueError, "not NaN"),
-    ("sparsity", np.float32("nan"), ValueError, "not NaN"),
+    ("sparsity", 1, WavpruneError, "[0, 1)"),
+    ("sparsity", 1.0, WavpruneError, "[0, 1)"),
+    ("sparsity", 80, WavpruneError, "[0, 1)"),
+    ("sparsity", -0.1, WavpruneError, "[0, 1)"),
+    ("sparsity", INF, WavpruneError, "[0, 1)"),
+    ("sparsity", -INF, WavpruneError, "[0, 1)"),
+    pytest.param("sparsity", 10**400, WavpruneError, "[0, 1)", id="more than a float holds"),
+    ("sparsity", NAN, WavpruneError, "not NaN"),
+    ("sparsity", np.float32("nan"), WavpruneError, "not NaN"),
     ("sparsity", "0.5", TypeError, "a number"),
     ("sparsity", True, TypeError, "a number"),
     ("sparsity", 0.5 + 0j, TypeError, "a number"),
-    ("percentile", -0.5, ValueError, "[0, 100]"),
-    ("percentile", 100.1, ValueError, "[0, 100]"),
-    ("percentile", INF, ValueError, "[0, 100]"),
-    ("percentile", NAN, ValueError, "not NaN"),
+    ("percentile", -0.5, WavpruneError, "[0, 100]"),
+    ("percentile", 100.1, WavpruneError, "[0, 100]"),
+    ("percentile", INF, WavpruneError, "[0, 100]"),
+    ("percentile", NAN, WavpruneError, "not NaN"),
     ("percentile", "50", TypeError, "a number"),
     ("percentile", False, TypeError, "a number"),
-    ("seed", -1, ValueError, "from 0 to"),
-    ("seed", 2**63, ValueError, "from 0 to"),
+    ("seed", -1, WavpruneError, "from 0 to"),
+    ("seed", 2**63, WavpruneError, "from 0 to"),
     ("seed", 1.0, TypeError, "an integer"),
     ("seed", None, TypeError, "an integer"),
     ("force_level", 1, TypeError, "True or False"),
@@ -140,11 +141,11 @@ def test_numbers_out_of_range_and_of_other_types(
 @each_entry
 def test_amounts_that_exclude_each_other(run: Callable[..., PruneReport]) -> None:
     both: Settings = {"sparsity": 0.5, "percentile": 20}
-    assert_refused(net(), ValueError, "sparsity=0.5", "percentile=20", "one of", run=run, **both)
+    assert_refused(net(), WavpruneError, "sparsity=0.5", "percentile=20", "one of", run=run, **both)
     per_layer: Settings = {"percentile": 20, "scope": "global"}
-    assert_refused(net(), ValueError, "percentile=20", "scope='global'", run=run, **per_layer)
+    assert_refused(net(), WavpruneError, "percentile=20", "scope='global'", run=run, **per_layer)
     drawn: Settings = {"percentile": 20, "method": "random"}
-    assert_refused(net(), ValueError, "percentile=20", "'random'", run=run, **drawn)
+    assert_refused(net(), WavpruneError, "percentile=20", "'random'", run=run, **drawn)
 
 
 def test_a_forced_level_that_pywavelets_cannot_run() -> None:
@@ -153,7 +154,7 @@ def test_a_forced_level_that_pywavelets_cannot_run() -> None:
     forced: Settings = {"wavelet": "db2", "mode": "reflect", "level": 1, "force_level": True}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*Level value")
-        assert_refused(model, ValueError, "'row'", "reflect", **forced)
+        assert_refused(model, WavpruneError, "'row'", "reflect", **forced)
 
 
 # The model and its layers.
@@ -169,7 +170,7 @@ def test_what_is_no_model(run: Callable[..., PruneReport]) -> None:
 @each_entry
 def test_a_model_without_a_convolution(run: Callable[..., PruneReport]) -> None:
     for model in (nn.Linear(3, 3), nn.Sequential(nn.Conv1d(3, 3, 3), nn.ConvTranspose2d(3, 3, 3))):
-        assert_refused(model, ValueError, f"{type(model).__name__} has no Conv2d layer", run=run)
+        assert_refused(model, WavpruneError, f"{type(model).__name__} has no Conv2d layer", run=run)
 
 
 PATTERNS = [
@@ -189,7 +190,7 @@ PATTERNS = [
 def test_patterns_that_match_nothing(
     run: Callable[..., PruneReport], name: str, value: Any, said: list[str]
 ) -> None:
-    assert_refused(net(), ValueError, name, *said, run=run, **{name: value})
+    assert_refused(net(), WavpruneError, name, *said, run=run, **{name: value})
 
 
 @pytest.mark.parametrize("name", ["targets", "ignore"])
@@ -200,7 +201,7 @@ def test_patterns_that_are_no_strings(name: str, value: Any, given: str) -> None
 
 def test_nothing_left_to_prune() -> None:
     said = "no layer is left to prune", "'*'", "'first'"
-    assert_refused(net(), ValueError, *said, targets="first", ignore="*")
+    assert_refused(net(), WavpruneError, *said, targets="first", ignore="*")
 
 
 NON_FINITE: list[dict[str, Any]] = [
@@ -228,7 +229,7 @@ def test_nan_and_infinity_in_the_last_layer(
         flat = weight_of(model, "last").detach().view(-1)
         flat[torch.arange(len(values)) * 31 + 5] = torch.tensor(values, dtype=dtype)
         said = "layer 'last'", f"{len(values)} of 144 weights are NaN or infinite", "finite"
-        assert_refused(model, ValueError, *said, run=run, **settings)
+        assert_refused(model, WavpruneError, *said, run=run, **settings)
 
 
 @pytest.mark.parametrize("backend", wavprune.backends.names())
@@ -239,7 +240,7 @@ def test_nan_in_every_backend(backend: str) -> None:
     with torch.no_grad():
         weight_of(model, "last")[1, 2, 0, 1] = NAN
     assert_refused(
-        model, ValueError, "layer 'last': 1 of 144", method="min_weight", backend=backend
+        model, WavpruneError, "layer 'last': 1 of 144", method="min_weight", backend=backend
     )
 
 
@@ -283,7 +284,7 @@ def test_weights_of_other_kinds(
     run: Callable[..., PruneReport], weight: Callable[[], torch.Tensor], said: str
 ) -> None:
     model = with_last(weight())
-    assert_refused(model, ValueError, "layer 'last'", said, "allowed", "float32", run=run)
+    assert_refused(model, WavpruneError, "layer 'last'", said, "allowed", "float32", run=run)
 
 
 @each_entry
@@ -291,7 +292,7 @@ def test_lazy_layers(run: Callable[..., PruneReport]) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Lazy modules are a new feature")
         model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.LazyConv2d(4, 3))
-    assert_refused(model, ValueError, "layer '1'", "not initialised yet", run=run)
+    assert_refused(model, WavpruneError, "layer '1'", "not initialised yet", run=run)
 
 
 class Doubled(nn.Module):
@@ -329,7 +330,7 @@ def test_weights_that_are_computed(
     last = model[1]
     assert isinstance(last, nn.Conv2d)
     apply(last)
-    assert_refused(model, ValueError, "layer '1'", "parametrization", run=run)
+    assert_refused(model, WavpruneError, "layer '1'", "parametrization", run=run)
     assert [layer.name for layer in run(model, ignore="1")] == ["0"]
 
 
@@ -353,7 +354,7 @@ def test_match_goes_with_no_other_amount(
     for name in ("sparsity", "percentile"):
         assert_refused(
             net(),
-            ValueError,
+            WavpruneError,
             "match",
             f"{name}=0.5",
             run=run,
@@ -368,9 +369,9 @@ def test_match_goes_with_the_other_methods_only(
     run: Callable[..., PruneReport], report: PruneReport
 ) -> None:
     said = "match", "'min_weight' or 'random'", "'dwt'"
-    assert_refused(net(), ValueError, *said, run=run, match=report)
+    assert_refused(net(), WavpruneError, *said, run=run, match=report)
     globally: Settings = {"method": "random", "scope": "global", "match": report}
-    assert_refused(net(), ValueError, "match", "scope='global'", run=run, **globally)
+    assert_refused(net(), WavpruneError, "match", "scope='global'", run=run, **globally)
 
 
 @pytest.mark.parametrize("method", ["min_weight", "random"])
@@ -383,7 +384,7 @@ def test_match_is_a_report(method: str) -> None:
 def test_match_knows_every_layer(report: PruneReport) -> None:
     renamed = model_of(first=normal(4, 3, 3, 3), other=normal(4, 4, 3, 5))
     unknown = "match", "no layer 'other'", "first, second, last"
-    assert_refused(renamed, ValueError, *unknown, method="random", match=report)
+    assert_refused(renamed, WavpruneError, *unknown, method="random", match=report)
     reshaped = model_of(first=normal(4, 3, 3, 3), second=normal(4, 4, 5, 5))
     resized = "match", "'second'", "(4, 4, 5, 5)", "(4, 4, 3, 5)"
-    assert_refused(reshaped, ValueError, *resized, method="random", match=report)
+    assert_refused(reshaped, WavpruneError, *resized, method="random", match=report)

@@ -12,13 +12,14 @@ import torch
 
 import wavprune
 from wavprune import PruneConfig
-from wavprune.config import METHODS, MODES, OWN_BASES, SCOPES, WAVELETS
+from wavprune.bases import names
+from wavprune.config import METHODS, MODES, SCOPES, WAVELETS
 
 
 def test_every_wavelet_and_mode_of_pywavelets_is_allowed() -> None:
     assert len(WAVELETS) == 106
     assert len(MODES) == 9
-    for wavelet in (*pywt.wavelist(kind="discrete"), *OWN_BASES, "auto"):
+    for wavelet in (*pywt.wavelist(kind="discrete"), *names(), "auto"):
         assert PruneConfig(wavelet=wavelet).wavelet == wavelet
     for mode in pywt.Modes.modes:
         assert PruneConfig(mode=mode).mode == mode

@@ -16,9 +16,10 @@ PACKAGE = Path(wavprune.__file__).parent
 # A package or module imports only those before it; those of one line not each other.
 ORDER = (
     ("_version", "errors"),
-    ("atomic", "config"),
-    ("report",),
+    ("common",),
+    ("config",),
     ("bases",),
+    ("report",),
     ("ops",),
     ("backends",),
     ("engine",),
@@ -92,7 +93,7 @@ def test_a_module_imports_only_packages_before_its_own(name: str) -> None:
 def test_imports_are_found_however_they_are_written() -> None:
     text = """
 import wavprune.cli, wavprune, torch
-from . import Batch, eager
+from . import Layer, eager
 from .. import fast
 from ..report import PruneReport
 from wavprune.backends import ptwt

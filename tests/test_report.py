@@ -3,19 +3,23 @@ from __future__ import annotations
 import copy
 import csv
 import dataclasses
+import gc
 import io
 import json
 import math
 import pickle
+import weakref
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 
 import wavprune
-from tests.support.cases import any_level, model_of, normal
+from tests.support.cases import any_level, model_of, normal, weight_of
 from wavprune import LayerStats, PruneReport
+from wavprune.backends.masks import unpack
 from wavprune.report import Outcome
 
 
@@ -218,3 +222,59 @@ def test_numbers_are_fetched_once_and_when_they_are_asked_for(report: PruneRepor
     assert later == report
     assert pickle.loads(pickle.dumps(later)) == report
     assert fetched == [1]
+
+
+def test_reports_are_equal_whatever_time_they_took() -> None:
+    one, two = (
+        wavprune.fast.prune(model_of(conv=normal(8, 4, 3, 3)), wavelet="haar") for _ in range(2)
+    )
+    assert one.seconds != two.seconds
+    assert one == two
+    assert one != wavprune.fast.prune(model_of(conv=normal(8, 4, 3, 3)), wavelet="dct")
+
+
+@pytest.mark.parametrize("sparsity", [0.5, 0.0])
+@pytest.mark.parametrize(
+    "settings",
+    [{"wavelet": "haar"}, {"wavelet": "auto"}, {"method": "random", "targets": ["a", "b"]}],
+    ids=str,
+)
+def test_json_is_read_back(settings: dict[str, Any], sparsity: float) -> None:
+    model = model_of(a=normal(8, 4, 3, 3), b=torch.zeros(2, 2, 1, 1), c=torch.zeros(0, 2, 3, 3))
+    report = wavprune.fast.prune(model, sparsity=sparsity, **settings)
+    back = PruneReport.from_json(report.to_json())
+    assert back == report
+    assert back.settings == report.settings
+    assert back.to_json() == report.to_json()
+    assert back.relative_error == report.relative_error
+    again = wavprune.fast.prune(model_of(a=normal(8, 4, 3, 3)), "min_weight", match=back)
+    assert again.settings.match == report.settings.label
+
+
+def test_json_of_something_else_is_refused() -> None:
+    for text in ("", "{}", "[]", '{"settings": {}, "totals": {}}'):
+        with pytest.raises(wavprune.errors.WavpruneError, match=r"not what PruneReport.to_json"):
+            PruneReport.from_json(text)
+
+
+def test_an_unread_report_holds_no_weights() -> None:
+    model = model_of(conv=normal(8, 4, 3, 3))
+    storage = weakref.ref(weight_of(model).untyped_storage())
+    report = wavprune.fast.prune(model)
+    del model
+    gc.collect()
+    assert storage() is None
+    assert report.wait() is report
+    assert report.kept == 144
+
+
+def test_a_report_knows_its_bases_and_masks() -> None:
+    weight = normal(8, 4, 3, 3)
+    report = wavprune.prune_layers(
+        [wavprune.LayerRef("conv", weight)], wavprune.PruneConfig(wavelet="dct"), masks=True
+    )
+    assert report.bases["conv"] == wavprune.bases.named_basis("dct", (3, 3))
+    assert report.masks is not None
+    kept = unpack(report.masks["conv"], 32, 9, flat=False)
+    assert int(kept.sum()) == report.kept
+    assert wavprune.fast.prune(model_of(conv=weight)).masks is None

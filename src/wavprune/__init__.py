@@ -9,15 +9,19 @@ from typing import TYPE_CHECKING, Any
 from ._version import __version__
 
 if TYPE_CHECKING:
-    from . import backends, bases, checkpoint, demo, fast, ops, reference
+    from . import backends, bases, checkpoint, demo, errors, fast, ops, reference
     from .bases import Basis, LevelCollapsedWarning, basis_for
     from .config import PruneConfig
     from .engine.layers import LayerRef
     from .engine.run import prune_layers
+    from .errors import WavpruneError
     from .evaluation.batchnorm import batchnorm_statistics, match_batchnorm, update_batchnorm
-    from .evaluation.compare import Comparison, Reference, Trial, compare, run_trial
-    from .evaluation.metrics import Evaluation, evaluate, predict
+    from .evaluation.compare import compare
+    from .evaluation.comparison import Comparison
+    from .evaluation.metrics import Evaluation, evaluate
+    from .evaluation.predictions import predict
     from .evaluation.size import stored_bytes
+    from .evaluation.trial import DenseReference, Trial, run_trial
     from .report import LayerStats, PruneReport
     from .reporting import plots
     from .training import schedules as schedule
@@ -27,7 +31,8 @@ if TYPE_CHECKING:
 # so that importing the package costs what is used.
 _PUBLIC = {
     "Basis": "bases:Basis",
-    "Comparison": "evaluation.compare:Comparison",
+    "Comparison": "evaluation.comparison:Comparison",
+    "DenseReference": "evaluation.trial:DenseReference",
     "Evaluation": "evaluation.metrics:Evaluation",
     "LayerRef": "engine.layers:LayerRef",
     "LayerStats": "report:LayerStats",
@@ -35,8 +40,8 @@ _PUBLIC = {
     "PruneConfig": "config:PruneConfig",
     "PruneReport": "report:PruneReport",
     "Pruner": "training.pruner:Pruner",
-    "Reference": "evaluation.compare:Reference",
-    "Trial": "evaluation.compare:Trial",
+    "Trial": "evaluation.trial:Trial",
+    "WavpruneError": "errors:WavpruneError",
     "backends": "backends",
     "bases": "bases",
     "basis_for": "bases:basis_for",
@@ -44,15 +49,16 @@ _PUBLIC = {
     "checkpoint": "checkpoint",
     "compare": "evaluation.compare:compare",
     "demo": "demo",
+    "errors": "errors",
     "evaluate": "evaluation.metrics:evaluate",
     "fast": "fast",
     "match_batchnorm": "evaluation.batchnorm:match_batchnorm",
     "ops": "ops",
     "plots": "reporting.plots",
-    "predict": "evaluation.metrics:predict",
+    "predict": "evaluation.predictions:predict",
     "prune_layers": "engine.run:prune_layers",
     "reference": "reference",
-    "run_trial": "evaluation.compare:run_trial",
+    "run_trial": "evaluation.trial:run_trial",
     "schedule": "training.schedules",
     "stored_bytes": "evaluation.size:stored_bytes",
     "update_batchnorm": "evaluation.batchnorm:update_batchnorm",
@@ -60,6 +66,7 @@ _PUBLIC = {
 __all__ = [
     "Basis",
     "Comparison",
+    "DenseReference",
     "Evaluation",
     "LayerRef",
     "LayerStats",
@@ -67,8 +74,8 @@ __all__ = [
     "PruneConfig",
     "PruneReport",
     "Pruner",
-    "Reference",
     "Trial",
+    "WavpruneError",
     "__version__",
     "backends",
     "bases",
@@ -77,6 +84,7 @@ __all__ = [
     "checkpoint",
     "compare",
     "demo",
+    "errors",
     "evaluate",
     "fast",
     "match_batchnorm",

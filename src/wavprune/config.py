@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-import math
-import numbers
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -12,12 +9,20 @@ from typing import Any
 import pywt
 import torch
 
+from .common.checks import choice, fraction, integer, real
+from .common.registry import Registry
+from .errors import WavpruneError
+
 METHODS = ("dwt", "min_weight", "random")
 SCOPES = ("layer", "global")
 MODES = tuple(pywt.Modes.modes)
 WAVELETS = tuple(pywt.wavelist(kind="discrete"))
-OWN_BASES = ("uhaar", "dct", "klt", "identity")
 AUTO = "auto"
+# Methods by another name.
+ALIASES = {"magnitude": "min_weight"}
+# What each name stands for: a ``bases.Family``, an ``engine.rules.Rule``.
+BASES = Registry[Any]("wavelet", home="wavprune.bases")
+RULES = Registry[Any]("method", home="wavprune.engine.rules")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,10 +30,12 @@ class PruneConfig:
     """The settings of one pruning run, checked when they are made.
 
     Args:
-        method: ``"dwt"`` prunes coefficients of ``wavelet``; ``"min_weight"`` prunes weights by
-            magnitude (the identity basis); ``"random"`` prunes weights drawn from ``seed``.
+        method: ``"dwt"`` prunes coefficients of ``wavelet``; ``"min_weight"``, or ``"magnitude"``,
+            prunes weights by magnitude (the identity basis); ``"random"`` prunes weights
+            drawn from ``seed``.
         wavelet: any of ``pywt.wavelist(kind="discrete")``, or ``"uhaar"``, ``"dct"``, ``"klt"``,
-            ``"identity"``, or ``"auto"``: for each layer the one of identity, uhaar, dct and, on
+            ``"identity"``, a registered name, or ``"auto"``: for each layer the one of identity,
+            uhaar, dct and, on
             axes of 16 and longer, db4 and sym8 that changes its weight least. Read by ``"dwt"``
             only.
         level: how many levels to transform, 1 or more; None means the deepest that exists.
@@ -70,94 +77,72 @@ class PruneConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _choice("method", self.method, METHODS)
-        _choice("wavelet", self.wavelet, (AUTO, *OWN_BASES, *WAVELETS))
-        _choice("mode", self.mode, MODES)
-        _choice("scope", self.scope, SCOPES)
+        if isinstance(self.method, str):
+            _set(self, "method", ALIASES.get(self.method, self.method))
+        RULES.check(self.method)
+        if self.wavelet != AUTO:
+            _check_wavelet(self.wavelet)
+        choice("mode", self.mode, MODES)
+        choice("scope", self.scope, SCOPES)
         if not isinstance(self.backend, str):
             raise TypeError(f"backend must be a name, not {self.backend!r}")
         if not isinstance(self.force_level, bool):
             raise TypeError(f"force_level must be True or False, not {self.force_level!r}")
         if self.level is not None:
-            _set(self, "level", _integer("level", self.level, 1, None))
-        if self.method == "dwt" and self.wavelet == AUTO and self.force_level:
-            raise ValueError(
+            _set(self, "level", integer("level", self.level, 1))
+        if self.basis_name == AUTO and self.force_level:
+            raise WavpruneError(
                 "force_level=True makes a wavelet fit that does not, and wavelet='auto' takes "
                 "those that fit; give one of them"
             )
-        _set(self, "seed", _integer("seed", self.seed, 0, 2**63 - 1))
+        _set(self, "seed", integer("seed", self.seed, 0, 2**63 - 1))
         _set(self, "targets", _patterns("targets", self.targets))
         _set(self, "ignore", _patterns("ignore", self.ignore))
         self._check_amount()
         _check_device(self.device)
 
+    @property
+    def basis_name(self) -> str:
+        """The basis that the method prunes in: its own, or ``wavelet``."""
+        own: str | None = RULES[self.method].basis
+        return own or self.wavelet
+
     def _check_amount(self) -> None:
         if self.sparsity is not None and self.percentile is not None:
-            raise ValueError(
+            raise WavpruneError(
                 f"sparsity={self.sparsity!r} and percentile={self.percentile!r} were both given; "
                 "give one of them"
             )
         if self.percentile is None:
-            amount = 0.5 if self.sparsity is None else _real("sparsity", self.sparsity)
-            if not 0 <= amount < 1:
-                raise ValueError(f"sparsity must be in [0, 1), not {self.sparsity!r}")
+            amount = 0.5 if self.sparsity is None else fraction("sparsity", self.sparsity)
             _set(self, "sparsity", amount)
             return
-        amount = _real("percentile", self.percentile)
+        amount = real("percentile", self.percentile)
         if not 0 <= amount <= 100:
-            raise ValueError(f"percentile must be in [0, 100], not {self.percentile!r}")
+            raise WavpruneError(f"percentile must be in [0, 100], not {self.percentile!r}")
         if self.scope == "global":
-            raise ValueError(
+            raise WavpruneError(
                 f"percentile={self.percentile!r} is a threshold per layer; "
                 "with scope='global' give sparsity"
             )
         if self.method == "random":
-            raise ValueError(
+            raise WavpruneError(
                 f"percentile={self.percentile!r} ranks magnitudes, which method='random' does not "
                 "look at; give sparsity or match"
             )
         _set(self, "percentile", amount)
 
 
+def _check_wavelet(name: object) -> None:
+    if isinstance(name, str) and name in BASES:
+        return
+    own = [AUTO, *(other for other in BASES if other not in WAVELETS)]
+    described = f"{', '.join(own)} and the {len(WAVELETS)} names of pywt.wavelist(kind='discrete')"
+    choice("wavelet", name, (AUTO, *BASES), described)
+
+
 def _set(config: PruneConfig, field: str, value: Any) -> None:
     object.__setattr__(config, field, value)
-
-
-def _choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
-    if not isinstance(value, str):
-        raise TypeError(f"{name} must be a string, not {value!r}")
-    if value in allowed:
-        return
-    if len(allowed) <= 12:
-        raise ValueError(f"unknown {name} {value!r}; allowed: {', '.join(allowed)}")
-    close = difflib.get_close_matches(value.lower(), allowed, n=4, cutoff=0.5)
-    hint = f"close to it: {', '.join(close)}; " if close else ""
-    raise ValueError(
-        f"unknown {name} {value!r}; {hint}allowed: {', '.join((AUTO, *OWN_BASES))} and the "
-        f"{len(WAVELETS)} names of pywt.wavelist(kind='discrete')"
-    )
-
-
-def _integer(name: str, value: object, low: int, high: int | None) -> int:
-    bounds = f"{low} or more" if high is None else f"from {low} to {high}"
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise TypeError(f"{name} must be an integer, {bounds}, not {value!r}")
-    result = int(value)
-    if result < low or (high is not None and result > high):
-        raise ValueError(f"{name} must be an integer, {bounds}, not {value!r}")
-    return result
-
-
-def _real(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name} must be a number, not {value!r}")
-    try:
-        result = float(value)
-    except OverflowError:
-        result = math.inf
-    if math.isnan(result):
-        raise ValueError(f"{name} must be a number, not NaN")
-    return result
 
 
 def _patterns(name: str, value: object) -> tuple[str, ...] | None:
@@ -171,7 +156,7 @@ def _patterns(name: str, value: object) -> tuple[str, ...] | None:
         if not isinstance(pattern, str):
             raise TypeError(f"{name} must hold strings, not {pattern!r}")
     if not result:
-        raise ValueError(f"{name} is empty; leave it out to select every layer")
+        raise WavpruneError(f"{name} is empty; leave it out to select every layer")
     return result
 
 
@@ -183,6 +168,6 @@ def _check_device(value: object) -> None:
     try:
         torch.device(value)
     except RuntimeError as error:
-        raise ValueError(
+        raise WavpruneError(
             f"unknown device {value!r}; allowed: 'cpu', 'cuda', 'cuda:0', ..., or None"
         ) from error

@@ -9,6 +9,7 @@ from torch import nn
 
 from .config import PruneConfig
 from .engine.run import prune_model
+from .errors import WavpruneError
 from .report import PruneReport
 
 
@@ -39,8 +40,8 @@ def prune(
 
     Args:
         model: any module; every ``nn.Conv2d`` in it is pruned, unless ``targets`` says otherwise.
-        method: ``"dwt"`` prunes in the basis ``wavelet``, ``"min_weight"`` the smallest weights,
-            ``"random"`` weights drawn at random.
+        method: ``"dwt"`` prunes in the basis ``wavelet``, ``"min_weight"`` (or ``"magnitude"``)
+            the smallest weights, ``"random"`` weights drawn at random.
         wavelet: any name of ``pywt.wavelist(kind="discrete")``, ``"uhaar"`` (orthonormal Haar for
             any kernel size), ``"dct"``, ``"klt"`` (the layer's own principal components; not of a
             ``Linear`` weight, which is one kernel), ``"identity"``, or ``"auto"``: for each layer
@@ -72,7 +73,7 @@ def prune(
 
     Raises:
         TypeError: an argument has the wrong type.
-        ValueError: an argument is not allowed, or a layer cannot be pruned. No weight has
+        WavpruneError: an argument is not allowed, or a layer cannot be pruned. No weight has
             changed then.
 
     Example:
@@ -83,7 +84,7 @@ def prune(
         (684, 2736)
     """
     if match is not None and (sparsity is not None or percentile is not None):
-        raise ValueError(
+        raise WavpruneError(
             f"match was given together with sparsity={sparsity!r}, percentile={percentile!r}; "
             "give one of them"
         )

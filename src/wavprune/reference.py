@@ -8,6 +8,7 @@ from functools import wraps
 from typing import ParamSpec
 
 from . import fast
+from .errors import WavpruneError
 from .report import PruneReport
 
 P = ParamSpec("P")
@@ -21,7 +22,7 @@ def _by_reference(run: Callable[P, PruneReport]) -> Callable[P, PruneReport]:
         call = signature.bind(*args, **kwargs)
         backend = call.arguments.get("backend", "auto")
         if backend not in ("auto", "reference"):
-            raise ValueError(f"backend must be 'auto' or 'reference' here, not {backend!r}")
+            raise WavpruneError(f"backend must be 'auto' or 'reference' here, not {backend!r}")
         call.arguments["backend"] = "reference"
         return run(*call.args, **call.kwargs)
 

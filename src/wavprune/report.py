@@ -8,15 +8,21 @@ import io
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .atomic import replaced
+from ._version import versions
+from .bases import Basis
+from .common.atomic import replaced
+from .common.optional import require
+from .config import PruneConfig
+from .errors import WavpruneError
 
 if TYPE_CHECKING:
-    import pandas as pd
+    import torch
+    from pandas import DataFrame
     from rich.table import Table
 
 
@@ -87,11 +93,90 @@ class LayerStats:
 FIELDS = tuple(field.name for field in dataclasses.fields(LayerStats))
 
 
+@dataclass(frozen=True, slots=True)
+class RunSettings:
+    """The settings of a run, as they were given.
+
+    Attributes:
+        method: ``"dwt"``, ``"min_weight"``, ``"random"``, or a registered rule.
+        wavelet: the basis; read by ``"dwt"`` only.
+        level: levels asked for; None means the deepest that exists.
+        mode: PyWavelets' boundary mode.
+        force_level: True where levels that PyWavelets calls too deep were allowed.
+        sparsity: pruned fraction relative to the weights; None with ``percentile``.
+        percentile: WaveletTransforms' knob; None with ``sparsity``.
+        scope: ``"layer"`` or ``"global"``.
+        device: where it was to be computed; None means where each weight lives.
+        backend: the backend asked for.
+        targets: patterns of the layers to prune; None means every ``Conv2d``.
+        ignore: patterns of the layers left out.
+        seed: of random masks.
+        match: what was matched, such as ``"dwt uhaar"``; else None.
+        versions: of this library, torch, numpy and PyWavelets.
+    """
+
+    method: str = "dwt"
+    wavelet: str = "uhaar"
+    level: int | None = None
+    mode: str = "periodization"
+    force_level: bool = False
+    sparsity: float | None = None
+    percentile: float | None = None
+    scope: str = "layer"
+    device: str | None = None
+    backend: str = "auto"
+    targets: tuple[str, ...] | None = None
+    ignore: tuple[str, ...] | None = None
+    seed: int = 0
+    match: str | None = None
+    versions: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, config: PruneConfig, match: PruneReport | None = None) -> RunSettings:
+        """Those of a run with this configuration.
+
+        Args:
+            config: what was asked for.
+            match: the report whose kept counts were matched, if any.
+        """
+        settings = {name: getattr(config, name) for name in CONFIG_FIELDS}
+        settings["device"] = None if config.device is None else str(config.device)
+        if match is not None:
+            settings["sparsity"] = match.sparsity
+            settings["match"] = match.settings.label
+        return cls(**settings, versions=dict(versions()))
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> RunSettings:
+        """What ``to_dict`` gave, also of an older version; unknown entries are left out."""
+        known = {field.name for field in dataclasses.fields(cls)} & values.keys()
+        settings = {name: values[name] for name in known}
+        for name in ("targets", "ignore"):
+            if settings.get(name) is not None:
+                settings[name] = tuple(settings[name])
+        return cls(**settings)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Names and values, ready for JSON; ``match`` only where there was one."""
+        settings = dataclasses.asdict(self)
+        if self.match is None:
+            del settings["match"]
+        return settings
+
+    @property
+    def label(self) -> str:
+        """Method, and basis where that was chosen."""
+        return f"{self.method} {self.wavelet}" if self.method == "dwt" else self.method
+
+
+CONFIG_FIELDS = tuple(field.name for field in dataclasses.fields(PruneConfig))
+
+
 class Outcome(NamedTuple):
     """What a run did.
 
     Attributes:
-        layers: one entry a layer.
+        layers: one entry per layer.
         squared_norm: squared Frobenius norm of all weights before.
         squared_error: squared Frobenius norm of the whole change.
     """
@@ -105,17 +190,61 @@ class PruneReport:
     """All layers of one run, in the model's order, with totals.
 
     Iterating gives the ``LayerStats``; ``str()`` is a table. Of weights on a GPU the numbers stay
-    there until the first of them is asked for; that waits for the device, and raises ValueError
-    where a weight was not finite (then nothing was pruned).
+    there until the first of them is asked for, or ``wait()`` is called.
+
+    Two reports are equal if they say the same of the same settings, whatever time it took.
 
     Args:
         outcome: what the run did, or a function that fetches it once it is asked for.
-        settings: the settings of the run, ready for JSON.
+        settings: the settings of the run.
+        bases: the basis that each layer was pruned in, by the layer's name.
+        masks: which coefficients of each layer were kept, packed as ``wavprune.backends.masks``
+            says, where a run was asked for them.
+
+    Attributes:
+        settings: the settings of the run.
+        bases: the basis of each layer; empty for a report that was read from JSON.
+        masks: the masks of the layers, or None.
     """
 
-    def __init__(self, outcome: Outcome | Callable[[], Outcome], settings: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        outcome: Outcome | Callable[[], Outcome],
+        settings: RunSettings,
+        bases: Mapping[str, Basis] | None = None,
+        masks: Mapping[str, torch.Tensor] | None = None,
+    ) -> None:
         self._outcome = outcome
         self.settings = settings
+        self.bases = dict(bases or {})
+        self.masks = None if masks is None else dict(masks)
+
+    @classmethod
+    def from_json(cls, text: str) -> PruneReport:
+        """The report that ``to_json`` wrote.
+
+        Raises:
+            WavpruneError: the text is something else.
+        """
+        try:
+            content = json.loads(text)
+            sums = (content["squared_norm"], content["squared_error"])
+            layers = tuple(_layer_from(row) for row in content["layers"])
+            settings = RunSettings.from_dict(content["settings"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise WavpruneError(
+                f"this is not what PruneReport.to_json() writes: {error}"
+            ) from error
+        return cls(Outcome(layers, *sums), settings)
+
+    def wait(self) -> PruneReport:
+        """Wait until the numbers are here; the report itself.
+
+        Raises:
+            WavpruneError: a weight on a GPU was not finite; no weight has changed then.
+        """
+        self._read()
+        return self
 
     def _read(self) -> Outcome:
         if not isinstance(self._outcome, Outcome):
@@ -130,9 +259,13 @@ class PruneReport:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, PruneReport):
             return NotImplemented
-        return self._read() == other._read() and self.settings == other.settings
+        return self._comparable() == other._comparable()
 
-    __hash__ = None  # type: ignore[assignment]  # equal by value, and holds a dict
+    __hash__ = None  # type: ignore[assignment]  # equal by value
+
+    def _comparable(self) -> tuple[object, ...]:
+        rows = [_finite(dataclasses.asdict(layer) | {"seconds": 0.0}) for layer in self.layers]
+        return rows, self.squared_norm, self.squared_error, self.settings
 
     def __repr__(self) -> str:
         return f"<PruneReport of {len(self)} layers: {self._title()}>"
@@ -226,13 +359,15 @@ class PruneReport:
     def to_json(self, path: str | os.PathLike[str] | None = None) -> str:
         """Settings, totals and layers as JSON; written to ``path`` too, where given."""
         content = {
-            "settings": self.settings,
+            "settings": self.settings.to_dict(),
             "totals": self.totals(),
+            "squared_norm": self.squared_norm,
+            "squared_error": self.squared_error,
             "layers": [dataclasses.asdict(layer) for layer in self.layers],
         }
         return written(json.dumps(_finite(content), indent=2, allow_nan=False) + "\n", path)
 
-    def to_dataframe(self) -> pd.DataFrame:
+    def to_dataframe(self) -> DataFrame:
         """One row a layer, as a pandas DataFrame.
 
         Raises:
@@ -275,14 +410,13 @@ class PruneReport:
 
     def _title(self) -> str:
         settings = self.settings
-        basis = f" {settings['wavelet']}" if settings["method"] == "dwt" else ""
-        if settings.get("match"):
-            amount = f"as pruned by {settings['match']}"
-        elif settings["percentile"] is not None:
-            amount = f"percentile {settings['percentile']:g}"
+        if settings.match:
+            amount = f"as pruned by {settings.match}"
+        elif settings.percentile is not None:
+            amount = f"percentile {settings.percentile:g}"
         else:
-            amount = f"sparsity {settings['sparsity']:g}"
-        return f"{settings['method']}{basis}, {amount}, scope {settings['scope']}"
+            amount = f"sparsity {settings.sparsity or 0.0:g}"
+        return f"{settings.label}, {amount}, scope {settings.scope}"
 
     def _caption(self) -> str:
         places = sorted({f"{layer.backend} on {layer.device}" for layer in self.layers})
@@ -311,6 +445,14 @@ def _pruned_fraction(kept: int, numel: int) -> float:
     return 1 - kept / numel if numel else 0.0
 
 
+def _layer_from(row: dict[str, Any]) -> LayerStats:
+    threshold = row["threshold"]
+    if threshold is None:
+        # JSON has no infinity, which is the threshold where nothing is kept.
+        threshold = math.nan if row["kept"] else math.inf
+    return LayerStats(**{**row, "shape": tuple(row["shape"]), "threshold": threshold})
+
+
 def _finite(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _finite(entry) for key, entry in value.items()}
@@ -319,19 +461,15 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def data_frame(
-    rows: Sequence[dict[str, Any]], columns: Sequence[str] | None = None
-) -> pd.DataFrame:
+def data_frame(rows: Sequence[dict[str, Any]], columns: Sequence[str] | None = None) -> DataFrame:
     """The rows as a pandas DataFrame.
 
     Raises:
         ImportError: pandas is not installed.
     """
-    try:
-        import pandas as pd
-    except ImportError as error:
-        raise ImportError("to_dataframe needs pandas; pip install 'wavprune[dataframe]'") from error
-    return pd.DataFrame(rows, columns=None if columns is None else list(columns))
+    pd = require("pandas", extra="dataframe", purpose="to_dataframe")
+    frame: DataFrame = pd.DataFrame(rows, columns=None if columns is None else list(columns))
+    return frame
 
 
 def written(text: str, path: str | os.PathLike[str] | None) -> str:

@@ -14,14 +14,14 @@ from tests.support.cases import (
     Array,
     Outcome,
     assert_pruned,
-    batch_of,
     bits,
+    layer_of,
     layer_weights,
     normal,
 )
 from wavprune import PruneConfig
-from wavprune.backends.eager import EagerBackend, _places, chunks, lerp, percentile_rank, uniform
-from wavprune.backends.protocol import Batch, Target
+from wavprune.backends import Budget, Job, Layer
+from wavprune.backends.eager import EagerBackend, _indices, chunks, lerp, percentile_rank, uniform
 
 IDENTITY = PruneConfig(method="min_weight")
 
@@ -37,9 +37,9 @@ class OddChunks(EagerBackend):
 BACKENDS = [EagerBackend(), OddChunks(), TinyChunks()]
 
 
-def column(values: Array) -> Batch:
+def column(values: Array) -> Layer:
     """A layer of 1x1 kernels that holds these values."""
-    return batch_of(torch.from_numpy(values.copy()).view(-1, 1, 1, 1), IDENTITY)
+    return layer_of(torch.from_numpy(values.copy()).view(-1, 1, 1, 1), IDENTITY)
 
 
 def adversarial(dtype: type[np.floating]) -> dict[str, Array]:
@@ -74,7 +74,7 @@ def test_the_threshold_is_the_order_statistic(dtype: type[np.floating], name: st
     keeps = sorted({1, 2, 3, len(values) // 2, len(values) - 1, len(values)} - {0})
     keeps = [keep for keep in keeps if keep <= len(values)]
     for backend in BACKENDS:
-        jobs = [([column(values)], Target(keep=keep)) for keep in keeps]
+        jobs = [Job([column(values)], Budget(keep=keep)) for keep in keeps]
         assert backend.threshold(jobs).tolist() == [
             float(largest_first[keep - 1]) for keep in keeps
         ]
@@ -87,7 +87,7 @@ def test_the_percentile_is_numpys(dtype: type[np.floating], name: str) -> None:
     for percentile in (0.0, 0.1, 33.3, 50.0, 99.99, 100.0):
         expected = float(np.percentile(np.abs(values), percentile))
         for backend in BACKENDS:
-            found = backend.threshold([([column(values)], Target(percentile=percentile))])
+            found = backend.threshold([Job([column(values)], Budget(percentile=percentile))])
             assert float(found) == expected
 
 
@@ -95,16 +95,16 @@ def test_several_layers_are_ranked_as_one() -> None:
     parts = [normal(n, 1, 1, 1, seed=n) for n in (1, 7, 40)]
     together = torch.cat(parts).abs().flatten().sort(descending=True).values
     for keep in (1, 5, 48):
-        job = ([batch_of(part, IDENTITY) for part in parts], Target(keep=keep))
+        job = Job([layer_of(part, IDENTITY) for part in parts], Budget(keep=keep))
         for backend in BACKENDS:
             assert float(backend.threshold([job])) == float(together[keep - 1])
 
 
 def run(backend: EagerBackend, weight: torch.Tensor, config: PruneConfig) -> Outcome:
     keep = -(-3 * weight.numel() // 10)
-    target = Target(keep) if config.percentile is None else Target(percentile=config.percentile)
-    layer = batch_of(weight, config)
-    thresholds = backend.threshold([([layer], target)])
+    budget = Budget(keep) if config.percentile is None else Budget(percentile=config.percentile)
+    layer = layer_of(weight, config)
+    thresholds = backend.threshold([Job([layer], budget)])
     kept = backend.apply_([layer], thresholds)[0, 0]
     return Outcome(weight, float(thresholds[0]), int(kept))
 
@@ -135,8 +135,8 @@ def test_any_chunk_size_draws_the_same_mask(backend: EagerBackend) -> None:
     found = []
     for each in (EagerBackend(), backend):
         weight = normal(6, 5, 3, 3)
-        layer = dataclasses.replace(batch_of(weight, IDENTITY), draw=-7)
-        done = each.apply_([layer], each.threshold([([layer], Target(keep=100))]))
+        layer = dataclasses.replace(layer_of(weight, IDENTITY), seed=-7)
+        done = each.apply_([layer], each.threshold([Job((layer,), Budget(keep=100))]))
         assert int(done[0, 0]) == int(torch.count_nonzero(weight)) == 100
         found.append(bits(weight))
     assert found[0] == found[1]
@@ -167,17 +167,17 @@ def test_any_number_of_threads_gives_the_same_result(wavelet: str) -> None:
 
 @pytest.mark.parametrize("size", [1, 9, 20, 100, 10**6])
 @pytest.mark.parametrize("shape", [(5, 3, 3, 3), (1, 7, 2, 2), (6, 1, 1, 1), (4, 4, 5, 1)])
-def test_chunks_cover_the_weight_once_and_know_their_places(
+def test_chunks_cover_the_weight_once_and_know_their_indices(
     shape: tuple[int, int, int, int], size: int
 ) -> None:
     weight = torch.arange(int(np.prod(shape))).view(shape)
-    batch = batch_of(weight, IDENTITY)
+    layer = layer_of(weight, IDENTITY)
     K = shape[2] * shape[3]
     seen = []
     for chunk in chunks(weight, size):
         assert chunk.view.numel() <= max(size, K)
-        places = _places(batch, chunk)
-        assert torch.equal(places, chunk.view.flatten(0, 1).flatten(1))
+        indices = _indices(layer, chunk)
+        assert torch.equal(indices, chunk.view.flatten(0, 1).flatten(1))
         seen += chunk.view.flatten().tolist()
     assert sorted(seen) == list(range(weight.numel()))
 

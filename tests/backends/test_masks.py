@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -7,26 +8,26 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from wavprune.backends import Budget, Job, Layer, names, resolve, unavailable
 from wavprune.backends.masks import mask_bytes, pack, unpack
-from wavprune.backends.protocol import Batch, Target, names, resolve_projector, unavailable
-from wavprune.bases.basis import basis_for
+from wavprune.bases import basis_for
 from wavprune.config import PruneConfig
 
-PROJECTORS = [name for name in ("native", "eager", "ptwt") if name in names()]
+PROJECTORS = [name for name in ("native", "eager", "ptwt", "reference") if name in names()]
 BASES = [("uhaar", "periodization"), ("haar", "periodization"), ("db2", "symmetric")]
 
 
-def batch_of(
+def layer_of(
     shape: tuple[int, int, int, int],
     dtype: torch.dtype = torch.float32,
-    draw: int | None = None,
+    seed: int | None = None,
     **settings: Any,
-) -> Batch:
+) -> Layer:
     generator = torch.Generator().manual_seed(sum(shape))
     weight = torch.randn(shape, generator=generator).to(dtype)
     config = PruneConfig(**settings)
     compute = torch.float64 if dtype == torch.float64 else torch.float32
-    return Batch(weight, basis_for(config, weight), True, compute, draw)
+    return Layer("conv", weight, basis_for(config, weight), True, compute, seed=seed)
 
 
 @given(
@@ -64,40 +65,49 @@ def test_a_mask_keeps_what_pruning_keeps(
     settings: dict[str, str],
     shape: tuple[int, int, int, int],
 ) -> None:
-    batch = batch_of(shape, dtype, None, **settings)
+    layer = layer_of(shape, dtype, None, **settings)
     if backend in unavailable():
         pytest.skip(unavailable()[backend])
     try:
-        chosen = resolve_projector(backend, [batch])
+        chosen = resolve(backend, [layer], masks=True)
     except ValueError as error:
         pytest.skip(str(error))
-    before = batch.weight.clone()
-    threshold = chosen.threshold([((batch,), Target(keep=batch.weight.numel() // 3))])
-    (mask,) = chosen.masks([batch], threshold)
-    assert torch.equal(batch.weight, before)
-    kept = unpack(mask, batch.kernels, batch.ranked, flat=batch.flat)
-    twin = Batch(before.clone(), batch.basis, True, batch.compute_dtype)
-    chosen.project_([batch], [mask])
+    before = layer.weight.clone()
+    threshold = chosen.threshold([Job((layer,), Budget(keep=layer.weight.numel() // 3))])
+    (mask,) = chosen.masks([layer], threshold)
+    assert torch.equal(layer.weight, before)
+    kept = unpack(mask, layer.num_kernels, layer.num_coefficients, flat=layer.is_flat)
+    twin = replace(layer, weight=before.clone())
+    masked = replace(layer, weight=before.clone())
+    chosen.project_([layer], [mask])
     row = chosen.apply_([twin], threshold)
     assert int(kept.sum()) == int(row[0, 0])
-    assert torch.equal(batch.weight, twin.weight)
+    assert torch.equal(layer.weight, twin.weight)
+    # A mask in place of the threshold: the same weight, and the same said of it.
+    by_mask = chosen.apply_([masked], [mask])
+    assert torch.equal(masked.weight, twin.weight)
+    assert by_mask[0, :2].tolist() == row[0, :2].tolist()
+    assert torch.allclose(by_mask, row, rtol=1e-5)
 
 
 @pytest.mark.parametrize("backend", ["native", "eager"])
 def test_a_random_mask_keeps_what_random_pruning_keeps(backend: str) -> None:
     if backend in unavailable():
         pytest.skip(unavailable()[backend])
-    batch = batch_of((60, 40, 3, 3), draw=12345, method="random")
-    batch.weight[3] = 0
-    twin = Batch(batch.weight.clone(), batch.basis, True, torch.float32, batch.draw)
-    chosen = resolve_projector(backend, [batch])
-    threshold = chosen.threshold([((batch,), Target(keep=9000))])
-    (mask,) = chosen.masks([batch], threshold)
-    chosen.project_([batch], [mask])
+    layer = layer_of((60, 40, 3, 3), seed=12345, method="random")
+    layer.weight[3] = 0
+    twin = replace(layer, weight=layer.weight.clone())
+    chosen = resolve(backend, [layer], masks=True)
+    threshold = chosen.threshold([Job((layer,), Budget(keep=9000))])
+    (mask,) = chosen.masks([layer], threshold)
+    chosen.project_([layer], [mask])
     row = chosen.apply_([twin], threshold)
     assert int(row[0, 0]) == 9000
-    assert int(unpack(mask, batch.kernels, batch.ranked, flat=batch.flat).sum()) == 9000
-    assert torch.equal(batch.weight, twin.weight)
+    assert (
+        int(unpack(mask, layer.num_kernels, layer.num_coefficients, flat=layer.is_flat).sum())
+        == 9000
+    )
+    assert torch.equal(layer.weight, twin.weight)
 
 
 def test_every_backend_packs_the_same_bits_for_the_same_coefficients() -> None:
@@ -105,10 +115,10 @@ def test_every_backend_packs_the_same_bits_for_the_same_coefficients() -> None:
     for backend in ("native", "eager"):
         if backend in unavailable():
             pytest.skip(unavailable()[backend])
-        batch = batch_of((37, 5, 3, 3), method="min_weight")
-        chosen = resolve_projector(backend, [batch])
-        threshold = chosen.threshold([((batch,), Target(keep=500))])
-        masks += chosen.masks([batch], threshold)
+        layer = layer_of((37, 5, 3, 3), method="min_weight")
+        chosen = resolve(backend, [layer], masks=True)
+        threshold = chosen.threshold([Job((layer,), Budget(keep=500))])
+        masks += chosen.masks([layer], threshold)
     assert torch.equal(masks[0], masks[1])
 
 
@@ -116,11 +126,11 @@ def test_every_backend_packs_the_same_bits_for_the_same_coefficients() -> None:
 def test_projecting_again_changes_nothing_more_than_rounding(
     shape: tuple[int, int, int, int],
 ) -> None:
-    batch = batch_of(shape)
-    chosen = resolve_projector("auto", [batch])
-    threshold = chosen.threshold([((batch,), Target(keep=batch.weight.numel() // 4))])
-    masks = chosen.masks([batch], threshold)
-    chosen.project_([batch], masks)
-    once = batch.weight.clone()
-    chosen.project_([batch], masks)
-    assert torch.allclose(batch.weight, once, atol=1e-6)
+    layer = layer_of(shape)
+    chosen = resolve("auto", [layer], masks=True)
+    threshold = chosen.threshold([Job((layer,), Budget(keep=layer.weight.numel() // 4))])
+    masks = chosen.masks([layer], threshold)
+    chosen.project_([layer], masks)
+    once = layer.weight.clone()
+    chosen.project_([layer], masks)
+    assert torch.allclose(layer.weight, once, atol=1e-6)

@@ -10,20 +10,22 @@ from torch import nn
 
 import wavprune
 from tests.support.cases import (
+    BACKENDS,
     BASES,
     Outcome,
     Weights,
     assert_pruned,
-    batch_of,
+    layer_of,
     layer_weights,
     model_of,
     normal,
     prune_weights,
 )
 from wavprune import PruneConfig, backends
-from wavprune.backends import protocol
+from wavprune.backends import Budget, Job, Layer
+from wavprune.backends import registry as subject
 from wavprune.backends.eager import EagerBackend
-from wavprune.backends.protocol import Batch
+from wavprune.common.registry import Registry
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 AMOUNTS: list[dict[str, Any]] = [{"sparsity": 0.7}, {"percentile": 40.0}]
@@ -38,7 +40,7 @@ def runnable(weights: Weights, config: PruneConfig) -> Weights:
     reason = "no weight"
     for name, weight in weights.items():
         try:
-            backends.resolve(config.backend, [batch_of(weight, config)])
+            backends.resolve(config.backend, [layer_of(weight, config)])
         except ValueError as error:
             reason = str(error)
         else:
@@ -118,7 +120,7 @@ def test_names_and_unavailable_agree() -> None:
 def test_auto_runs_everything_and_never_picks_reference() -> None:
     for settings in BASES.values():
         config = PruneConfig(**settings)
-        found = backends.resolve("auto", [batch_of(w, config) for w in layer_weights().values()])
+        found = backends.resolve("auto", [layer_of(w, config) for w in layer_weights().values()])
         assert found.name not in ("reference", "ptwt")
 
 
@@ -128,7 +130,9 @@ def test_the_report_names_the_backend_that_ran() -> None:
 
 
 def test_an_unknown_name_gets_a_suggestion_or_the_list() -> None:
-    with pytest.raises(ValueError, match=r"unknown backend 'eagr'.*did you mean 'eager'\?"):
+    with pytest.raises(
+        ValueError, match=r"unknown backend 'eagr'; close to it: eager; allowed: auto, "
+    ):
         backends.resolve("eagr", [])
     with pytest.raises(ValueError, match=r"unknown backend 'zzz'.*allowed: auto, .*eager"):
         backends.resolve("zzz", [])
@@ -137,23 +141,26 @@ def test_an_unknown_name_gets_a_suggestion_or_the_list() -> None:
 def test_ptwt_says_which_modes_it_has() -> None:
     pytest.importorskip("ptwt")
     config = PruneConfig(wavelet="haar", mode="periodization")
-    expected = r"backend 'ptwt' cannot do this: ptwt has no mode 'periodization'; it has .*reflect"
+    expected = (
+        r"backend 'ptwt' cannot do this: layer 'conv': ptwt has no mode 'periodization'; it has "
+        r".*reflect"
+    )
     with pytest.raises(ValueError, match=expected):
-        backends.resolve("ptwt", [batch_of(normal(2, 2, 4, 4), config)])
+        backends.resolve("ptwt", [layer_of(normal(2, 2, 4, 4), config)])
 
 
 def test_ptwt_says_which_bases_it_has() -> None:
     pytest.importorskip("ptwt")
     for wavelet in ("uhaar", "dct", "klt"):
         with pytest.raises(ValueError, match=f"ptwt has no basis '{wavelet}'"):
-            backends.resolve("ptwt", [batch_of(normal(4, 4, 3, 3), PruneConfig(wavelet=wavelet))])
+            backends.resolve("ptwt", [layer_of(normal(4, 4, 3, 3), PruneConfig(wavelet=wavelet))])
 
 
 def test_ptwt_names_a_kernel_that_it_cannot_extend() -> None:
     pytest.importorskip("ptwt")
     config = PruneConfig(wavelet="db4", mode="reflect", level=1, force_level=True)
     with pytest.raises(ValueError, match="ptwt cannot extend a 3x3 kernel for 'db4'"):
-        backends.resolve("ptwt", [batch_of(normal(2, 2, 3, 3), config)])
+        backends.resolve("ptwt", [layer_of(normal(2, 2, 3, 3), config)])
 
 
 def test_ptwt_prunes_minimum_weight_in_every_mode() -> None:
@@ -168,23 +175,25 @@ class Halving(EagerBackend):
 
     name = "halving"
 
-    def synthesise(self, batch: Batch, coefficients: torch.Tensor) -> torch.Tensor:
-        return super().synthesise(batch, coefficients) / 2
+    def synthesise(self, layer: Layer, coefficients: torch.Tensor) -> torch.Tensor:
+        return super().synthesise(layer, coefficients) / 2
 
 
 @pytest.fixture
-def registry(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+def registry(monkeypatch: pytest.MonkeyPatch) -> Registry[Any]:
     """The registry of a test: what is added to it is gone afterwards."""
-    copy: dict[str, Any] = dict(protocol._REGISTRY)
-    monkeypatch.setattr(protocol, "_REGISTRY", copy)
+    copy = Registry[Any]("backend")
+    for name in backends.names():
+        copy.register(name, subject._REGISTRY[name])
+    monkeypatch.setattr(subject, "_REGISTRY", copy)
     return copy
 
 
 def add_halving(monkeypatch: pytest.MonkeyPatch, *, automatic: bool) -> None:
-    module = ModuleType("wavprune.backends.halving")
+    module = ModuleType("halving_elsewhere")
     module.__dict__["make"] = Halving
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    backends.register("halving", "halving", automatic=automatic)
+    backends.register("halving", "halving_elsewhere", automatic=automatic)
 
 
 @pytest.mark.usefixtures("registry")
@@ -200,13 +209,15 @@ def test_a_new_backend_is_one_module_and_one_line(monkeypatch: pytest.MonkeyPatc
 
 
 def test_auto_takes_the_first_that_is_there(
-    monkeypatch: pytest.MonkeyPatch, registry: dict[str, Any]
+    monkeypatch: pytest.MonkeyPatch, registry: Registry[Any]
 ) -> None:
-    others = dict(registry)
-    registry.clear()
+    others = {name: registry[name] for name in registry}
+    for name in others:
+        registry.unregister(name)
     backends.register("absent", "no_such_module", automatic=True)
     add_halving(monkeypatch, automatic=True)
-    registry.update(others)
+    for name, entry in others.items():
+        registry.register(name, entry)
     assert "no_such_module" in backends.unavailable()["absent"]
     assert wavprune.fast.prune(nn.Conv2d(2, 2, 3)).layers[0].backend == "halving"
     with pytest.raises(ValueError, match=r"backend 'absent' cannot run here: .*no_such_module"):
@@ -227,3 +238,22 @@ def test_the_oracle_sees_a_wrong_result() -> None:
     for outcome in wrong:
         with pytest.raises(AssertionError):
             assert_pruned(before, {"conv": outcome}, config)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_every_job_of_a_call_gets_its_own_budget(backend: str) -> None:
+    layers = [layer_of(normal(8, 4, 3, 3, seed=seed), PruneConfig(percentile=1)) for seed in (1, 2)]
+    layers.append(layer_of(normal(8, 4, 3, 3, dtype=torch.float64), PruneConfig(percentile=1)))
+    budgets = [
+        Budget(percentile=20.0),
+        Budget(keep=30),
+        Budget(percentile=70.0),
+        Budget(keep=100),
+        Budget(percentile=70.0),
+        Budget(percentile=20.0),
+    ]
+    jobs = [Job((layer,), budget) for layer in layers for budget in budgets]
+    chosen = backends.resolve(backend, layers)
+    together = chosen.threshold(jobs)
+    alone = torch.cat([chosen.threshold([job]) for job in jobs])
+    assert together.tolist() == alone.tolist()

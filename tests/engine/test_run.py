@@ -36,8 +36,8 @@ from wavprune import (
     backends,
     prune_layers,
 )
-from wavprune.bases.basis import named_basis
-from wavprune.engine.run import _all_or_none
+from wavprune.bases import named_basis
+from wavprune.engine.run import _all_or_none, _Call
 
 ORTHONORMAL = ["uhaar", "dct", "identity", "klt"]
 METHODS: dict[str, dict[str, Any]] = {
@@ -617,12 +617,17 @@ def test_a_weight_stays_on_its_device(home: str) -> None:
     assert_pruned(before, after, PruneConfig())
 
 
-def test_one_threshold_that_is_nan_stops_all_units() -> None:
+def test_one_threshold_that_is_nan_stops_all_calls() -> None:
     fine, bad = torch.tensor([1.0, math.inf]), torch.tensor([3.0, math.nan])
-    for part, same in zip([fine, fine + 1], _all_or_none([fine, fine + 1]), strict=True):
+
+    def together(*parts: torch.Tensor) -> list[torch.Tensor]:
+        calls = _all_or_none([_Call([0, 1], part) for part in parts])
+        return [call.thresholds for call in calls]
+
+    for part, same in zip([fine, fine + 1], together(fine, fine + 1), strict=True):
         assert torch.equal(part, same)
     for parts in ([fine, bad], [bad, fine]):
-        assert all(bool(part.isnan().all()) for part in _all_or_none(parts))
+        assert all(bool(part.isnan().all()) for part in together(*parts))
 
 
 @pytest.mark.parametrize("name", ["native", "eager", "reference"])
@@ -632,12 +637,12 @@ def test_one_threshold_that_is_nan_stops_a_whole_call(name: str) -> None:
     weights = [normal(8, 4, 3, 3), normal(4, 8, 3, 3, seed=1)]
     before = [weight.clone() for weight in weights]
     basis = named_basis("haar", (3, 3))
-    batches = [backends.Batch(weight, basis, True, torch.float32) for weight in weights]
-    backend = backends.resolve(name, batches)
+    layers = [backends.Layer("conv", weight, basis) for weight in weights]
+    backend = backends.resolve(name, layers)
     cuts = torch.tensor([0.1, math.nan], dtype=torch.float64)
-    backend.apply_(batches, cuts)
+    backend.apply_(layers, cuts)
     assert all(torch.equal(weight, was) for weight, was in zip(weights, before, strict=True))
-    backend.apply_(batches, torch.full((2,), 0.5, dtype=torch.float64))
+    backend.apply_(layers, torch.full((2,), 0.5, dtype=torch.float64))
     assert not any(torch.equal(weight, was) for weight, was in zip(weights, before, strict=True))
 
 

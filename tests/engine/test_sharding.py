@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from wavprune import PruneConfig
-from wavprune.bases.basis import basis_for
+from wavprune.bases import basis_for
 
 SCRIPT = Path(__file__).parents[1] / "support" / "ranks.py"
 pytestmark = pytest.mark.skipif(

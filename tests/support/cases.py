@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,8 +25,8 @@ from wavprune import (
     basis_for,
     prune_layers,
 )
-from wavprune.backends.protocol import Batch
-from wavprune.bases.basis import Operator, dense_basis
+from wavprune.backends import Layer
+from wavprune.bases import Operator
 
 Array = npt.NDArray[Any]
 Weights = dict[str, torch.Tensor]
@@ -82,9 +83,10 @@ def layer_weights(dtype: torch.dtype = torch.float32) -> Weights:
     }
 
 
-def batch_of(weight: torch.Tensor, config: PruneConfig) -> Batch:
+def layer_of(weight: torch.Tensor, config: PruneConfig) -> Layer:
     """What a backend gets of one layer."""
-    return Batch(
+    return Layer(
+        "conv",
         weight,
         basis_for(config, weight),
         by_importance=config.percentile is None,
@@ -184,16 +186,17 @@ def assert_pruned(
 
 def _ranking(weight: torch.Tensor, config: PruneConfig) -> _Ranking:
     basis = basis_for(config, weight)
-    if basis.factors is not None:
-        settings = (config.mode, config.level, config.force_level)
-        basis = dense_basis(basis.name, basis.kernel, *settings)
+    if not basis.is_dense:
+        # Another instance: its matrices are for this check alone.
+        basis = dataclasses.replace(basis)
+        vars(basis)["is_dense"] = True
     by_value = config.percentile is not None
     operator = basis.coefficient_operator if by_value else basis.importance_operator
     kernels = weight.to(torch.float64).flatten(0, 1).flatten(1).numpy()
     sums = (np.abs(kernels) @ np.abs(operator.analysis).T).max(axis=1, keepdims=True)
     computed = np.float64 if weight.dtype == torch.float64 else np.float32
     slack = 4 * np.spacing(sums.astype(computed)).astype(np.float64)
-    if basis.name == "klt":
+    if basis.data_driven:
         # Two ways to the singular vectors differ by rounding, the more the closer two values are.
         values = np.linalg.svd(kernels, compute_uv=False)
         spread = values[0] / np.abs(np.diff(values)).min()

@@ -13,6 +13,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 import wavprune
+from wavprune.checkpoint.formats import open_checkpoint
+from wavprune.engine.layers import LayerRef
 from wavprune.report import PruneReport
 
 State = dict[str, torch.Tensor]
@@ -83,6 +85,17 @@ def save_sharded(directory: Path) -> Path:
     (directory / "model.safetensors.index.json").write_text(json.dumps(index))
     (directory / "config.json").write_text(CONFIG)
     return directory
+
+
+def read(path: Path) -> list[LayerRef]:
+    """All 4-D weights of a checkpoint, as every command reads them."""
+    checkpoint = open_checkpoint(path)
+    refs: list[LayerRef] = []
+    for file in checkpoint.files:
+        layers = [weight.layer for weight in file.weights if len(weight.shape) == 4]
+        with file.open(layers, None) as found:
+            refs += found
+    return refs
 
 
 def edit_index(directory: Path, change: Mapping[str, Any]) -> None:

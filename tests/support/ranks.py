@@ -152,6 +152,7 @@ def main(kind: str, rank: int, world: int, directory: Path) -> None:
     dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world)
     try:
         {"ddp": ddp, "fsdp": fsdp}[kind](rank, directory)
+        dist.barrier()
     finally:
         dist.destroy_process_group()
 

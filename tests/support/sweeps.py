@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -68,6 +69,24 @@ class Breakable(Net):
         if os.environ.get(BROKEN) and hollow(self):
             raise RuntimeError("this network is broken")
         return super().forward(x)
+
+
+class Quitting(Net):
+    """Calls ``sys.exit`` where nearly all of it was pruned."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if hollow(self):
+            sys.exit(0)
+        return super().forward(x)
+
+
+class Unfinished(Net):
+    """Has weights that are not numbers, in a layer that has no part in its predictions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.spare = nn.Conv2d(8, 8, 3)
+        nn.init.constant_(self.spare.weight[0, 0], float("nan"))
 
 
 def loader(samples: int = 32) -> list[tuple[torch.Tensor, torch.Tensor]]:

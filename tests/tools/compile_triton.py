@@ -1,9 +1,9 @@
-"""Compile every Triton kernel ahead of time, as it is launched: run by test_triton.py.
+"""Compile every Triton kernel ahead of time, as it is launched; test_triton.py runs this.
 
-    python tests/compile_triton.py sm_80 sm_90 sm_100 gfx942
+    python tests/tools/compile_triton.py sm_80 sm_90 sm_100 gfx942
 
-It needs no GPU, and triton must not interpret. Prints a table of what each kernel takes, and fails
-where one spills, takes more than 128 registers, or treats denormals as 0.
+It needs no GPU. Triton must not interpret. Prints the resources of each Triton kernel, and fails
+where one spills, takes more than 128 registers, or flushes denormals.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 # triton has no types
 import triton  # type: ignore[import-untyped]
@@ -38,40 +38,40 @@ POINTERS = {
     "partials": "*fp64",
     "sums": "*fp64",
 }
-MOST_REGISTERS = 128
-MOST_SHARED = 48 * 1024
+MAX_REGISTERS = 128
+MAX_SHARED = 48 * 1024
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 
 
-class Used(NamedTuple):
-    """What one compiled kernel takes.
+class Resources(NamedTuple):
+    """What one compiled Triton kernel uses.
 
     Attributes:
-        registers: of each thread.
-        spilled: bytes of a thread's memory, or vector registers, for what found no register.
-        parked: scalar registers held in lanes of vector registers (AMD).
-        shared: bytes of shared memory of each program.
+        registers: per thread.
+        spilled: bytes (NVIDIA) or vector registers (AMD) per thread that are spilled to memory.
+        scalars_in_lanes: scalar registers kept in lanes of vector registers (AMD).
+        shared: bytes of shared memory per program.
     """
 
     registers: int
     spilled: int
-    parked: int
+    scalars_in_lanes: int
     shared: int
 
 
-def used(name: str, wide: bool | None, target: str) -> Used:
-    """Compile one kernel as triton.py launches it."""
+def resources(name: str, in_float64: bool | None, target: str) -> Resources:
+    """Compile one Triton kernel as the backend launches it."""
     kernel = getattr(triton_kernels, name)
     names = list(inspect.signature(kernel.fn).parameters)
-    # Neither the values nor the alignment of arguments are specialised on: see the decorators.
+    # It is specialized neither on values nor on the alignment of pointers.
     assert {param.name for param in kernel.params if not param.do_not_specialize} == {
-        name for name in names if name in POINTERS or name == "WIDE"
+        name for name in names if name in POINTERS or name == "IN_FLOAT64"
     }
     assert all(
         param.do_not_specialize_on_alignment for param in kernel.params if param.name in POINTERS
     )
-    signature = {n: "constexpr" if n == "WIDE" else POINTERS.get(n, "i32") for n in names}
-    constants = {} if wide is None else {(names.index("WIDE"),): wide}
+    signature = {n: "constexpr" if n == "IN_FLOAT64" else POINTERS.get(n, "i32") for n in names}
+    constants = {} if in_float64 is None else {(names.index("IN_FLOAT64"),): in_float64}
     nvidia = target.startswith("sm")
     compiled = triton.compile(
         ASTSource(fn=kernel, signature=signature, constexprs=constants),
@@ -80,9 +80,9 @@ def used(name: str, wide: bool | None, target: str) -> Used:
     )
     shared = int(compiled.metadata.shared)
     if nvidia:
-        assert ".ftz" not in compiled.asm["ptx"], "denormals would count as 0"
-        found = resources(compiled.asm["cubin"])
-        return Used(found["REG"], found["STACK"] + found["LOCAL"], 0, shared)
+        assert ".ftz" not in compiled.asm["ptx"], "denormals are flushed"
+        usage = cubin_usage(compiled.asm["cubin"])
+        return Resources(usage["REG"], usage["STACK"] + usage["LOCAL"], 0, shared)
     text = compiled.asm["amdgcn"]
 
     def number(key: str) -> int:
@@ -90,15 +90,14 @@ def used(name: str, wide: bool | None, target: str) -> Used:
         assert match is not None, key
         return int(match[1])
 
-    assert number("amdhsa_float_denorm_mode_32") == 3, "denormals would count as 0"
+    assert number("amdhsa_float_denorm_mode_32") == 3, "denormals are flushed"
     spilled = number("vgpr_spill_count") + number("private_segment_fixed_size")
-    return Used(
-        number("vgpr_count") + number("agpr_count"), spilled, number("sgpr_spill_count"), shared
-    )
+    registers = number("vgpr_count") + number("agpr_count")
+    return Resources(registers, spilled, number("sgpr_spill_count"), shared)
 
 
-def resources(cubin: bytes) -> dict[str, int]:
-    """What the assembler wrote down about the one kernel of a cubin."""
+def cubin_usage(cubin: bytes) -> dict[str, int]:
+    """The resources of the one Triton kernel of a cubin, as the assembler recorded them."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
@@ -109,25 +108,26 @@ def resources(cubin: bytes) -> dict[str, int]:
 
 
 def main(targets: list[str]) -> int:
-    """Compile for these targets; 1 where a kernel takes too much."""
-    faults = []
+    """Compile for these targets; 1 where a Triton kernel takes too much."""
+    excessive = []
+    by_dtype = ("count_digits", "resolve_thresholds", "prune_layers")
     variants: list[tuple[str, bool | None]] = [
-        *((name, wide) for name in ("count", "conclude", "prune") for wide in (False, True)),
-        ("total", None),
+        *((name, in_float64) for name in by_dtype for in_float64 in (False, True)),
+        ("sum_partials", None),
     ]
-    print(f"{'target':8}{'kernel':10}{'number':10}registers  spilled  parked  shared")
+    print(f"{'target':8}{'Triton kernel':20}{'dtype':10}registers  spilled  in lanes  shared")
     for target in targets:
-        for name, wide in variants:
-            found = used(name, wide, target)
-            number = {None: "-", False: "float32", True: "float64"}[wide]
-            line: Any = f"{target:8}{name:10}{number:10}{found.registers:9}{found.spilled:9}"
-            line += f"{found.parked:8}{found.shared:8}"
+        for name, in_float64 in variants:
+            used = resources(name, in_float64, target)
+            dtype = {None: "-", False: "float32", True: "float64"}[in_float64]
+            line = f"{target:8}{name:20}{dtype:10}{used.registers:9}{used.spilled:9}"
+            line += f"{used.scalars_in_lanes:10}{used.shared:8}"
             print(line, flush=True)
-            if found.registers > MOST_REGISTERS or found.spilled or found.shared > MOST_SHARED:
-                faults.append(line)
-    for fault in faults:
-        print("too much:", fault)
-    return 1 if faults else 0
+            if used.registers > MAX_REGISTERS or used.spilled or used.shared > MAX_SHARED:
+                excessive.append(line)
+    for line in excessive:
+        print("too much:", line)
+    return 1 if excessive else 0
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""The Triton kernels in Triton's interpreter, on the CPU: run by test_triton.py in its own process.
+"""The Triton kernels in Triton's interpreter, on the CPU; test_triton.py runs it as a process.
 
 The interpreter must be chosen before triton is imported, so these tests are not collected with the
-others: ``TRITON_INTERPRET=1 pytest tests/triton_interpret.py``.
+others: ``TRITON_INTERPRET=1 pytest tests/tools/triton_interpret.py``.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from tests.support.cases import (
     BASES,
     Weights,
     assert_pruned,
-    batch_of,
     bits,
+    layer_of,
     normal,
     prune_weights,
     quick,
 )
 from wavprune import PruneConfig, backends
-from wavprune.backends.protocol import Batch, Target
+from wavprune.backends import Budget, Job, Layer
 from wavprune.backends.triton import backend as subject
-from wavprune.backends.triton import tables as triton_tables
-from wavprune.bases.basis import named_basis
+from wavprune.backends.triton import tables
+from wavprune.bases import named_basis
 
 interpreter = pytest.importorskip("triton.runtime.interpreter")
 
@@ -47,7 +47,13 @@ DENORMAL = 1e-45
 
 @dataclass
 class Launches:
-    """What would have been launched on a device."""
+    """What would have been launched on a device.
+
+    Attributes:
+        kernels: names of the Triton kernels.
+        operators: names of torch's operators.
+        running: True while a Triton kernel runs.
+    """
 
     kernels: list[str] = field(default_factory=list)
     operators: list[str] = field(default_factory=list)
@@ -56,20 +62,20 @@ class Launches:
 
 @pytest.fixture(autouse=True)
 def launches(monkeypatch: pytest.MonkeyPatch) -> Iterator[Launches]:
-    """Assertions in the kernels hold, memory that nobody wrote is NaN, and launches are counted."""
-    found = Launches()
+    """Counts launches; assertions in Triton kernels are checked, unwritten memory is NaN."""
+    recorded = Launches()
     launch, patch = interpreter.GridExecutor.__call__, interpreter._patch_lang
     patched: set[tuple[int, ...]] = set()
 
     def launched(self: Any, *arguments: Any, **settings: Any) -> None:
-        found.kernels.append(self.fn.__name__)
-        found.running = True
+        recorded.kernels.append(self.fn.__name__)
+        recorded.running = True
         patched.clear()
         launch(self, *arguments, **settings)
-        found.running = False
+        recorded.running = False
 
     def patch_once(function: Any) -> Any:
-        # The interpreter does this for every function called, which takes most of its time.
+        # The interpreter patches at every function call, which takes most of its time.
         modules = tuple(id(value) for value in function.__globals__.values() if _is_module(value))
         if modules in patched:
             return None
@@ -81,7 +87,7 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> Iterator[Launches]:
     monkeypatch.setattr(interpreter.GridExecutor, "__call__", launched)
     monkeypatch.setattr(interpreter, "_patch_lang", patch_once)
     torch.use_deterministic_algorithms(True)
-    yield found
+    yield recorded
     torch.use_deterministic_algorithms(False)
 
 
@@ -90,7 +96,7 @@ def _is_module(value: Any) -> bool:
 
 
 def weights(dtype: torch.dtype = torch.float32) -> Weights:
-    """Every size of kernel that has a way of its own, in odd numbers and several layouts."""
+    """Kernels of every kind that is computed differently, odd sizes, several memory layouts."""
     return {
         "pointwise": normal(7, 5, 1, 1, dtype=dtype, seed=1),
         "three": normal(11, 13, 3, 3, dtype=dtype, seed=2),
@@ -106,7 +112,7 @@ def weights(dtype: torch.dtype = torch.float32) -> Weights:
 
 
 def embedded(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """A weight with NaN all about it, and the memory that holds both."""
+    """The weight surrounded by NaN, and the memory that holds both."""
     extent = sum((n - 1) * s for n, s in zip(weight.shape, weight.stride(), strict=True)) + 1
     memory = torch.full((extent + 256,), NAN, dtype=weight.dtype)
     inside = memory.as_strided(weight.shape, weight.stride(), 128)
@@ -154,33 +160,33 @@ def test_one_threshold_for_layers_of_several_dtypes() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("scope", ["layer", "global"])
-def test_random_pruning_draws_as_on_the_cpu(scope: str, dtype: torch.dtype) -> None:
+def test_random_pruning_keeps_what_it_keeps_on_the_cpu(scope: str, dtype: torch.dtype) -> None:
     config = PruneConfig(backend="triton", method="random", scope=scope, sparsity=0.55, seed=7)
-    found, expected = weights(dtype), weights(dtype)
-    mine = prune_weights(found, config)
-    others = prune_weights(expected, replace(config, backend="eager"))
-    for name in found:
-        assert bits(found[name]) == bits(expected[name]), name
-        assert mine[name][1:] == others[name][1:], name
+    pruned, expected = weights(dtype), weights(dtype)
+    outcomes = prune_weights(pruned, config)
+    expected_outcomes = prune_weights(expected, replace(config, backend="eager"))
+    for name in pruned:
+        assert bits(pruned[name]) == bits(expected[name]), name
+        assert outcomes[name][1:] == expected_outcomes[name][1:], name
 
 
-def test_part_of_a_weight_draws_as_the_whole() -> None:
-    def drawn(weight: torch.Tensor, first: int) -> Batch:
+def test_part_of_a_weight_gets_the_random_numbers_of_the_whole() -> None:
+    def random(weight: torch.Tensor, first_channel: int) -> Layer:
         basis = named_basis("identity", (3, 3))
-        return Batch(weight, basis, True, torch.float32, draw=-(2**63) + 5, first=first)
+        return Layer("conv", weight, basis, seed=-(2**63) + 5, first_channel=first_channel)
 
     whole = normal(7, 5, 3, 3)
-    parts = [drawn(whole[:3].clone(), 0), drawn(whole[3:].clone(), 3)]
-    cuts = torch.full((2,), 0.6, dtype=torch.float64)
-    BACKEND.apply_(parts, cuts)
-    EAGER.apply_([drawn(whole, 0)], cuts[:1])
+    parts = [random(whole[:3].clone(), 0), random(whole[3:].clone(), 3)]
+    thresholds = torch.full((2,), 0.6, dtype=torch.float64)
+    BACKEND.apply_(parts, thresholds)
+    EAGER.apply_([random(whole, 0)], thresholds[:1])
     assert torch.equal(torch.cat([part.weight for part in parts]), whole)
 
 
-def identity_batch(values: Sequence[float], dtype: torch.dtype = torch.float32) -> Batch:
+def pointwise(values: Sequence[float], dtype: torch.dtype = torch.float32) -> Layer:
+    """A layer whose coefficients are these values."""
     weight = torch.tensor(values, dtype=dtype).view(-1, 1, 1, 1)
-    computed = torch.float64 if dtype == torch.float64 else torch.float32
-    return Batch(weight, named_basis("identity", (1, 1)), True, computed)
+    return Layer("conv", weight, named_basis("identity", (1, 1)), compute_dtype=dtype)
 
 
 def adversarial() -> dict[str, list[float]]:
@@ -205,16 +211,16 @@ def adversarial() -> dict[str, list[float]]:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_thresholds_are_the_order_statistics(dtype: torch.dtype) -> None:
-    jobs: list[tuple[list[Batch], Target]] = []
+    jobs: list[Job] = []
     expected: list[float] = []
     for values in adversarial().values():
-        batch = identity_batch(values, dtype)
-        ranks = np.sort(np.abs(batch.weight.flatten().numpy()))
+        layer = pointwise(values, dtype)
+        ranks = np.sort(np.abs(layer.weight.flatten().numpy()))
         keep = len(ranks) // 3 + 1
-        jobs.append(([batch], Target(keep=keep)))
+        jobs.append(Job([layer], Budget(keep=keep)))
         expected.append(float(ranks[-keep]))
         for percentile in (33.3, 50.0, 100.0):
-            jobs.append(([batch], Target(percentile=percentile)))
+            jobs.append(Job([layer], Budget(percentile=percentile)))
             expected.append(float(np.percentile(ranks, percentile)))
     assert BACKEND.threshold(jobs).tolist() == expected
 
@@ -229,11 +235,11 @@ def test_thresholds_are_the_order_statistics(dtype: torch.dtype) -> None:
     data=st.data(),
 )
 def test_any_values_at_any_rank(values: list[float], data: st.DataObject) -> None:
-    batch = identity_batch(values)
-    ranks = np.sort(np.abs(batch.weight.flatten().numpy()))
+    layer = pointwise(values)
+    ranks = np.sort(np.abs(layer.weight.flatten().numpy()))
     keep = data.draw(st.integers(1, len(ranks)))
     percentile = data.draw(st.floats(0, 100))
-    jobs = [([batch], Target(keep=keep)), ([batch], Target(percentile=percentile))]
+    jobs = [Job([layer], Budget(keep=keep)), Job([layer], Budget(percentile=percentile))]
     with np.errstate(all="ignore"):
         expected = [float(ranks[-keep]), float(np.percentile(ranks, percentile))]
     assert BACKEND.threshold(jobs).tolist() == expected
@@ -241,25 +247,25 @@ def test_any_values_at_any_rank(values: list[float], data: st.DataObject) -> Non
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_every_pass_finds_the_same_bits(dtype: torch.dtype) -> None:
-    # What is at the threshold is kept only where pruning computes just what counting computed.
+    # The coefficient at the threshold is kept only where pruning computes it as counting did.
     shapes = [(13, 11, 3, 3), (4, 9, 5, 5), (2, 7, 7, 7), (9, 5, 1, 1)]
     config = PruneConfig(wavelet="dct")
-    batches = [batch_of(normal(*s, dtype=dtype, seed=i), config) for i, s in enumerate(shapes)]
-    keep = [batch.weight.numel() // 3 for batch in batches]
-    jobs = [([batch], Target(keep=count)) for batch, count in zip(batches, keep, strict=True)]
-    rows = BACKEND.apply_(batches, BACKEND.threshold(jobs))
-    assert rows[:, 0].tolist() == keep
+    layers = [layer_of(normal(*s, dtype=dtype, seed=i), config) for i, s in enumerate(shapes)]
+    kept = [layer.weight.numel() // 3 for layer in layers]
+    jobs = [Job([layer], Budget(keep)) for layer, keep in zip(layers, kept, strict=True)]
+    rows = BACKEND.apply_(layers, BACKEND.threshold(jobs))
+    assert rows[:, 0].tolist() == kept
 
 
 def test_a_zero_is_never_kept() -> None:
     weight = torch.zeros(12, 12, 3, 3)
     weight[3, 4] = normal(3, 3)
     weight[7, 1] = normal(3, 3, seed=1)
-    batch = Batch(weight, named_basis("dct", (3, 3)), True, torch.float32)
-    point = identity_batch([0.0, -0.0, 2.0, 0.0])
-    found = BACKEND.threshold([([batch], Target(keep=600)), ([point], Target(keep=3))])
-    assert found.tolist() == [0, 0]
-    rows = BACKEND.apply_([batch, point], found)
+    layer = Layer("conv", weight, named_basis("dct", (3, 3)))
+    point = pointwise([0.0, -0.0, 2.0, 0.0])
+    thresholds = BACKEND.threshold([Job([layer], Budget(keep=600)), Job([point], Budget(keep=3))])
+    assert thresholds.tolist() == [0, 0]
+    rows = BACKEND.apply_([layer, point], thresholds)
     assert rows[:, 0].tolist() == [18, 1]
     assert rows[:, 1].tolist() == [142 * 9, 3]
 
@@ -268,9 +274,9 @@ def test_structural_zeros_come_first_in_a_percentile() -> None:
     # Haar on 3x3 has 9 coefficients that can be non-zero among 16.
     weight = normal(6, 5, 3, 3)
     basis = named_basis("haar", (3, 3))
-    batch = Batch(weight, basis, False, torch.float32)
+    layer = Layer("conv", weight, basis, by_importance=False)
     asked = [0.0, 43.0, 43.75, 43.9, 44.1, 50.0, 100.0]
-    jobs = [([batch], Target(percentile=p)) for p in asked]
+    jobs = [Job([layer], Budget(percentile=p)) for p in asked]
     expected = EAGER.threshold(jobs)
     torch.testing.assert_close(BACKEND.threshold(jobs), expected, rtol=1e-6, atol=1e-7)
     assert (expected[1:4] == 0).any()
@@ -281,38 +287,42 @@ def test_structural_zeros_come_first_in_a_percentile() -> None:
 def test_a_weight_that_is_not_finite_has_no_threshold_and_stops_all(bad: float) -> None:
     fine, broken = normal(5, 5, 3, 3), normal(40, 5, 3, 3)
     broken[39, 4, 2, 2] = bad
-    point = identity_batch([1.0, bad, 2.0])
-    batches = [
-        Batch(fine, named_basis("uhaar", (3, 3)), True, torch.float32),
-        Batch(broken, named_basis("uhaar", (3, 3)), True, torch.float32),
+    point = pointwise([1.0, bad, 2.0])
+    layers = [
+        Layer("conv", fine, named_basis("uhaar", (3, 3))),
+        Layer("conv", broken, named_basis("uhaar", (3, 3))),
         point,
-        replace(point, draw=3),
+        replace(point, seed=3),
     ]
-    before = [bits(batch.weight) for batch in batches]
-    found = BACKEND.threshold([([batch], Target(keep=2)) for batch in batches])
-    assert found.isnan().tolist() == [False, True, True, True]
-    BACKEND.apply_(batches, found)
-    assert [bits(batch.weight) for batch in batches] == before
-    BACKEND.apply_(batches[:1], found[:1])
-    assert bits(batches[0].weight) != before[0]
+    before = [bits(layer.weight) for layer in layers]
+    thresholds = BACKEND.threshold([Job([layer], Budget(keep=2)) for layer in layers])
+    assert thresholds.isnan().tolist() == [False, True, True, True]
+    BACKEND.apply_(layers, thresholds)
+    assert [bits(layer.weight) for layer in layers] == before
+    BACKEND.apply_(layers[:1], thresholds[:1])
+    assert bits(layers[0].weight) != before[0]
 
 
 def test_coefficients_that_overflow_have_no_threshold() -> None:
     weight = torch.full((2, 2, 3, 3), 3e38)
-    batch = Batch(weight, named_basis("dct", (3, 3)), True, torch.float32)
-    assert BACKEND.threshold([([batch], Target(keep=3))]).isnan().all()
+    layer = Layer("conv", weight, named_basis("dct", (3, 3)))
+    assert BACKEND.threshold([Job([layer], Budget(keep=3))]).isnan().all()
 
 
 def test_nothing_to_keep_and_nothing_there() -> None:
-    empty = replace(identity_batch([]), weight=torch.empty(0, 3, 1, 1))
-    batch = identity_batch([1.0, 2.0])
-    jobs = [([batch], Target(keep=0)), ([empty], Target(keep=0)), ([batch, empty], Target(keep=1))]
-    found = BACKEND.threshold(jobs)
-    assert found.tolist() == [INF, INF, 2.0]
-    rows = BACKEND.apply_([empty, batch], found[1:])
+    empty = replace(pointwise([]), weight=torch.empty(0, 3, 1, 1))
+    layer = pointwise([1.0, 2.0])
+    jobs = [
+        Job([layer], Budget(keep=0)),
+        Job([empty], Budget(keep=0)),
+        Job([layer, empty], Budget(keep=1)),
+    ]
+    thresholds = BACKEND.threshold(jobs)
+    assert thresholds.tolist() == [INF, INF, 2.0]
+    rows = BACKEND.apply_([empty, layer], thresholds[1:])
     assert rows.tolist() == [[0, 0, 0, 0], [1, 1, 1, 5]]
-    assert BACKEND.apply_([batch], found[:1]).tolist() == [[0, 2, 4, 4]]
-    assert bits(batch.weight) == bytes(8)
+    assert BACKEND.apply_([layer], thresholds[:1]).tolist() == [[0, 2, 4, 4]]
+    assert bits(layer.weight) == bytes(8)
 
 
 @pytest.mark.parametrize(
@@ -323,9 +333,9 @@ def test_what_passes_the_end_of_a_half_type_stays_finite(dtype: torch.dtype, siz
     weight = (size * torch.tensor([[1.125, 0.875], [0.875, -0.875]])).to(dtype)[None, None]
     other = weight.clone()
     basis = named_basis("haar", (2, 2))
-    cut = torch.tensor([0.9 * size], dtype=torch.float64)
-    rows = BACKEND.apply_([Batch(weight, basis, True, torch.float32)], cut)
-    EAGER.apply_([Batch(other, basis, True, torch.float32)], cut)
+    threshold = torch.tensor([0.9 * size], dtype=torch.float64)
+    rows = BACKEND.apply_([Layer("conv", weight, basis)], threshold)
+    EAGER.apply_([Layer("conv", other, basis)], threshold)
     assert rows[0, 0] == 3
     assert weight.max() == torch.finfo(dtype).max
     assert torch.equal(weight, other)
@@ -334,7 +344,7 @@ def test_what_passes_the_end_of_a_half_type_stays_finite(dtype: torch.dtype, siz
 def test_programs_of_several_tiles_and_a_last_one_cut_short(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(triton_tables, "BUSY", 1)
+    monkeypatch.setattr(tables, "BUSY_PROGRAMS", 1)
     for config in (
         PruneConfig(backend="triton", wavelet="uhaar"),
         PruneConfig(backend="triton", method="min_weight", percentile=71.0),
@@ -344,31 +354,21 @@ def test_programs_of_several_tiles_and_a_last_one_cut_short(
         assert_pruned(before, after, config)
 
 
-def test_layers_may_come_one_after_the_other() -> None:
-    class InTurn(Sequence[Batch]):
-        """Batches that are there only while they are looked at."""
-
-        def __init__(self, batches: list[Batch]) -> None:
-            self.batches = batches
-
-        def __len__(self) -> int:
-            return len(self.batches)
-
-        def __getitem__(self, index: Any) -> Any:
-            weight = self.batches[index].weight
-            return replace(self.batches[index], weight=torch.full((1,), NAN).expand(weight.shape))
-
-        def __iter__(self) -> Iterator[Batch]:
-            for batch in self.batches:
-                copy = batch.weight.clone()
-                yield replace(batch, weight=copy)
-                copy.fill_(NAN)
-
+def test_layers_may_be_streamed() -> None:
     config = PruneConfig(wavelet="uhaar", sparsity=0.5, scope="global")
-    batches = [batch_of(weight, config) for weight in weights().values()]
-    target = Target(keep=500)
-    together = BACKEND.threshold([(batches, target)])
-    assert torch.equal(BACKEND.threshold([(InTurn(batches), target)]), together)
+    layers = [layer_of(weight, config) for weight in weights().values()]
+
+    def stream() -> Iterator[Layer]:
+        for layer in layers:
+            copy = layer.weight.clone()
+            yield replace(layer, weight=copy)
+            copy.fill_(NAN)
+
+    cpu = torch.device("cpu")
+    absent = [replace(layer, weight=layer.weight.to("meta"), destination=cpu) for layer in layers]
+    budget = Budget(keep=500)
+    together = BACKEND.threshold([Job(layers, budget)])
+    assert torch.equal(BACKEND.threshold([Job(absent, budget, stream)]), together)
 
 
 def test_devices_share_their_counts() -> None:
@@ -377,7 +377,7 @@ def test_devices_share_their_counts() -> None:
     first[0, 16 + 2048 + 5], second[0, 16 + 2048 + 5] = 3, 4
     second[1, 2], second[1, 15] = 77, 9
     second[1, 16] = 1
-    subject.share([first, second], 1)
+    subject.share_counts([first, second], 1)
     for state in (first, second):
         assert state[0, 16 + 2048 + 5] == 7
     assert first[1, 2] == 77
@@ -392,7 +392,7 @@ def test_offsets_beyond_32_bits() -> None:
     far = memory.as_strided((2, 2, 3, 3), (1 << 31, 9, 3, 1))
     values = normal(2, 2, 3, 3, dtype=torch.float16)
     config = PruneConfig(wavelet="uhaar")
-    reason = BACKEND.unsupported(batch_of(far, config))
+    reason = BACKEND.unsupported(layer_of(far, config))
     assert reason is not None
     assert "strides" in reason
     tail = memory[(1 << 31) + 64 : (1 << 31) + 64 + 36].view(2, 2, 3, 3)
@@ -412,11 +412,11 @@ def test_the_same_bits_every_time() -> None:
 
 def test_refuses_what_is_too_large_unless_it_is_the_identity() -> None:
     weight = normal(2, 2, 9, 9)
-    reason = BACKEND.unsupported(batch_of(weight, PruneConfig(wavelet="haar")))
+    reason = BACKEND.unsupported(layer_of(weight, PruneConfig(wavelet="haar")))
     assert reason is not None
     assert "9x9" in reason
     assert "eager" in reason
-    assert BACKEND.unsupported(batch_of(weight, PruneConfig(method="min_weight"))) is None
+    assert BACKEND.unsupported(layer_of(weight, PruneConfig(method="min_weight"))) is None
     config = PruneConfig(backend="triton", method="min_weight")
     assert_pruned({"nine": weight}, prune_weights({"nine": weight.clone()}, config), config)
 
@@ -424,7 +424,7 @@ def test_refuses_what_is_too_large_unless_it_is_the_identity() -> None:
 def test_autograd_sees_that_a_weight_changed() -> None:
     weight = normal(3, 3, 3, 3)
     version = weight._version
-    BACKEND.apply_([batch_of(weight, PruneConfig())], torch.tensor([0.1], dtype=torch.float64))
+    BACKEND.apply_([layer_of(weight, PruneConfig())], torch.tensor([0.1], dtype=torch.float64))
     assert weight._version > version
 
 
@@ -438,7 +438,7 @@ def resnet18(width: int) -> list[tuple[int, ...]]:
 
 
 class Recorded(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has no types for it
-    """Records every operator that runs outside a kernel."""
+    """Records every operator of torch that runs outside a Triton kernel."""
 
     def __init__(self, launches: Launches) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # nor for this
@@ -450,30 +450,33 @@ class Recorded(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has
         return func(*args, **(kwargs or {}))
 
 
-# These launch nothing: they allocate, or look at the same memory in another way.
+# These launch nothing: they allocate, or give another view of the same memory.
 FREE = {"empty", "new_empty", "lift_fresh", "detach", "alias", "view", "slice", "select"}
 
 
 @pytest.mark.parametrize("scope", ["layer", "global"])
 def test_eight_launches_for_a_resnet18_and_nothing_waits(launches: Launches, scope: str) -> None:
     config = PruneConfig(wavelet="uhaar", sparsity=0.5)
-    batches = [batch_of(normal(*s, seed=i), config) for i, s in enumerate(resnet18(2))]
-    half = [Target(keep=-(-batch.weight.numel() // 2)) for batch in batches]
-    jobs = [([batch], target) for batch, target in zip(batches, half, strict=True)]
+    layers = [layer_of(normal(*s, seed=i), config) for i, s in enumerate(resnet18(2))]
+    kept = [-(-layer.weight.numel() // 2) for layer in layers]
+    jobs = [Job([layer], Budget(keep)) for layer, keep in zip(layers, kept, strict=True)]
     if scope == "global":
-        jobs = [(batches, Target(keep=sum(target.keep or 0 for target in half)))]
-    assert len(batches) == 20
+        jobs = [Job(layers, Budget(sum(kept)))]
+    assert len(layers) == 20
     torch.use_deterministic_algorithms(False)
     with Recorded(launches):
         thresholds = BACKEND.threshold(jobs)
-    cuts = thresholds.expand(20).contiguous()
+    thresholds = thresholds.expand(20).contiguous()
     with Recorded(launches):
-        rows = BACKEND.apply_(batches, cuts)
-    assert launches.kernels == ["count", "count", "count", "conclude", "prune", "total"]
+        rows = BACKEND.apply_(layers, thresholds)
+    assert launches.kernels == [
+        *["count_digits"] * 3,
+        "resolve_thresholds",
+        "prune_layers",
+        "sum_partials",
+    ]
     others = [name for name in launches.operators if name not in FREE]
-    # One operator sets the counts to 0. Of what makes the host wait (item, nonzero, a copy to it)
-    # there is none.
+    # One operator sets the counts to 0. None makes the host wait (item, nonzero, a copy to it).
     assert others == ["zeros"]
     assert len(launches.kernels) + len(others) <= 8
-    kept = float(rows[:, 0].sum())
-    assert kept == pytest.approx(sum(target.keep or 0 for target in half), abs=20)
+    assert float(rows[:, 0].sum()) == pytest.approx(sum(kept), abs=20)

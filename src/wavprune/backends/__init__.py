@@ -1,27 +1,17 @@
-"""Backends: where the steps of a pruning run."""
+"""Backends: where the numbers of a pruning run are computed."""
 
-from .protocol import (
-    Backend,
-    Batch,
-    Projector,
-    Target,
-    check_name,
-    names,
-    register,
-    resolve,
-    resolve_projector,
-    unavailable,
-)
+from .protocol import Backend, Budget, Job, Layer, Selection
+from .registry import check_name, names, register, resolve, unavailable
 
 __all__ = [
     "Backend",
-    "Batch",
-    "Projector",
-    "Target",
+    "Budget",
+    "Job",
+    "Layer",
+    "Selection",
     "check_name",
     "names",
     "register",
     "resolve",
-    "resolve_projector",
     "unavailable",
 ]

@@ -1,16 +1,19 @@
-"""The compiled kernels of ``wavprune._C``: each weight is read twice and written once."""
+"""The compiled code of ``wavprune._C``: each weight is read twice and written once."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
+from typing import TypeVar
 
 import torch
 
-from .. import ops
-from .eager import EagerBackend
-from .masks import mask_bytes
-from .protocol import Backend, Batch, Target
+from .. import ops  # noqa: F401  # registers the operators
+from .masks import pack, unpack
+from .protocol import Backend, Job, Layer, Selection
+
+T = TypeVar("T")
+K = TypeVar("K")
 
 MAX_VALUES = 31 * 31
 # Shared memory that a kernel and its coefficients may take on CUDA; csrc/cuda/table.h.
@@ -18,104 +21,219 @@ TILE_BYTES = 31 * 1024
 
 
 class NativeBackend:
-    """The five steps in C++, many layers in one call."""
+    """The steps in C++, many layers in one call."""
 
     name = "native"
     # A network in one call; a call bounds its own memory.
-    unit = 1 << 28
-    one_at_a_time = False
+    call_limit = 1 << 28
+    can_stream = False
+    is_atomic = True
+    has_masks = True
 
-    def unsupported(self, batch: Batch) -> str | None:
-        """Why this backend cannot prune this batch, or None."""
-        device = batch.weight.device
+    def unsupported(self, layer: Layer) -> str | None:
+        """Why this backend cannot prune this layer, or None."""
+        device = layer.device
+        if layer.group is not None:
+            return "it is sharded, which only 'eager' takes"
         if device.type not in ("cpu", "cuda"):
-            return f"the compiled kernels run on the CPU and on CUDA, not on {device}"
-        if batch.basis.kernel[0] * batch.basis.kernel[1] > MAX_VALUES:
-            size = "x".join(map(str, batch.basis.kernel))
-            return f"the compiled kernels go up to 31x31 kernels, not {size}"
-        return None if device.type == "cpu" else _device_obstacle(device) or _too_wide(batch)
-
-    def threshold(self, jobs: Sequence[tuple[Sequence[Batch], Target]]) -> torch.Tensor:
-        """One exact threshold for each job; see ``Backend``."""
-        groups = _by_width([batches[0] for batches, _ in jobs])
-        parts = [_thresholds([jobs[i] for i in chosen], wide) for wide, chosen in groups]
-        return _in_order(parts, groups)
-
-    def apply_(self, batches: Sequence[Batch], thresholds: torch.Tensor) -> torch.Tensor:
-        """Prune each batch's weight in place; see ``Backend``."""
-        groups = _by_width(batches)
-        if len(groups) > 1:
-            # One that is NaN must stop both calls; minimum and maximum change nothing else.
-            thresholds = torch.maximum(thresholds, thresholds.amin())
-        parts = []
-        for wide, chosen in groups:
-            members = [batches[i] for i in chosen]
-            weights = [batch.weight for batch in members]
-            draws = [batch.draw for batch in members if batch.draw is not None]
-            # One by one: a list as an index would be copied to a GPU, and waited for.
-            cuts = torch.stack([thresholds[i] for i in chosen]) if len(groups) > 1 else thresholds
-            plans = [_plan(batch) for batch in members]
-            parts.append(torch.ops.wavprune.prune_(weights, plans, draws, cuts, wide))
-            # Autograd must see the change, as it sees one by any operator of torch.
-            torch.autograd.graph.increment_version(weights)
-        return _in_order(parts, groups)
-
-    def masks(self, batches: Sequence[Batch], thresholds: torch.Tensor) -> list[torch.Tensor]:
-        """Which coefficients are kept; see ``Backend``."""
-        if any(batch.weight.device.type != "cpu" for batch in batches):
-            return EagerBackend().masks(batches, thresholds)
-        result = [
-            torch.empty(mask_bytes(batch.kernels, batch.ranked, flat=batch.flat), dtype=torch.uint8)
-            for batch in batches
-        ]
-        for wide, chosen in _by_width(batches):
-            members = [batches[i] for i in chosen]
-            draws = [batch.draw for batch in members if batch.draw is not None]
-            torch.ops.wavprune.mark_(
-                [batch.weight for batch in members],
-                [_plan(batch) for batch in members],
-                draws,
-                thresholds[chosen],
-                [result[i] for i in chosen],
-                wide,
+            return f"the compiled code runs on the CPU and on CUDA, not on {device}"
+        if layer.basis.num_values > MAX_VALUES:
+            size = "x".join(map(str, layer.basis.kernel))
+            return f"the compiled code goes up to 31x31 kernels, not {size}"
+        if not layer.basis.is_dense:
+            size = "x".join(map(str, layer.basis.kernel))
+            return (
+                f"the matrices of a {size} kernel to level {layer.basis.level_used} are too large"
             )
-        return result
+        return None if device.type == "cpu" else _device_obstacle(device) or _too_large(layer)
 
-    def project_(self, batches: Sequence[Batch], masks: Sequence[torch.Tensor]) -> None:
+    def threshold(self, jobs: Sequence[Job]) -> torch.Tensor:
+        """One exact threshold per job; see ``Backend``."""
+        groups = _groups(jobs, _job_key)
+        parts = [_thresholds([jobs[i] for i in chosen], key) for key, chosen in groups]
+        return _in_order(parts, groups)
+
+    def masks(self, layers: Sequence[Layer], thresholds: torch.Tensor) -> list[torch.Tensor]:
+        """Which coefficients are kept; see ``Backend``."""
+        if layers and layers[0].weight.device.type != "cpu":
+            return [_device_mask(*pair) for pair in zip(layers, thresholds.unbind(), strict=True)]
+        masks = [torch.empty(layer.mask_bytes, dtype=torch.uint8, device="cpu") for layer in layers]
+        for in_float64, chosen in _groups(layers, _in_float64):
+            members = [layers[i] for i in chosen]
+            cuts = torch.stack([thresholds[i] for i in chosen])
+            torch.ops.wavprune.mark_(
+                _weights(members),
+                _plans(members),
+                _seeds(members),
+                cuts,
+                [masks[i] for i in chosen],
+                in_float64,
+            )
+        return masks
+
+    def apply_(self, layers: Sequence[Layer], selection: Selection) -> torch.Tensor:
+        """Prune each layer's weight in place; see ``Backend``."""
+        if isinstance(selection, torch.Tensor):
+            return _apply_thresholds(layers, selection)
+        return _apply_masks(layers, selection)
+
+    def project_(self, layers: Sequence[Layer], masks: Sequence[torch.Tensor]) -> None:
         """Set the coefficients that are not kept to 0, in place; see ``Backend``."""
-        if any(batch.weight.device.type != "cpu" for batch in batches):
-            EagerBackend().project_(batches, masks)
+        if layers and layers[0].weight.device.type != "cpu":
+            _apply_masks(layers, masks)
             return
-        for wide, chosen in _by_width(batches):
-            weights = [batches[i].weight for i in chosen]
-            plans = [_plan(batches[i]) for i in chosen]
-            torch.ops.wavprune.project_(weights, plans, [masks[i] for i in chosen], wide)
-            torch.autograd.graph.increment_version(weights)
+        for in_float64, chosen in _groups(layers, _in_float64):
+            members = [layers[i] for i in chosen]
+            weights = _weights(members)
+            torch.ops.wavprune.project_(
+                weights, _plans(members), [masks[i] for i in chosen], in_float64
+            )
+            _changed(weights)
 
 
-def _thresholds(jobs: Sequence[tuple[Sequence[Batch], Target]], wide: bool) -> torch.Tensor:
-    batches = [batch for members, _ in jobs for batch in members]
-    weights = [batch.weight for batch in batches]
-    plans = [_plan(batch) for batch in batches]
-    percentile = jobs[0][1].percentile
-    thresholds: torch.Tensor
+def _apply_thresholds(layers: Sequence[Layer], thresholds: torch.Tensor) -> torch.Tensor:
+    groups = _groups(layers, _in_float64)
+    if len(groups) > 1:
+        # One that is NaN must stop both calls; minimum and maximum change nothing else.
+        thresholds = torch.maximum(thresholds, thresholds.amin())
+    parts = []
+    for in_float64, chosen in groups:
+        members = layers if len(groups) == 1 else [layers[i] for i in chosen]
+        # One by one: a list as an index would be copied to a GPU, and waited for.
+        cuts = thresholds if len(groups) == 1 else torch.stack([thresholds[i] for i in chosen])
+        weights = _weights(members)
+        plans, seeds = _plans(members), _seeds(members)
+        parts.append(torch.ops.wavprune.prune_(weights, plans, seeds, cuts, in_float64))
+        _changed(weights)
+    return _in_order(parts, groups)
+
+
+def _apply_masks(layers: Sequence[Layer], masks: Sequence[torch.Tensor]) -> torch.Tensor:
+    if layers and layers[0].weight.device.type != "cpu":
+        return torch.stack([_device_project(*pair) for pair in zip(layers, masks, strict=True)])
+    parts = []
+    groups = _groups(layers, _in_float64)
+    for in_float64, chosen in groups:
+        members = [layers[i] for i in chosen]
+        weights = _weights(members)
+        parts.append(
+            torch.ops.wavprune.prune_by_mask_(
+                weights, _plans(members), [masks[i] for i in chosen], in_float64
+            )
+        )
+        _changed(weights)
+    return _in_order(parts, groups)
+
+
+def _thresholds(jobs: Sequence[Job], key: tuple[bool, float | None]) -> torch.Tensor:
+    in_float64, percentile = key
+    layers = [layer for job in jobs for layer in job.layers]
+    weights, plans = _weights(layers), _plans(layers)
+    result: torch.Tensor
     if percentile is not None:
-        dropped = [batch.kernels * batch.operator.dropped for batch in batches]
-        thresholds = torch.ops.wavprune.percentile_threshold(
-            weights, plans, dropped, percentile, wide
+        dropped = [layer.num_kernels * layer.num_dropped for layer in layers]
+        result = torch.ops.wavprune.percentile_threshold(
+            weights, plans, dropped, percentile, in_float64
         )
     else:
-        draws = [batch.draw for batch in batches if batch.draw is not None]
-        membership = [i for i, (members, _) in enumerate(jobs) for _ in members]
-        keep = [target.keep for _, target in jobs]
-        thresholds = torch.ops.wavprune.topk_threshold(
-            weights, plans, draws, membership, keep, wide
+        membership = [i for i, job in enumerate(jobs) for _ in job.layers]
+        keep = [job.budget.keep for job in jobs]
+        result = torch.ops.wavprune.topk_threshold(
+            weights, plans, _seeds(layers), membership, keep, in_float64
         )
-    return thresholds
+    return result
+
+
+# On a device masks come from the coefficients of ``dwt2``, whose arithmetic is that of the pass
+# that prunes: so they are what ``apply_`` keeps, bit for bit.
+
+
+def _device_coefficients(layer: Layer) -> torch.Tensor:
+    kernels = layer.weight.to(_dtype(layer)).flatten(0, 1).flatten(1).contiguous()
+    if layer.operator.identity:
+        return kernels
+    result: torch.Tensor = torch.ops.wavprune.dwt2(
+        kernels, layer.operator.plan, layer.num_coefficients
+    )
+    return result
+
+
+def _device_mask(layer: Layer, threshold: torch.Tensor) -> torch.Tensor:
+    from .eager import uniform
+
+    coefficients = _device_coefficients(layer)
+    ranks = coefficients.abs()
+    if layer.seed is not None:
+        indices = torch.arange(coefficients.numel(), device=coefficients.device)
+        ranks = torch.where(
+            coefficients == 0, 0, uniform(indices, layer.seed).view_as(coefficients)
+        )
+    cut = threshold.to(ranks.device, ranks.dtype)
+    return pack((ranks >= cut) & (coefficients != 0), flat=layer.is_flat)
+
+
+def _device_project(layer: Layer, mask: torch.Tensor) -> torch.Tensor:
+    coefficients = _device_coefficients(layer)
+    size = (layer.num_kernels, layer.num_coefficients)
+    kept = unpack(mask, *size, flat=layer.is_flat) & (coefficients != 0)
+    # Adding 0 makes 0 of the -0 that a negative coefficient leaves.
+    pruned = (coefficients * kept).add_(0)
+    if not layer.operator.identity:
+        plan = layer.operator.plan
+        pruned = torch.ops.wavprune.idwt2(pruned, plan, layer.basis.num_values)
+    before = layer.weight.double()
+    limit = torch.finfo(layer.weight.dtype).max
+    layer.weight.copy_(pruned.clamp_(-limit, limit).view(layer.weight.shape))
+    return torch.stack(
+        [
+            kept.sum(dtype=torch.float64),
+            (layer.weight == 0).sum(dtype=torch.float64),
+            (before - layer.weight.double()).square().sum(),
+            before.square().sum(),
+        ]
+    )
+
+
+def _weights(layers: Sequence[Layer]) -> list[torch.Tensor]:
+    return [layer.weight for layer in layers]
+
+
+def _plans(layers: Sequence[Layer]) -> list[torch.Tensor]:
+    return [layer.operator.plan for layer in layers]
+
+
+def _seeds(layers: Sequence[Layer]) -> list[int]:
+    return [layer.seed for layer in layers if layer.seed is not None]
+
+
+def _changed(weights: Sequence[torch.Tensor]) -> None:
+    """Let autograd see the change, as it sees one by any operator of torch."""
+    torch.autograd.graph.increment_version([w for w in weights if not w.is_inference()])
+
+
+def _in_float64(layer: Layer) -> bool:
+    # Random ranks rounded to float32 would tie.
+    return layer.seed is not None or layer.compute_dtype == torch.float64
+
+
+def _dtype(layer: Layer) -> torch.dtype:
+    return torch.float64 if _in_float64(layer) else torch.float32
+
+
+def _job_key(job: Job) -> tuple[bool, float | None]:
+    """What one call of the compiled code has in common: its precision, and its percentile."""
+    return _in_float64(job.layers[0]), job.budget.percentile
+
+
+def _groups(items: Sequence[T], key: Callable[[T], K]) -> list[tuple[K, list[int]]]:
+    groups: dict[K, list[int]] = {}
+    for i, group in enumerate(map(key, items)):
+        groups.setdefault(group, []).append(i)
+    return list(groups.items())
 
 
 def _in_order(
-    parts: Sequence[torch.Tensor], groups: Sequence[tuple[bool, list[int]]]
+    parts: Sequence[torch.Tensor], groups: Sequence[tuple[object, list[int]]]
 ) -> torch.Tensor:
     """The groups' rows in the order of what was grouped."""
     if len(parts) == 1:
@@ -128,45 +246,31 @@ def _in_order(
     return torch.stack([rows[i] for i in range(len(rows))])
 
 
-def _plan(batch: Batch) -> torch.Tensor:
-    return ops.plan_for(batch.operator, batch.basis.kernel)
-
-
-def _by_width(batches: Sequence[Batch]) -> list[tuple[bool, list[int]]]:
-    """Which batches compute in float32 and which in float64: one call takes one of the two."""
-    groups: dict[bool, list[int]] = {}
-    for i, batch in enumerate(batches):
-        wide = batch.draw is not None or batch.compute_dtype == torch.float64
-        groups.setdefault(wide, []).append(i)
-    return list(groups.items())
-
-
 @cache
 def _device_obstacle(device: torch.device) -> str | None:
     capabilities = torch.ops.wavprune.cuda_capabilities()
     if not capabilities:
-        return "the compiled kernels have no CUDA part: there was no nvcc when they were built"
+        return "the compiled code has no CUDA part: there was no nvcc when it was built"
     if torch.version.cuda is None:
-        return "the compiled kernels run on the GPUs of a torch with CUDA, which this one is not"
+        return "the compiled code runs on the GPUs of a torch with CUDA, which this one is not"
     major, minor = torch.cuda.get_device_capability(device)
     if 10 * major + minor < min(capabilities):
         least = ".".join(str(min(capabilities)))
-        return f"the compiled kernels need compute capability {least}; {device} has {major}.{minor}"
+        return f"the compiled code needs compute capability {least}; {device} has {major}.{minor}"
     return None
 
 
-def _too_wide(batch: Batch) -> str | None:
-    if batch.operator.identity:
+def _too_large(layer: Layer) -> str | None:
+    if layer.operator.identity:
         return None
-    inputs, outputs = batch.basis.kernel[0] * batch.basis.kernel[1], batch.ranked
-    wide = batch.compute_dtype == torch.float64
-    size = (inputs + 2 * max(inputs, outputs)) * (8 if wide else 4)
+    inputs, outputs = layer.basis.num_values, layer.num_coefficients
+    size = (inputs + 2 * max(inputs, outputs)) * _dtype(layer).itemsize
     if size <= TILE_BYTES:
         return None
-    kernel = "x".join(map(str, batch.basis.kernel))
+    kernel = "x".join(map(str, layer.basis.kernel))
     return (
         f"a {kernel} kernel with its {outputs} coefficients takes {size} bytes, and the compiled "
-        f"kernels have {TILE_BYTES} for it on CUDA; eager has no such limit"
+        f"code has {TILE_BYTES} for it on CUDA; eager has no such limit"
     )
 
 

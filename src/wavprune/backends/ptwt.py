@@ -10,15 +10,15 @@ from typing import Any, get_args
 
 import torch
 
-from ..bases.basis import DENSE_VALUES, Basis, unpack
-from ..config import OWN_BASES
+from ..bases import Basis
+from ..bases.basis import DENSE_VALUES
+from ..bases.wavelets import unpack
+from ..common.optional import require
+from ..config import WAVELETS
 from .eager import EagerBackend
-from .protocol import Backend, Batch
+from .protocol import Backend, Layer
 
-try:
-    import ptwt
-except ImportError as error:
-    raise ImportError("ptwt is not installed; pip install 'wavprune[ptwt]'") from error
+ptwt = require("ptwt", extra="ptwt")
 
 MODES: tuple[str, ...] = get_args(ptwt.constants.BoundaryMode)
 
@@ -30,42 +30,44 @@ class PtwtBackend(EagerBackend):
     # ptwt gets whole layers: it pays for building its filters at every call.
     chunk = 1 << 22
 
-    def unsupported(self, batch: Batch) -> str | None:
-        """Why ptwt cannot transform this batch, or None."""
-        basis = batch.basis
-        if basis.factors is not None:
+    def unsupported(self, layer: Layer) -> str | None:
+        """Why ptwt cannot transform this layer, or None."""
+        basis = layer.basis
+        if layer.group is not None:
+            return "it is sharded, which only 'eager' takes"
+        if not basis.is_dense:
             size = "x".join(map(str, basis.kernel))
             return f"ptwt gets kernels of at most {DENSE_VALUES} values, not {size}"
-        return None if batch.operator.identity else _missing(basis)
+        return None if layer.operator.identity else _missing(basis)
 
-    def analyse(self, batch: Batch, kernels: torch.Tensor) -> torch.Tensor:
+    def analyse(self, layer: Layer, kernels: torch.Tensor) -> torch.Tensor:
         """Coefficients ``(n, M')`` of kernels ``(n, kh, kw)``."""
-        operator = batch.operator
+        operator = layer.operator
         if operator.identity:
-            return super().analyse(batch, kernels)
-        coeffs = _decompose(batch.basis, kernels)
-        packed = kernels.new_zeros(len(kernels), *batch.basis.grid)
-        for part, place in zip(_flat(coeffs), batch.basis.bands.values(), strict=True):
-            packed[:, place[0], place[1]] = part
-        rows, scale = _row_table(batch, kernels)
+            return super().analyse(layer, kernels)
+        coeffs = _decompose(layer.basis, kernels)
+        packed = kernels.new_zeros(len(kernels), *layer.basis.grid)
+        for band, target in zip(_bands(coeffs), layer.basis.bands.values(), strict=True):
+            packed[:, target[0], target[1]] = band
+        rows, scale = _row_table(layer, kernels)
         return packed.flatten(1)[:, rows] * scale
 
-    def synthesise(self, batch: Batch, coefficients: torch.Tensor) -> torch.Tensor:
+    def synthesise(self, layer: Layer, coefficients: torch.Tensor) -> torch.Tensor:
         """Kernels ``(n, K)`` of coefficients ``(n, M')``."""
-        basis = batch.basis
-        if batch.operator.identity:
-            return super().synthesise(batch, coefficients)
-        rows, scale = _row_table(batch, coefficients)
+        basis = layer.basis
+        if layer.operator.identity:
+            return super().synthesise(layer, coefficients)
+        rows, scale = _row_table(layer, coefficients)
         packed = coefficients.new_zeros(len(coefficients), basis.grid[0] * basis.grid[1])
         packed[:, rows] = coefficients / scale
         first, *details = unpack(packed.view(-1, *basis.grid), basis.bands)
         levels = [ptwt.constants.WaveletDetailTuple2d(*entry) for entry in details]
-        whole = ptwt.waverec2((first, *levels), basis.name)
+        whole: torch.Tensor = ptwt.waverec2((first, *levels), basis.name)
         return whole[:, : basis.kernel[0], : basis.kernel[1]].flatten(1)
 
 
-def _row_table(batch: Batch, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    operator = batch.operator
+def _row_table(layer: Layer, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    operator = layer.operator
     rows = torch.from_numpy(operator.rows).to(like.device)
     return rows, torch.tensor(operator.scale, dtype=like.dtype, device=like.device)
 
@@ -75,13 +77,13 @@ def _decompose(basis: Basis, kernels: torch.Tensor) -> Any:
     return ptwt.wavedec2(kernels, basis.name, mode=mode, level=basis.level_used)
 
 
-def _flat(coeffs: Any) -> list[torch.Tensor]:
+def _bands(coeffs: Any) -> list[torch.Tensor]:
     return [coeffs[0], *(band for entry in coeffs[1:] for band in entry)]
 
 
 @lru_cache(maxsize=256)
 def _missing(basis: Basis) -> str | None:
-    if basis.name in OWN_BASES:
+    if basis.name not in WAVELETS:
         return f"ptwt has no basis {basis.name!r}; it has PyWavelets' discrete wavelets"
     if basis.mode not in MODES:
         return f"ptwt has no mode {basis.mode!r}; it has {', '.join(MODES)}"

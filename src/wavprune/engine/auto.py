@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 
-from ..backends.protocol import Backend, Batch, Target
-from ..bases.basis import Basis, basis_for
+from ..backends import Backend, Budget, Job, Layer
+from ..bases import Basis, basis_for
 from ..config import AUTO, PruneConfig
-from .staging import Stage
+from .staging import Stage, calls_of
 
 BASES = ("identity", "uhaar", "dct")
 WAVELETS = ("db4", "sym8")
 WAVELETS_FROM = 16
-# Errors this close, relatively, are equal but for rounding: uhaar and dct are one on two points.
+# Errors this close, relatively, are equal but for rounding: uhaar and dct are one on two values.
 TIE = 1e-5
 
 
@@ -25,7 +25,7 @@ class Choice(NamedTuple):
     """Which basis of a layer was chosen.
 
     Attributes:
-        option: its place among the layer's bases.
+        option: its index among the layer's bases.
         runner_up: the name of the next best; None where there is but one.
         runner_up_error: the relative error of the next best.
     """
@@ -49,17 +49,17 @@ def bases_for(config: PruneConfig, weight: torch.Tensor) -> list[Basis]:
         The bases, in the order in which they win a tie.
 
     Raises:
-        ValueError: as for ``basis_for``.
+        WavpruneError: as for ``basis_for``.
 
     Example:
         >>> config = PruneConfig(wavelet="auto")
         >>> [basis.name for basis in bases_for(config, torch.zeros(8, 4, 3, 3))]
         ['identity', 'uhaar', 'dct']
     """
-    if config.method != "dwt" or config.wavelet != AUTO:
+    if config.basis_name != AUTO:
         return [basis_for(config, weight)]
-    long = min(weight.shape[-2:]) >= WAVELETS_FROM
-    names = (*BASES, *WAVELETS) if long else BASES
+    is_long = min(weight.shape[-2:]) >= WAVELETS_FROM
+    names = (*BASES, *WAVELETS) if is_long else BASES
     bases = [basis_for(replace(config, wavelet=name), weight) for name in names]
     # Without a level, a basis is the identity once more.
     return [bases[0], *(basis for basis in bases[1:] if basis.level_used > 0)]
@@ -67,12 +67,11 @@ def bases_for(config: PruneConfig, weight: torch.Tensor) -> list[Basis]:
 
 def choose(
     backend: Backend,
-    options: Sequence[Sequence[Batch]],
-    keeps: Sequence[int],
-    sizes: Sequence[int],
+    options: Sequence[Sequence[Layer]],
+    budget: Budget | None,
     config: PruneConfig,
     device: torch.device | None,
-    advance: Callable[[int], object],
+    advance: Callable[[float], object],
 ) -> list[Choice]:
     """The option of each layer whose relative error is smallest at the layer's kept count.
 
@@ -85,93 +84,96 @@ def choose(
 
     Args:
         backend: what tries them.
-        options: the batches that a layer may be pruned as, with its weight where it lives; the
-            first of several is the identity. Of errors equal but for rounding the first wins.
-        keeps: how many coefficients each layer keeps; for scope "global" only their sum counts.
-        sizes: how many weights each layer has, on all ranks where it is sharded.
-        config: percentile and scope are read.
+        options: what each layer may be pruned as, with its weight where it lives; the first of
+            several is the identity. Of errors equal but for rounding the first wins.
+        budget: what all layers share; None where each has its own.
+        config: percentile is read.
         device: where to compute; None means where each weight lives.
         advance: gets twice the number of weights that were tried: for a threshold, and pruned.
 
     Returns:
-        One choice a layer.
+        One choice per layer.
     """
     choices = [Choice() for _ in options]
-    chosen = [batches[0] for batches in options]
-    several = [i for i, batches in enumerate(options) if len(batches) > 1]
-    units = _units([batches[0].weight.device for batches in options], sizes, several)
-    for _ in range(rounds(config)):
-        for unit, counts in _kept(backend, chosen, units, keeps, config, device):
-            errors: dict[int, list[float]] = {i: [] for i in unit}
-            for k in range(max(len(options[i]) for i in unit)):
-                members = [i for i in unit if k < len(options[i])]
-                targets = [Target(counts[i]) for i in members]
-                trial = [options[i][k] for i in members]
-                found = _errors(backend, trial, targets, device)
-                for i, error in zip(members, found, strict=True):
-                    errors[i].append(error)
-                advance(2 * sum(batch.weight.numel() for batch in trial))
-            for i in unit:
-                choices[i] = _best([batch.basis.name for batch in options[i]], errors[i])
-        chosen = [batches[choice.option] for batches, choice in zip(options, choices, strict=True)]
+    chosen = [of_layer[0] for of_layer in options]
+    for _ in range(rounds(budget)):
+        stage = Stage(chosen, device)
+        shared = None if budget is None else backend.threshold([stage.job(budget)])
+        trials = _calls(options)
+        for call, layers in zip(trials, stage.visit(trials), strict=True):
+            counts = _kept(backend, layers, shared, config)
+            errors: list[list[float]] = [[] for _ in call]
+            for k in range(max(len(options[i]) for i in call)):
+                members = [j for j, i in enumerate(call) if k < len(options[i])]
+                trial = [(layers[j], options[call[j]][k], counts[j]) for j in members]
+                for j, error in zip(members, _errors(backend, trial), strict=True):
+                    errors[j].append(error)
+                advance(2 * sum(layers[j].weight.numel() for j in members))
+            for j, i in enumerate(call):
+                if len(options[i]) > 1:
+                    choices[i] = _best([layer.basis.name for layer in options[i]], errors[j])
+        pairs = zip(options, choices, strict=True)
+        chosen = [of_layer[choice.option] for of_layer, choice in pairs]
     return choices
 
 
-def rounds(config: PruneConfig) -> int:
+def rounds(budget: Budget | None) -> int:
     """How often every option is tried."""
-    return 2 if config.scope == "global" else 1
+    return 1 if budget is None else 2
+
+
+def _calls(options: Sequence[Sequence[Layer]]) -> list[list[int]]:
+    """Layers with a choice that are tried together, of no more weights than the largest has."""
+    several = [i for i, of_layer in enumerate(options) if len(of_layer) > 1]
+    layers = [options[i][0] for i in several]
+    most = max((layer.total_weights for layer in layers), default=0)
+    return [[several[j] for j in call] for call in calls_of(layers, most)]
 
 
 def _kept(
-    backend: Backend,
-    chosen: Sequence[Batch],
-    units: Sequence[Sequence[int]],
-    keeps: Sequence[int],
-    config: PruneConfig,
-    device: torch.device | None,
-) -> Iterator[tuple[Sequence[int], dict[int, int]]]:
-    """Each unit, and how many coefficients its layers keep."""
-    shared = None
-    if config.scope == "global" and units:
-        shared = backend.threshold([(Stage(chosen, device).everything, Target(keep=sum(keeps)))])
-    for unit in units:
-        counts = [keeps[i] for i in unit]
-        if shared is not None or config.percentile is not None:
-            copies = [_copy(chosen[i], device) for i in unit]
-            if shared is not None:
-                thresholds = shared.to(copies[0].weight.device).expand(len(unit)).contiguous()
-            else:
-                target = Target(percentile=config.percentile)
-                thresholds = backend.threshold([((batch,), target) for batch in copies])
-            counts = [int(row[0]) for row in _applied(backend, copies, thresholds)]
-        yield unit, dict(zip(unit, counts, strict=True))
+    backend: Backend, layers: Sequence[Layer], shared: torch.Tensor | None, config: PruneConfig
+) -> list[int]:
+    """How many coefficients each layer keeps."""
+    if shared is None and config.percentile is None:
+        return [0 if layer.budget is None else layer.budget.keep or 0 for layer in layers]
+    copies = [_copy(layer, layer) for layer in layers]
+    if shared is not None:
+        thresholds = shared.to(copies[0].weight.device).expand(len(copies)).contiguous()
+    else:
+        budget = Budget(percentile=config.percentile)
+        thresholds = backend.threshold([Job((copy,), budget) for copy in copies])
+    return [int(row[0]) for row in _applied(backend, copies, thresholds)]
 
 
-def _errors(
-    backend: Backend,
-    batches: Sequence[Batch],
-    targets: Sequence[Target],
-    device: torch.device | None,
-) -> list[float]:
-    copies = [_copy(batch, device) for batch in batches]
-    jobs = [((batch,), target) for batch, target in zip(copies, targets, strict=True)]
+def _errors(backend: Backend, trials: Sequence[tuple[Layer, Layer, int]]) -> list[float]:
+    """The relative error of each layer as one of its options, at a kept count."""
+    copies = [_copy(layer, option) for layer, option, _ in trials]
+    jobs = [Job((copy,), Budget(keep)) for copy, (_, _, keep) in zip(copies, trials, strict=True)]
     rows = _applied(backend, copies, backend.threshold(jobs))
-    return [math.sqrt(error / norm) if norm else 0.0 for _, _, error, norm in rows]
+    return [_relative(error, norm) for _, _, error, norm in rows]
+
+
+def _relative(error: float, norm: float) -> float:
+    ratio = error / norm if norm else 0.0
+    # Squares may leave the range of float64; what they say then is worth nothing.
+    return math.inf if math.isnan(ratio) else math.sqrt(ratio)
 
 
 def _applied(
-    backend: Backend, batches: Sequence[Batch], thresholds: torch.Tensor
+    backend: Backend, layers: Sequence[Layer], thresholds: torch.Tensor
 ) -> list[list[float]]:
     """What ``apply_`` says of each; where it could not run, nothing kept and an infinite error."""
-    rows = backend.apply_(batches, thresholds)
+    rows = backend.apply_(layers, thresholds)
     nothing = torch.tensor([0.0, 0.0, math.inf, 1.0], dtype=rows.dtype, device=rows.device)
     failed = thresholds.to(rows.device).isnan() | rows.isnan().any(dim=1)
     result: list[list[float]] = torch.where(failed[:, None], nothing, rows).tolist()
     return result
 
 
-def _copy(batch: Batch, device: torch.device | None) -> Batch:
-    return replace(batch, weight=batch.weight.to(device or batch.weight.device, copy=True))
+def _copy(layer: Layer, option: Layer) -> Layer:
+    """A copy of a layer's weight, as the kernels of one of its options."""
+    weight = layer.weight.reshape(option.weight.shape).clone()
+    return replace(option, weight=weight, destination=None)
 
 
 def _best(names: Sequence[str], errors: Sequence[float]) -> Choice:
@@ -183,19 +185,3 @@ def _best(names: Sequence[str], errors: Sequence[float]) -> Choice:
         rest.remove(order[-1])
     first, second = order
     return Choice(first, names[second], errors[second])
-
-
-def _units(
-    devices: Sequence[torch.device], sizes: Sequence[int], layers: Sequence[int]
-) -> list[list[int]]:
-    """Layers to try together: on one device, of no more weights than the largest has."""
-    most = max((sizes[i] for i in layers), default=0)
-    units: list[list[int]] = []
-    room = 0
-    for i in layers:
-        if not units or devices[units[-1][-1]] != devices[i] or sizes[i] > room:
-            units.append([])
-            room = most
-        units[-1].append(i)
-        room -= sizes[i]
-    return units

@@ -8,23 +8,23 @@ from contextlib import contextmanager
 
 import torch
 
-from ..backends.protocol import Batch
+from ..backends import Layer
 
 
 class Clock:
     """Wall time of each layer; layers that run together share it by their number of weights."""
 
-    def __init__(self, batches: Sequence[Batch]) -> None:
-        self.weights = [batch.weight.numel() for batch in batches]
+    def __init__(self, layers: Sequence[Layer]) -> None:
+        self.weights = [layer.weight.numel() for layer in layers]
         self._spans: list[tuple[Sequence[int], float | tuple[torch.cuda.Event, ...]]] = []
 
     @contextmanager
-    def timed(self, unit: Sequence[int], device: torch.device) -> Iterator[None]:
+    def timed(self, call: Sequence[int], device: torch.device) -> Iterator[None]:
         """Measure what these layers take: on a GPU by events, which no one waits for."""
         if device.type != "cuda":
             start = time.perf_counter()
             yield
-            self._spans.append((unit, time.perf_counter() - start))
+            self._spans.append((call, time.perf_counter() - start))
         elif torch.cuda.is_current_stream_capturing():
             yield
         else:
@@ -33,19 +33,19 @@ class Clock:
                 start_event.record()
                 yield
                 end_event.record()
-            self._spans.append((unit, (start_event, end_event)))
+            self._spans.append((call, (start_event, end_event)))
 
     def seconds(self) -> list[float]:
         """One for each layer; on a GPU this waits for the work."""
         result = [0.0] * len(self.weights)
-        for unit, span in self._spans:
+        for call, span in self._spans:
             if isinstance(span, tuple):
                 span[1].synchronize()
                 spent = span[0].elapsed_time(span[1]) / 1e3
             else:
                 spent = span
-            total = sum(self.weights[i] for i in unit) or 1
-            for i in unit:
+            total = sum(self.weights[i] for i in call) or 1
+            for i in call:
                 result[i] += spent * self.weights[i] / total
         return result
 

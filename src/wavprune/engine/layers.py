@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import fnmatch
+import itertools
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
-from ..bases.basis import Kernel
+from ..bases import Kernel
+from ..common.tensors import memory_key
 from ..config import PruneConfig
+from ..errors import WavpruneError
 from .sharding import as_sharded, in_all, local_part, problem
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -56,7 +60,7 @@ def select_layers(model: nn.Module, config: PruneConfig) -> list[LayerRef]:
 
     Raises:
         TypeError: ``model`` is not a module.
-        ValueError: nothing is selected, a pattern matches nothing, or a weight cannot be pruned.
+        WavpruneError: nothing is selected, a pattern matches nothing, or a weight cannot be pruned.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 1))
@@ -65,37 +69,34 @@ def select_layers(model: nn.Module, config: PruneConfig) -> list[LayerRef]:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, not {type(model).__name__}")
-    found = {
+    candidates = {
         name: module
         for name, module in model.named_modules()
         if isinstance(module, (nn.Conv2d, nn.Linear))
     }
     names = [
         name
-        for name, module in found.items()
+        for name, module in candidates.items()
         if config.targets is not None or isinstance(module, nn.Conv2d)
     ]
     if not names:
-        hint = "; its Linear layers are pruned where targets names them" if found else ""
-        raise ValueError(f"{type(model).__name__} has no Conv2d layer to prune{hint}")
-    refs = []
-    for name in select_names(names, config):
-        _check_owned(name, found[name])
-        refs.append(LayerRef(name, found[name].weight))
-    return unique_layers(refs)
+        hint = "; its Linear layers are pruned where targets names them" if candidates else ""
+        raise WavpruneError(f"{type(model).__name__} has no Conv2d layer to prune{hint}")
+    chosen = select_names(names, config)
+    return unique_layers(LayerRef(name, _own_weight(name, candidates[name])) for name in chosen)
 
 
 def select_names(names: Sequence[str], config: PruneConfig) -> list[str]:
     """The names that ``targets`` picks and ``ignore`` does not, in their given order.
 
     Raises:
-        ValueError: a pattern matches no name, is not a regular expression, or nothing is left.
+        WavpruneError: a pattern matches no name, is not a regular expression, or nothing is left.
     """
     chosen = set(names) if config.targets is None else _matched("targets", config.targets, names)
     dropped = set() if config.ignore is None else _matched("ignore", config.ignore, names)
     kept = [name for name in names if name in chosen and name not in dropped]
     if not kept:
-        raise ValueError(
+        raise WavpruneError(
             f"no layer is left to prune: ignore={list(config.ignore or ())} drops all that "
             f"targets={list(config.targets or ['*'])} selects"
         )
@@ -106,27 +107,39 @@ def unique_layers(refs: Iterable[LayerRef]) -> list[LayerRef]:
     """The layers, each weight once, after a check of every one of them.
 
     Raises:
-        ValueError: a weight is on the meta device, quantised, sparse, of an integer or complex
+        WavpruneError: a weight is on the meta device, quantised, sparse, of an integer or complex
             dtype, not 4-D or 2-D, or overlaps itself in memory.
     """
-    seen: set[object] = set()
-    result = []
+    unique: dict[object, LayerRef] = {}
     for ref in refs:
         _check_weight(ref)
-        weight = ref.weight
-        # Two parameters can be one memory; an empty one has none, and a part of one may be empty
-        # on some ranks only.
-        whole = as_sharded(weight) is None and weight.numel() > 0
-        place = (weight.data_ptr(), weight.numel()) if whole else id(weight)
-        if place not in seen:
-            seen.add(place)
-            result.append(ref)
-    return result
+        unique.setdefault(_identity(ref.weight), ref)
+    layers = list(unique.values())
+    _check_overlap(layers)
+    return layers
+
+
+def _identity(weight: torch.Tensor) -> Hashable:
+    """What two weights that are one memory share, whatever their shapes."""
+    # A part of a sharded weight may be empty on some ranks only.
+    if as_sharded(weight) is not None or not weight.numel():
+        return id(weight)
+    return memory_key(weight.detach().view(-1) if weight.is_contiguous() else weight)
 
 
 def non_finite(weight: torch.Tensor) -> int:
     """How many values of a weight are NaN or infinite."""
     return weight.numel() - int(in_all(torch.isfinite(weight.detach()).sum()))
+
+
+def check_finite(ref: LayerRef) -> None:
+    """Raise WavpruneError where a weight holds NaN or infinite values."""
+    count = non_finite(ref.weight)
+    if count:
+        raise WavpruneError(
+            f"layer {ref.name!r}: {count} of {ref.weight.numel()} weights are NaN or infinite; "
+            "allowed: finite weights"
+        )
 
 
 def _matched(parameter: str, patterns: Iterable[str], names: Sequence[str]) -> set[str]:
@@ -135,7 +148,9 @@ def _matched(parameter: str, patterns: Iterable[str], names: Sequence[str]) -> s
         matched = _match(parameter, pattern, names)
         if not matched:
             shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
-            raise ValueError(f"{parameter}: {pattern!r} matches no layer; the layers are {shown}")
+            raise WavpruneError(
+                f"{parameter}: {pattern!r} matches no layer; the layers are {shown}"
+            )
         result |= matched
     return result
 
@@ -148,19 +163,82 @@ def _match(parameter: str, pattern: str, names: Sequence[str]) -> set[str]:
     try:
         expression = re.compile(pattern.removeprefix("re:"))
     except re.error as error:
-        raise ValueError(
+        raise WavpruneError(
             f"{parameter}: {pattern!r} is not a regular expression: {error}"
         ) from error
     return {name for name in names if expression.match(name)}
 
 
-def _check_owned(name: str, module: nn.Conv2d | nn.Linear) -> None:
-    if "weight" not in module._parameters:
-        raise ValueError(
-            f"layer {name!r}: its weight is computed by a parametrization, so a change to it would "
-            "be lost; remove the parametrization first (torch.nn.utils.parametrize."
-            "remove_parametrizations, torch.nn.utils.prune.remove)"
+def _own_weight(name: str, module: nn.Conv2d | nn.Linear) -> torch.Tensor:
+    """The module's weight, if it is a parameter of its own.
+
+    Raises:
+        WavpruneError: it is not.
+    """
+    weight = module._parameters.get("weight")
+    if weight is not None:
+        return weight
+    if "weight" in module._parameters:
+        reason = "has no weight (it is None)"
+    elif "weight" in module._buffers:
+        reason = "has a buffer in place of a weight, which no optimizer trains"
+    elif isinstance(module.__dict__.get("weight"), torch.Tensor):
+        reason = (
+            "has a weight that is computed before every forward pass (by a parametrization of the "
+            "old kind: torch.nn.utils.prune, weight_norm), so a change to it would be lost; remove "
+            "that first (torch.nn.utils.prune.remove, remove_weight_norm)"
         )
+    elif parametrize.is_parametrized(module, "weight"):
+        reason = (
+            "has a weight that is computed by a parametrization, so a change to it would be lost; "
+            "remove the parametrization first "
+            "(torch.nn.utils.parametrize.remove_parametrizations)"
+        )
+    else:
+        reason = "has no weight"
+    raise WavpruneError(
+        f"layer {name!r} {reason}; allowed: layers with a weight Parameter, or leave it out by "
+        f"ignore={[name]!r}"
+    )
+
+
+def _check_overlap(refs: Sequence[LayerRef]) -> None:
+    """Raise where two weights share a part of their memory: each would be pruned twice."""
+    spans = []
+    for ref in refs:
+        weight = local_part(ref.weight)
+        if weight.numel():
+            steps = zip(weight.shape, weight.stride(), strict=True)
+            extent = 1 + sum((size - 1) * step for size, step in steps)
+            start = weight.data_ptr()
+            spans.append((str(weight.device), start, start + extent * weight.element_size(), ref))
+    spans.sort(key=lambda span: span[:3])
+    for (device, _, end, one), (other_device, start, _, other) in itertools.pairwise(spans):
+        if device == other_device and start < end and _overlap(one.weight, other.weight):
+            raise WavpruneError(
+                f"the weights of layers {one.name!r} and {other.name!r} share a part of their "
+                "memory, so pruning one changes the other; allowed: weights apart from each "
+                "other, or the same weight twice"
+            )
+
+
+def _overlap(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """True where two dense tensors have an element in common."""
+    start = min(one.data_ptr(), other.data_ptr())
+    elements = []
+    for weight in (local_part(one), local_part(other)):
+        index = torch.full((), weight.data_ptr() - start, dtype=torch.int64, device="cpu")
+        for size, step in zip(weight.shape, weight.stride(), strict=True):
+            step_bytes = step * weight.element_size()
+            index = index[..., None] + torch.arange(size, device="cpu") * step_bytes
+        elements.append(index.flatten())
+    return bool(torch.isin(elements[0], elements[1]).any())
+
+
+def _is_wrapper(weight: torch.Tensor) -> bool:
+    """True for a tensor subclass that only stands for other memory; a DTensor is dealt with."""
+    plain = torch.Tensor.__torch_dispatch__
+    return type(weight).__torch_dispatch__ is not plain and as_sharded(weight) is None
 
 
 def _check_weight(ref: LayerRef) -> None:
@@ -168,6 +246,8 @@ def _check_weight(ref: LayerRef) -> None:
     reason: str | None = None
     if nn.parameter.is_lazy(weight):
         reason = "is not initialised yet; run the model once"
+    elif _is_wrapper(weight):
+        reason = f"is a {type(weight).__name__}, whose values cannot be changed in place"
     elif weight.is_meta:
         reason = "is on the meta device and has no values"
     elif weight.is_quantized:
@@ -186,7 +266,7 @@ def _check_weight(ref: LayerRef) -> None:
         reason = f"overlaps itself in memory (strides {weight.stride()})"
     if reason is not None:
         allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
-        raise ValueError(
+        raise WavpruneError(
             f"layer {ref.name!r}: its weight {reason}; allowed: dense 4-D and 2-D weights with "
             f"values, of {allowed}"
         )

@@ -1,39 +1,49 @@
-"""The one loop: config -> layers -> basis -> threshold -> apply -> report."""
+"""Run a plan: thresholds or masks, then the weights, then the report."""
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import math
-import sys
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from fractions import Fraction
-from functools import cache
-from pathlib import Path
-from typing import Any
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
-from .._version import versions
-from ..backends.masks import unpack
-from ..backends.protocol import Backend, Batch, Projector, Target, check_name, resolve
-from ..bases.basis import Basis, LevelCollapsedWarning
+from ..backends import Backend, Budget, Job, Layer
+from ..backends.eager import EagerBackend
+from ..common.progress import progress_bar
 from ..config import AUTO, PruneConfig
-from ..report import LayerStats, Outcome, PruneReport
-from .auto import Choice, bases_for, choose, rounds
+from ..errors import WavpruneError
+from ..report import PruneReport, RunSettings
+from .ambient import neutral
+from .auto import Choice, choose, rounds
 from .clock import Clock
-from .collective import ShardedBackend, sharded_backend
-from .layers import LayerRef, non_finite, select_layers
-from .sharding import first_channel
-from .staging import Stage
+from .interrupts import cannot_be_interrupted, finish
+from .layers import LayerRef, check_finite
+from .outcome import LayerFacts, outcome_of
+from .plan import Plan, plan_layers, plan_model
+from .rules import packed_masks
+from .staging import Stage, calls_of
 
-# What never waits for a device.
+# Backends that never wait for a device, and can be captured in a CUDA graph.
 CAPTURED = ("native", "triton")
-_SETTINGS = tuple(field.name for field in dataclasses.fields(PruneConfig))
-_TORCH = str(Path(torch.__file__).parent)
+
+Advance = Callable[[float], object]
+
+
+class _Call(NamedTuple):
+    """Layers that go to the backend together, and what is kept of them.
+
+    Attributes:
+        indices: of the layers.
+        thresholds: one per layer; NaN where a rule chose masks without one.
+        masks: one per layer, where those decide and not the thresholds.
+    """
+
+    indices: list[int]
+    thresholds: torch.Tensor
+    masks: list[torch.Tensor] | None = None
 
 
 def prune_model(
@@ -43,18 +53,19 @@ def prune_model(
     progress: bool = False,
 ) -> PruneReport:
     """Prune a model's selected layers in place; see ``wavprune.fast.prune``."""
-    check_name(config.backend)
-    return prune_layers(select_layers(model, config), config, match, progress)
+    refs, plan = plan_model(model, config)
+    with neutral([ref.weight for ref in refs]):
+        if match is not None:
+            plan = plan_layers(refs, config, match)
+        return _Run(plan, refs, masks=False).prune(progress, match)
 
 
-@torch.no_grad()
 def prune_layers(
     layers: Sequence[LayerRef],
     config: PruneConfig,
     match: PruneReport | None = None,
     progress: bool = False,
-    record: Callable[[Sequence[Batch], Sequence[torch.Tensor]], None] | None = None,
-    within: Sequence[tuple[Basis, torch.Tensor]] | None = None,
+    masks: bool = False,
 ) -> PruneReport:
     """Prune the given weights in place.
 
@@ -62,453 +73,325 @@ def prune_layers(
         layers: checked weights, each once (``select_layers``, ``unique_layers``).
         config: what to do.
         match: a report whose kept counts to use in place of ``config.sparsity``.
-        progress: show a tqdm bar on standard error.
-        record: gets batches and their masks just before they are pruned, in the layers' order.
-        within: each layer's basis and mask of an earlier pruning, as ``record`` got them: these
-            bases are used again, and only coefficients of these masks are kept. Not with a device.
+        progress: show a progress bar on standard error.
+        masks: True puts the mask of each layer into the report.
 
     Returns:
-        The report, one entry a layer.
+        The report, one entry per layer.
 
     Raises:
-        ValueError: a weight is not finite, the backend cannot do this, or ``match`` does not fit;
-            no weight has changed then.
+        WavpruneError: a weight is not finite, the backend cannot do this, or ``match`` does not
+            fit; no weight has changed then.
     """
-    check_name(config.backend)
-    if match is not None:
-        _check_match(config, match)
-    if within is not None and config.device is not None:
-        raise ValueError(
-            f"device={str(config.device)!r} does not go with within, whose masks are where the "
-            "weights live; leave device out"
-        )
-    device = compute_device(config.device)
-    keeps = _keeps(layers, config, match)
-    spread = sharded_backend(layers, config)
-    bases = None if within is None else [[basis] for basis, _ in within]
-    options = layer_batches(layers, config, bases)
-    several = [i for i, each in enumerate(options) if len(each) > 1]
-    batches = [each[0] for each in options]
-    _warn_levels(layers, [batch.basis for batch in batches])
-    stage = Stage(batches, device)
-    candidates = stage
-    if several:
-        candidates = Stage([batch for each in options for batch in each], device)
-    backend = spread or resolve(
-        config.backend,
-        candidates.stand_ins,
-        scattered=config.scope == "global" and stage.scattered,
-        masks=record is not None or within is not None,
-    )
-    if several or backend.name not in CAPTURED:
-        _check_not_captured(backend.name, config)
-    clock = Clock(batches)
-    choices = [Choice()] * len(batches)
-    trials = rounds(config) * sum(len(options[i]) * clock.weights[i] for i in several)
-    done: list[torch.Tensor] = []
-    if within is not None:
-        for ref in layers:
-            _raise_non_finite(ref)
-        assert isinstance(backend, Projector)
-        # What may not be kept ranks last then, but for what an expansive basis leaks.
-        backend.project_(stage.everything, [mask for _, mask in within])
-    with _bar(progress, sum(clock.weights) + trials) as advance:
-        if several:
-            with clock.timed(several, stage.stand_ins[0].weight.device):
-                sizes = [ref.weight.numel() for ref in layers]
-                choices = choose(backend, options, keeps, sizes, config, device, advance)
-            batches = [each[choice.option] for each, choice in zip(options, choices, strict=True)]
-            stage = Stage(batches, device)
-        units = _units(stage.stand_ins, backend.unit, stage.largest_unit)
-        thresholds = _thresholds(backend, stage, keeps, config, units, clock, advance)
-        if within is not None or all(part.device.type == "cpu" for part in thresholds):
-            _check_finite(thresholds, layers)
-        else:
-            # The host does not look, so as not to wait: nothing is pruned at a threshold of NaN.
-            thresholds = _all_or_none(thresholds)
-        for unit, members, part in zip(units, stage.each(units), thresholds, strict=True):
-            masks: list[torch.Tensor] = []
-            if record is not None or within is not None:
-                assert isinstance(backend, Projector)
-                masks = backend.masks(members, part)
-            if within is not None:
-                masks = [mask & within[i][1] for i, mask in zip(unit, masks, strict=True)]
-            if record is not None:
-                record(members, masks)
-            with clock.timed(unit, part.device):
-                if within is None:
-                    done.append(backend.apply_(members, part))
-                else:
-                    done.append(_projected(backend, members, masks))
-            stage.leave(unit, members)
-            advance(sum(batches[i].weight.numel() for i in unit))
-        stage.finish()
-    if stage.copies:
-        _check_finite(thresholds, layers)
-
-    facts = [
-        (ref.name, ref.weight.shape, batch.kernels, batch.basis, choice)
-        for ref, batch, choice in zip(layers, batches, choices, strict=True)
-    ]
-    unread = [] if all(rows.device.type == "cpu" for rows in done) else layers
-
-    def read() -> Outcome:
-        rows = _rows(thresholds, done)
-        if unread:
-            _check_finite([torch.tensor(row[:1]) for row in rows], unread)
-        place = str(done[0].device)
-        stats = tuple(
-            _layer_stats(*fact, config, backend.name, place, row, seconds)
-            for fact, row, seconds in zip(facts, rows, clock.seconds(), strict=True)
-        )
-        return Outcome(stats, sum(row[4] for row in rows), sum(row[3] for row in rows))
-
-    return PruneReport(read, _settings(config, match))
+    with neutral(ref.weight for ref in layers):
+        run = _Run(plan_layers(layers, config, match), layers, masks)
+        return run.prune(progress, match)
 
 
-def layer_batches(
-    layers: Sequence[LayerRef],
-    config: PruneConfig,
-    bases: Sequence[Sequence[Basis]] | None = None,
-) -> list[list[Batch]]:
-    """What each layer may be pruned as: a batch for each of its bases.
+def prune_within(
+    plan: Plan, refs: Sequence[LayerRef], masks: Sequence[torch.Tensor]
+) -> PruneReport:
+    """Prune the given weights in place, to coefficients that these masks keep.
 
     Args:
-        layers: checked weights.
-        config: what to do.
-        bases: each layer's, where they are known; None asks ``config``.
+        plan: of these layers, with one basis each.
+        refs: the weights.
+        masks: one per layer, in the bases of the plan.
+
+    Returns:
+        The report with its masks, which keep nothing that ``masks`` does not.
 
     Raises:
-        ValueError: a layer has no such basis.
+        WavpruneError: a weight is not finite; none has changed then.
     """
-    if bases is None:
-        bases = [_checked_bases(ref, config) for ref in layers]
-    return [
-        [
-            Batch(
-                weight=ref.kernels(basis.kernel),
-                basis=basis,
-                by_importance=config.percentile is None,
-                compute_dtype=dtype,
-                draw=_draw(config.seed, ref.name) if config.method == "random" else None,
-                first=first_channel(ref.weight),
+    with neutral(ref.weight for ref in refs):
+        return _Run(plan, refs, masks=True).prune(within=masks)
+
+
+class _Run:
+    """One run of a plan on weights.
+
+    Args:
+        plan: what to do.
+        refs: the weights, as the plan has them.
+        masks: True where the report gets masks.
+    """
+
+    def __init__(self, plan: Plan, refs: Sequence[LayerRef], masks: bool) -> None:
+        plan.warn()
+        self._plan = plan
+        self._refs = refs
+        self._options = plan.bind(refs)
+        self._layers = [options[0] for options in self._options]
+        self._choices = [Choice()] * len(refs)
+        self._stage = Stage(self._layers, plan.device)
+        self._masks: list[torch.Tensor] | None = [] if masks else None
+        self._backend: Backend = plan.backend(
+            scattered=plan.budget is not None and self._stage.scattered,
+            masks=masks or not plan.rule.uses_thresholds,
+        )
+        if self._backend.name not in CAPTURED or plan.has_choice:
+            _check_not_captured(self._backend.name, plan.config)
+        self._clock = Clock(self._layers)
+
+    def prune(
+        self,
+        progress: bool = False,
+        match: PruneReport | None = None,
+        within: Sequence[torch.Tensor] | None = None,
+    ) -> PruneReport:
+        """Choose the bases, select, rewrite the weights."""
+        weights = self._clock.weights
+        trials = rounds(self._plan.budget) * sum(
+            len(options) * count
+            for options, count in zip(self._options, weights, strict=True)
+            if len(options) > 1
+        )
+        # Every weight is seen twice: for the threshold, and when it is pruned.
+        with progress_bar("prune", 2 * (sum(weights) + trials), "weights", progress) as advance:
+            if self._plan.has_choice:
+                self._choose(advance)
+            calls = self._select(advance, within)
+            if len(calls) == 1 and cannot_be_interrupted(self._backend, self._layers):
+                rows = self._rewrite(calls, advance)
+            else:
+                rows = finish(lambda: self._rewrite(calls, advance))
+        if self._stage.copies:
+            self._check_finite(calls)
+        return self._report(calls, rows, match)
+
+    def _choose(self, advance: Advance) -> None:
+        """Give each layer that has a choice the best of its bases."""
+        several = [i for i, options in enumerate(self._options) if len(options) > 1]
+        plan = self._plan
+        with self._clock.timed(several, self._layers[several[0]].device):
+            self._choices = choose(
+                self._backend, self._options, plan.budget, plan.config, plan.device, advance
             )
-            for basis in each
-        ]
-        for ref, each, dtype in zip(layers, bases, _compute_dtypes(layers, config), strict=True)
-    ]
+        pairs = zip(self._options, self._choices, strict=True)
+        self._layers = [options[choice.option] for options, choice in pairs]
+        self._stage = Stage(self._layers, plan.device)
+
+    def _select(self, advance: Advance, within: Sequence[torch.Tensor] | None) -> list[_Call]:
+        """What is kept of each layer; no weight changes.
+
+        Raises:
+            WavpruneError: a weight on the CPU is not finite.
+        """
+        limit = self._stage.bytes_per_call
+        indices = calls_of(self._layers, self._backend.call_limit, limit)
+        if not self._plan.rule.uses_thresholds:
+            return self._calls_by_rule(indices)
+        if within is not None:
+            return self._calls_within(indices, within, advance)
+        if self._plan.budget is None:
+            thresholds = self._thresholds(indices, advance)
+        else:
+            thresholds = self._shared_threshold(indices, self._plan.budget, advance)
+        calls = [_Call(*pair) for pair in zip(indices, thresholds, strict=True)]
+        if all(part.device.type == "cpu" for part in thresholds):
+            self._check_finite(calls)
+            return calls
+        # The host does not look, so as not to wait: nothing is pruned at a threshold of NaN.
+        return _all_or_none(calls)
+
+    def _thresholds(self, indices: Sequence[list[int]], advance: Advance) -> list[torch.Tensor]:
+        thresholds = []
+        for call, layers in zip(indices, self._stage.visit(indices), strict=True):
+            with self._clock.timed(call, layers[0].device):
+                thresholds.append(self._backend.threshold(_single_jobs(layers)))
+            advance(sum(self._clock.weights[i] for i in call))
+        return thresholds
+
+    def _shared_threshold(
+        self, indices: Sequence[list[int]], budget: Budget, advance: Advance
+    ) -> list[torch.Tensor]:
+        everything = range(len(self._layers))
+        with self._clock.timed(everything, self._layers[0].device):
+            shared = self._backend.threshold([self._stage.job(budget)])
+        advance(sum(self._clock.weights))
+        devices = [self._layers[call[0]].device for call in indices]
+        pairs = zip(indices, devices, strict=True)
+        return [shared.to(device).expand(len(call)).contiguous() for call, device in pairs]
+
+    def _calls_by_rule(self, indices: Sequence[list[int]]) -> list[_Call]:
+        """Masks that the rule chooses."""
+        budget = self._plan.budget
+        if self._stage.bytes_per_call is not None:
+            raise WavpruneError(
+                f"method={self._plan.config.method!r} looks at all layers at once, which do not "
+                f"fit on {self._plan.device} together; leave device out"
+            )
+        for ref in self._refs:
+            check_finite(ref)
+        layers = self._stage.present()
+        masks = packed_masks(self._plan.rule, layers, budget, _coefficients)
+        unknown = [torch.full((len(call),), torch.nan, dtype=torch.float64) for call in indices]
+        chosen = [[masks[i] for i in call] for call in indices]
+        return [_Call(*entry) for entry in zip(indices, unknown, chosen, strict=True)]
+
+    def _calls_within(
+        self, indices: Sequence[list[int]], within: Sequence[torch.Tensor], advance: Advance
+    ) -> list[_Call]:
+        """Masks among those of an earlier run.
+
+        Ranked are copies that have those masks already. In an expansive basis a part of what is
+        kept leaks into what is not, and ranks too: fewer coefficients than asked may be kept.
+        """
+        jobs = _single_jobs([replace(layer, budget=Budget(keep=1)) for layer in self._layers])
+        self._check_finite([_Call([], self._backend.threshold(jobs))])
+        copies = [replace(layer, weight=layer.weight.clone()) for layer in self._layers]
+        self._backend.project_([replace(copy, seed=None) for copy in copies], within)
+        budget, calls = self._plan.budget, []
+        shared = None if budget is None else self._backend.threshold([Job(copies, budget)])
+        for call in indices:
+            members = [copies[i] for i in call]
+            if shared is None:
+                thresholds = self._backend.threshold(_single_jobs(members))
+            else:
+                thresholds = shared.to(members[0].device).expand(len(call)).contiguous()
+            masks = self._backend.masks(members, thresholds)
+            both = [mask & within[i] for i, mask in zip(call, masks, strict=True)]
+            calls.append(_Call(call, thresholds, both))
+            advance(sum(self._clock.weights[i] for i in call))
+        self._check_finite(calls)
+        return calls
+
+    def _rewrite(self, calls: Sequence[_Call], advance: Advance) -> list[torch.Tensor]:
+        """Change the weights; the rows of ``Backend.apply_``.
+
+        Where that fails half-way, the error says which layers are pruned and which may be.
+        """
+        rows: list[torch.Tensor] = []
+        try:
+            visited = self._stage.visit([call.indices for call in calls])
+            for call, layers in zip(calls, visited, strict=True):
+                rows.append(self._apply(call, layers))
+                self._stage.leave(layers)
+                advance(sum(self._clock.weights[i] for i in call.indices))
+            self._stage.finish()
+        except BaseException as error:
+            done = [self._refs[i].name for call in calls[: len(rows)] for i in call.indices]
+            torn = [self._refs[i].name for call in calls[len(rows) :][:1] for i in call.indices]
+            error.add_note(
+                f"wavprune: pruned before this error: {', '.join(done) or 'nothing'}; perhaps in "
+                f"part: {', '.join(torn) or 'nothing'}"
+            )
+            raise
+        return rows
+
+    def _apply(self, call: _Call, layers: Sequence[Layer]) -> torch.Tensor:
+        if self._masks is not None:
+            masks = call.masks or self._backend.masks(layers, call.thresholds)
+            homes = (self._refs[i].weight.device for i in call.indices)
+            self._masks.extend(mask.to(home) for mask, home in zip(masks, homes, strict=True))
+        with self._clock.timed(call.indices, layers[0].device):
+            selection = call.thresholds if call.masks is None else call.masks
+            return self._backend.apply_(layers, selection)
+
+    def _check_finite(self, calls: Sequence[_Call]) -> None:
+        if any(bool(call.thresholds.isnan().any()) for call in calls):
+            raise_non_finite(self._refs)
+
+    def _report(
+        self, calls: Sequence[_Call], rows: Sequence[torch.Tensor], match: PruneReport | None
+    ) -> PruneReport:
+        # None of what the report holds on to has weights.
+        plan, choices, backend = self._plan, self._choices, self._backend.name
+        thresholds = [call.thresholds for call in calls]
+        shapes = [ref.weight.shape for ref in self._refs]
+        names = [ref.name for ref in self._refs]
+        seconds = self._clock.seconds
+        # Only of weights on a GPU it is not known yet. They are let go: a report may be read late.
+        unread = [weakref.ref(ref.weight) for ref in self._refs if rows[0].device.type != "cpu"]
+
+        def check() -> None:
+            pairs = zip(names, (reference() for reference in unread), strict=True)
+            raise_non_finite([LayerRef(name, w) for name, w in pairs if w is not None])
+
+        return PruneReport(
+            lambda: outcome_of(
+                layer_facts(plan, choices, shapes, backend),
+                thresholds,
+                rows,
+                seconds(),
+                check if unread else None,
+            ),
+            RunSettings.of(plan.config, match),
+            bases={layer.name: layer.basis for layer in self._layers},
+            masks=None if self._masks is None else dict(zip(names, self._masks, strict=True)),
+        )
 
 
-def _projected(
-    backend: Backend, batches: Sequence[Batch], masks: Sequence[torch.Tensor]
-) -> torch.Tensor:
-    """Prune by masks; the rows of ``Backend.apply_``."""
-    assert isinstance(backend, Projector)
-    rows = torch.zeros(len(batches), 4, dtype=torch.float64, device=batches[0].weight.device)
-    for row, batch, mask in zip(rows, batches, masks, strict=True):
-        before = batch.weight.clone()
-        backend.project_([batch], [mask])
-        kept = unpack(mask, batch.kernels, batch.ranked, flat=batch.flat)
-        row[0] = kept.sum()
-        row[1] = (batch.weight == 0).sum()
-        row[2] = (batch.weight.double() - before.double()).square().sum()
-        row[3] = before.double().square().sum()
-    return backend.summed(rows) if isinstance(backend, ShardedBackend) else rows
+def layer_facts(
+    plan: Plan, choices: Sequence[Choice], shapes: Sequence[torch.Size], backend: str
+) -> list[LayerFacts]:
+    """What is known of each layer before its numbers are read."""
+    config, facts = plan.config, []
+    for options, choice, shape in zip(plan.options, choices, shapes, strict=True):
+        layer = options[choice.option]
+        basis = layer.basis
+        facts.append(
+            LayerFacts(
+                name=layer.name,
+                shape=tuple(shape),
+                method=config.method,
+                wavelet=basis.name,
+                mode=basis.mode,
+                level_requested=config.level if plan.rule.basis is None else None,
+                level_used=basis.level_used,
+                backend=backend,
+                coefficients=layer.total_weights // max(basis.num_values, 1) * basis.coefficients,
+                runner_up=choice.runner_up,
+                runner_up_error=choice.runner_up_error,
+            )
+        )
+    return facts
 
 
-def _thresholds(
-    backend: Backend,
-    stage: Stage,
-    keeps: Sequence[int],
-    config: PruneConfig,
-    units: Sequence[Sequence[int]],
-    clock: Clock,
-    advance: Callable[[int], object],
-) -> list[torch.Tensor]:
-    weights = clock.weights
-    if config.scope == "global":
-        everything = stage.everything
-        with clock.timed(range(len(everything)), everything[0].weight.device):
-            shared = backend.threshold([(everything, Target(keep=sum(keeps)))])
-        advance(sum(weights))
-        return [
-            shared.to(everything[unit[0]].weight.device).expand(len(unit)).contiguous()
-            for unit in units
-        ]
-    percentile = config.percentile
-    targets = [Target(keep) if percentile is None else Target(None, percentile) for keep in keeps]
-    found: list[torch.Tensor] = []
-    for unit, members in zip(units, stage.each(units), strict=True):
-        jobs = [((batch,), targets[i]) for i, batch in zip(unit, members, strict=True)]
-        with clock.timed(unit, members[0].weight.device):
-            found.append(backend.threshold(jobs))
-        advance(sum(weights[i] for i in unit))
-    return found
+def raise_non_finite(refs: Sequence[LayerRef]) -> None:
+    """Say which weight is not finite.
+
+    Raises:
+        WavpruneError: always.
+    """
+    for ref in refs:
+        check_finite(ref)
+    raise WavpruneError(
+        "the coefficients overflow although every weight is finite; scale the weights down"
+    )
 
 
-def _all_or_none(thresholds: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+def _single_jobs(layers: Sequence[Layer]) -> list[Job]:
+    return [Job((layer,), layer.budget or Budget(keep=0)) for layer in layers]
+
+
+def _all_or_none(calls: list[_Call]) -> list[_Call]:
     """NaN for all where one is NaN: an error leaves every weight as it was.
 
     ``apply_`` sees to the thresholds of one call; minimum and maximum, which pass on a NaN and
     change nothing without one, to those of several.
     """
-    if len(thresholds) == 1:
-        return list(thresholds)
-    home = thresholds[0].device
-    lowest = torch.stack([part.amin().to(home) for part in thresholds]).amin()
-    return [torch.maximum(part, lowest.to(part.device)) for part in thresholds]
+    if len(calls) == 1:
+        return calls
+    home = calls[0].thresholds.device
+    lowest = torch.stack([call.thresholds.amin().to(home) for call in calls]).amin()
+    return [
+        call._replace(thresholds=torch.maximum(call.thresholds, lowest.to(call.thresholds.device)))
+        for call in calls
+    ]
+
+
+def _coefficients(layer: Layer) -> torch.Tensor:
+    """``(N, M)``, of a whole layer, for a rule."""
+    kernels = layer.weight.to(layer.compute_dtype).flatten(0, 1)
+    return EagerBackend().analyse(layer, kernels)
 
 
 def _check_not_captured(backend: str, config: PruneConfig) -> None:
     if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
         what = f"wavelet={AUTO!r}" if config.wavelet == AUTO else f"backend {backend!r}"
-        raise ValueError(
+        raise WavpruneError(
             f"{what} looks at numbers on the host, which a CUDA graph cannot hold; allowed in a "
             f"capture: {' and '.join(CAPTURED)}, with a basis by its name"
         )
-
-
-def _check_finite(thresholds: Sequence[torch.Tensor], layers: Sequence[LayerRef]) -> None:
-    if any(bool(part.isnan().any()) for part in thresholds):
-        raise _non_finite(layers)
-
-
-def _rows(thresholds: Sequence[torch.Tensor], done: Sequence[torch.Tensor]) -> list[list[float]]:
-    """Threshold, kept, zeros, squared error and squared norm of each layer: one copy a device."""
-    parts = [
-        torch.cat([part.unsqueeze(1), rows], dim=1)
-        for part, rows in zip(thresholds, done, strict=True)
-    ]
-    if len({part.device for part in parts}) == 1:
-        parts = [torch.cat(parts)]
-    return [row for part in parts for row in part.tolist()]
-
-
-def _keeps(layers: Sequence[LayerRef], config: PruneConfig, match: PruneReport | None) -> list[int]:
-    """How many coefficients each layer keeps; for scope "global" only their sum counts."""
-    sizes = [ref.weight.numel() for ref in layers]
-    if match is not None:
-        if config.method == "random":
-            return [
-                min(_matched(match, ref).kept, size)
-                for ref, size in zip(layers, sizes, strict=True)
-            ]
-        fraction = min(Fraction(match.kept, match.numel), Fraction(1))
-    else:
-        # The decimal that the caller wrote: 1 - 0.7 is three tenths, not a little more.
-        fraction = 1 - Fraction(repr(config.sparsity or 0.0))
-    if config.scope == "global":
-        sizes = [sum(sizes)] + [0] * (len(sizes) - 1)
-    return [-(-fraction.numerator * size // fraction.denominator) for size in sizes]
-
-
-def _check_match(config: PruneConfig, match: PruneReport) -> None:
-    """Raise unless a run with these settings can prune what another run's report pruned."""
-    if not isinstance(match, PruneReport):
-        raise TypeError(f"match must be a PruneReport, not {type(match).__name__}")
-    if config.method == "dwt":
-        raise ValueError("match goes with method='min_weight' or 'random', not with 'dwt'")
-    if config.method == "random" and config.scope == "global":
-        raise ValueError(
-            "match prunes at random what the report pruned in each layer, so scope='global' does "
-            "not go with it; leave scope='layer'"
-        )
-    if match.numel == 0:
-        raise ValueError("match: the report holds no weights")
-
-
-def _matched(match: PruneReport, ref: LayerRef) -> LayerStats:
-    try:
-        stats = match[ref.name]
-    except KeyError:
-        raise ValueError(
-            f"match: the report has no layer {ref.name!r}; it has "
-            f"{', '.join(layer.name for layer in match.layers[:8])}"
-        ) from None
-    if stats.shape != tuple(ref.weight.shape):
-        raise ValueError(
-            f"match: layer {ref.name!r} is {tuple(ref.weight.shape)}, in the report {stats.shape}"
-        )
-    return stats
-
-
-def _checked_bases(ref: LayerRef, config: PruneConfig) -> list[Basis]:
-    if config.wavelet == "klt" and config.method == "dwt":
-        _raise_non_finite(ref)
-    try:
-        return bases_for(config, ref.weight)
-    except ValueError as error:
-        raise ValueError(f"layer {ref.name!r}: {error}") from error
-
-
-def _warn_levels(layers: Sequence[LayerRef], bases: Sequence[Basis]) -> None:
-    collapsed: dict[Basis, list[str]] = {}
-    for ref, basis in zip(layers, bases, strict=True):
-        if basis.collapsed or basis.too_deep:
-            collapsed.setdefault(basis, []).append(ref.name)
-    for basis, names in collapsed.items():
-        size = "x".join(map(str, basis.kernel))
-        where = f"{size} kernels (first layer {names[0]!r}, {len(names)} in all)"
-        if basis.too_deep:
-            _warn(f"{basis.name!r} on {where}: {basis.too_deep}")
-        else:
-            _warn(
-                f"{basis.name!r} is too long for {where}: the deepest level that exists is "
-                f"{basis.level_max}, so no transform runs there and the result is that of "
-                "minimum-weight pruning; 'uhaar' fits every kernel, and a forced level transforms "
-                "all the same",
-                LevelCollapsedWarning,
-            )
-
-
-def compute_device(asked: str | torch.device | None) -> torch.device | None:
-    """The device that a caller asked for, with its index; "cuda" without CUDA warns, once.
-
-    Raises:
-        ValueError: there is no such device here.
-    """
-    if asked is None:
-        return None
-    device = torch.device(asked)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        _warn_no_cuda(str(asked))
-        return torch.device("cpu")
-    if device.type == "meta":
-        raise ValueError(f"device {str(asked)!r} holds no values; allowed: a device that computes")
-    try:
-        # With its index: "cuda" is the current one of several.
-        return torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"device {str(asked)!r} is not available here: {reason}") from error
-
-
-@cache
-def _warn_no_cuda(asked: str) -> None:
-    _warn(f"device {asked!r}: torch sees no CUDA here; pruning on the CPU")
-
-
-def _warn(message: str, category: type[Warning] = UserWarning) -> None:
-    """Warn at the line that called into this package, by whichever of its entries."""
-    package = str(Path(__file__).parents[1])
-    frame, level = sys._getframe(1), 1
-    while frame.f_back and frame.f_code.co_filename.startswith((package, _TORCH)):
-        frame, level = frame.f_back, level + 1
-    warnings.warn(message, category, stacklevel=level + 1)
-
-
-def _draw(seed: int, name: str) -> int:
-    """64 bits for one layer's random mask: the same whichever other layers are selected."""
-    digest = hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little", signed=True)
-
-
-def _units(batches: Sequence[Batch], unit: int, limit: int | None) -> list[list[int]]:
-    """Which layers go to the backend together: one, or several on one device.
-
-    Args:
-        batches: all of them.
-        unit: how many weights together at most.
-        limit: how many bytes together at most; None sets no limit.
-    """
-    units: list[list[int]] = [[]]
-    weights = size = 0
-    device = batches[0].weight.device
-    for i, batch in enumerate(batches):
-        weight = batch.weight
-        count = weight.numel()
-        held = count * weight.element_size() if limit else 0
-        full = weights + count > unit or (limit is not None and size + held > limit)
-        if units[-1] and (full or weight.device != device):
-            units.append([])
-            weights = size = 0
-            device = weight.device
-        units[-1].append(i)
-        weights, size = weights + count, size + held
-    return units
-
-
-def _compute_dtypes(layers: Sequence[LayerRef], config: PruneConfig) -> list[torch.dtype]:
-    """float64 for float64 weights and for all that are ranked together with one, else float32."""
-    wide = [ref.weight.dtype == torch.float64 for ref in layers]
-    if config.scope == "global":
-        wide = [any(wide)] * len(wide)
-    return [torch.float64 if each else torch.float32 for each in wide]
-
-
-def _non_finite(layers: Sequence[LayerRef]) -> ValueError:
-    for ref in layers:
-        _raise_non_finite(ref)
-    return ValueError(
-        "the coefficients overflow although every weight is finite; scale the weights down"
-    )
-
-
-def _raise_non_finite(ref: LayerRef) -> None:
-    count = non_finite(ref.weight)
-    if count:
-        raise ValueError(
-            f"layer {ref.name!r}: {count} of {ref.weight.numel()} weights are NaN or infinite; "
-            "allowed: finite weights"
-        )
-
-
-@contextmanager
-def _bar(shown: bool, weights: int) -> Iterator[Callable[[int], object]]:
-    if not shown:
-        yield lambda _: None
-        return
-    from tqdm import tqdm
-
-    # Every weight is seen twice: for the threshold, and when it is pruned.
-    with tqdm(total=2 * weights, unit="weight", unit_scale=0.5, desc="prune") as bar:
-        yield bar.update
-
-
-def _layer_stats(
-    name: str,
-    shape: torch.Size,
-    kernels: int,
-    basis: Basis,
-    choice: Choice,
-    config: PruneConfig,
-    backend: str,
-    device: str,
-    row: Sequence[float],
-    seconds: float,
-) -> LayerStats:
-    threshold, kept, zeros, squared_error, squared_norm = row
-    numel = shape.numel()
-    return LayerStats(
-        name=name,
-        shape=tuple(shape),
-        method=config.method,
-        wavelet=basis.name,
-        mode=basis.mode,
-        level_requested=config.level if config.method == "dwt" else None,
-        level_used=basis.level_used,
-        backend=backend,
-        device=device,
-        threshold=threshold,
-        coefficients=kernels * basis.coefficients,
-        kept=int(kept),
-        sparsity=1 - kept / numel if numel else 0.0,
-        weight_zeros=int(zeros),
-        weight_sparsity=zeros / numel if numel else 0.0,
-        relative_error=math.sqrt(squared_error / squared_norm) if squared_norm else 0.0,
-        seconds=seconds,
-        runner_up=choice.runner_up,
-        runner_up_error=choice.runner_up_error,
-    )
-
-
-def _settings(config: PruneConfig, match: PruneReport | None) -> dict[str, Any]:
-    settings = {name: getattr(config, name) for name in _SETTINGS}
-    settings["device"] = None if config.device is None else str(config.device)
-    if match is not None:
-        source = match.settings
-        basis = f" {source['wavelet']}" if source["method"] == "dwt" else ""
-        settings["sparsity"] = match.sparsity
-        settings["match"] = f"{source['method']}{basis}"
-    settings["versions"] = dict(versions())
-    return settings

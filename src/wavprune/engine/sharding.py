@@ -7,9 +7,17 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ..bases import family_of
+from ..config import AUTO, PruneConfig
+from ..errors import WavpruneError
+
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch.distributed import ProcessGroup
     from torch.distributed.tensor import DTensor
+
+    from .layers import LayerRef
 
 
 def as_sharded(weight: torch.Tensor) -> DTensor | None:
@@ -64,3 +72,33 @@ def in_all(value: torch.Tensor) -> torch.Tensor:
     """A number computed from a weight, over all ranks."""
     sharded = as_sharded(value)
     return value if sharded is None else sharded.full_tensor()
+
+
+def check_sharded(refs: Sequence[LayerRef], config: PruneConfig) -> None:
+    """Raise WavpruneError where some weights are sharded and these settings do not allow it."""
+    groups = [group_of(ref.weight) for ref in refs]
+    shared = next((group for group in groups if group is not None), None)
+    if shared is None:
+        return
+    if config.device is not None:
+        raise WavpruneError(
+            f"device={str(config.device)!r}: sharded weights are pruned where they live; leave "
+            "device out"
+        )
+    name = config.basis_name
+    for ref, group in zip(refs, groups, strict=True):
+        if group != shared:
+            raise WavpruneError(
+                f"layer {ref.name!r} is not spread over the same ranks as others; allowed: all "
+                "selected layers sharded alike, or none"
+            )
+        if name != AUTO and family_of(name).data_driven:
+            raise WavpruneError(
+                f"layer {ref.name!r} is sharded, and {name!r} looks at all of its kernels at once; "
+                "allowed: every other basis"
+            )
+        if ref.weight.ndim == 2 and name != "identity":
+            raise WavpruneError(
+                f"layer {ref.name!r} is a sharded matrix, which is one kernel to {name!r}; "
+                "allowed: method='min_weight' or 'random', or Conv2d weights"
+            )

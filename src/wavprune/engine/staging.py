@@ -8,58 +8,50 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import cached_property
-from typing import NamedTuple, overload
+from typing import NamedTuple
 
 import torch
 
-from ..backends.protocol import Batch
+from ..backends import Budget, Job, Layer
+from ..errors import WavpruneError
 
 # What of a device's free memory may hold weights; the rest is for what backends need themselves.
 SHARE = 0.5
-# Units on the device at a time: one that arrives, one that is pruned, one that leaves.
+# Groups of layers on the device at a time: one arrives, one is pruned, one leaves.
 DEPTH = 3
 
 
 class Stage:
-    """The batches of one call, and where their weights are while they are pruned.
+    """The layers of one run, and where their weights are while they are pruned.
 
     Args:
-        batches: with each weight where it lives.
+        layers: with each weight where it lives.
         device: where to compute; None means where each weight lives.
         room: bytes of weights that may be on the device; None asks the device.
     """
 
     def __init__(
-        self, batches: Sequence[Batch], device: torch.device | None, room: int | None = None
+        self, layers: Sequence[Layer], device: torch.device | None, room: int | None = None
     ) -> None:
-        self._homes = list(batches)
+        self._homes = list(layers)
         self._device = device
-        away = [i for i, batch in enumerate(batches) if device not in (None, batch.weight.device)]
-        self._away = frozenset(away)
-        self.room = _room(device) if room is None and away and device else room
-        total = sum(_bytes(batches[i]) for i in away)
+        self._away = frozenset(
+            i for i, layer in enumerate(layers) if device not in (None, layer.weight.device)
+        )
+        self.room = _room(device) if room is None and self._away and device else room
+        total = sum(layers[i].weight.nbytes for i in self._away)
         self._streams = self.room is not None and total > self.room
-        self._guests: list[Batch] | None = None
-        on_gpu = bool(away) and _is_cuda(device)
+        self._guests: list[Layer] | None = None
+        on_gpu = bool(self._away) and _is_cuda(device)
         self._arriving = _new_stream(device) if on_gpu else None
         self._departing = _new_stream(device) if on_gpu else None
         self._leaving: list[tuple[torch.Tensor, torch.Tensor, torch.cuda.Event | None]] = []
-        if away and _is_cuda(device) and torch.cuda.is_current_stream_capturing():
-            raise ValueError(
-                f"a CUDA graph cannot hold copies between {batches[away[0]].weight.device} and "
-                f"{device}; move the model there before the capture, and leave device=None"
+        if on_gpu and torch.cuda.is_current_stream_capturing():
+            home = layers[min(self._away)].weight.device
+            raise WavpruneError(
+                f"a CUDA graph cannot hold copies between {home} and {device}; move the model "
+                "there before the capture, and leave device=None"
             )
-
-    @cached_property
-    def stand_ins(self) -> list[Batch]:
-        """The batches as the backend will see them; of weights to be copied, without values."""
-        return [
-            replace(batch, weight=_stand_in(batch.weight, self._device))
-            if i in self._away
-            else batch
-            for i, batch in enumerate(self._homes)
-        ]
 
     @property
     def copies(self) -> bool:
@@ -68,52 +60,70 @@ class Stage:
 
     @property
     def scattered(self) -> bool:
-        """True where the batches are never on one device at one time."""
-        return self._streams or len({batch.weight.device for batch in self.stand_ins}) > 1
+        """True where the layers are never on one device at one time."""
+        return self._streams or len({layer.device for layer in self._homes}) > 1
 
     @property
-    def largest_unit(self) -> int | None:
-        """How many bytes a unit may hold, where the model does not fit on the device."""
+    def layers(self) -> list[Layer]:
+        """The layers as they are to be computed; those still to be copied on the meta device."""
+        return [
+            replace(
+                layer,
+                weight=torch.empty_like(layer.weight, device="meta"),
+                home=layer.weight,
+                destination=self._device,
+            )
+            if i in self._away
+            else layer
+            for i, layer in enumerate(self._homes)
+        ]
+
+    @property
+    def bytes_per_call(self) -> int | None:
+        """How many bytes may go to the backend in one call, where the model does not fit."""
         return self.room // DEPTH if self._streams and self.room is not None else None
 
-    @property
-    def everything(self) -> Sequence[Batch]:
-        """All batches; one at a time on the device where they do not all fit."""
-        if self._streams:
-            return _Streamed(self)
-        self._arrive_all()
-        return self._homes if self._guests is None else self._guests
-
-    def each(self, units: Sequence[Sequence[int]]) -> Iterator[list[Batch]]:
-        """The batches of each unit on the device, the next unit on its way meanwhile."""
+    def job(self, budget: Budget) -> Job:
+        """All layers as one job, a stream where they do not fit on the device together."""
         if not self._streams:
-            everything = self.everything
-            for unit in units:
-                yield [everything[i] for i in unit]
+            return Job(self.present(), budget)
+        one_by_one = [[i] for i in range(len(self._homes))]
+        return Job(self.layers, budget, lambda: (layer for (layer,) in self.visit(one_by_one)))
+
+    def visit(self, calls: Sequence[Sequence[int]]) -> Iterator[list[Layer]]:
+        """The layers of each call on the device, the next ones on their way meanwhile.
+
+        Args:
+            calls: indices of layers that go to the backend together.
+        """
+        if not self._streams:
+            present = self.present()
+            for call in calls:
+                yield [present[i] for i in call]
             return
-        following = self._arrive(units[0] if units else [])
-        for k in range(len(units)):
+        following = self._arrive(calls[0] if calls else [])
+        for k in range(len(calls)):
             current = self._ready(following)
-            following = self._arrive(units[k + 1] if k + 1 < len(units) else [])
+            following = self._arrive(calls[k + 1] if k + 1 < len(calls) else [])
             yield current
 
-    def leave(self, unit: Sequence[int], batches: Sequence[Batch]) -> None:
+    def leave(self, layers: Sequence[Layer]) -> None:
         """Start copying pruned weights back to where they live."""
-        for i, batch in zip(unit, batches, strict=True):
-            if i not in self._away:
+        for layer in layers:
+            home = layer.home
+            if home is None:
                 continue
-            home = self._homes[i].weight
             if self._departing is None:
-                home.copy_(batch.weight)
+                home.copy_(layer.weight)
                 continue
-            self._departing.wait_stream(torch.cuda.current_stream(batch.weight.device))
+            self._departing.wait_stream(torch.cuda.current_stream(layer.weight.device))
             with torch.cuda.stream(self._departing):
                 pinned = torch.empty_like(home, pin_memory=home.device.type == "cpu")
-                pinned.copy_(batch.weight, non_blocking=True)
-                batch.weight.record_stream(self._departing)
+                pinned.copy_(layer.weight, non_blocking=True)
+                layer.weight.record_stream(self._departing)
             self._leaving.append((home, pinned, _recorded(self._departing)))
             if self._streams:
-                self._land(len(unit) * DEPTH)
+                self._land(len(layers) * DEPTH)
 
     def finish(self) -> None:
         """Wait until every weight is back where it lives."""
@@ -126,18 +136,22 @@ class Stage:
                 event.synchronize()
             home.copy_(pinned)
 
-    def _arrive_all(self) -> None:
-        if self._away and self._guests is None:
+    def present(self) -> list[Layer]:
+        """All layers, on the device."""
+        if not self._away:
+            return self._homes
+        if self._guests is None:
             self._guests = self._ready(self._arrive(range(len(self._homes))))
+        return self._guests
 
-    def _arrive(self, unit: Sequence[int]) -> _Arrival:
-        batches = [
-            replace(self._homes[i], weight=self._copied(self._homes[i].weight))
-            if i in self._away
-            else self._homes[i]
-            for i in unit
-        ]
-        return _Arrival(batches, None if self._arriving is None else _recorded(self._arriving))
+    def _arrive(self, call: Sequence[int]) -> _Arrival:
+        layers = []
+        for i in call:
+            layer = self._homes[i]
+            if i in self._away:
+                layer = replace(layer, weight=self._copied(layer.weight), home=layer.weight)
+            layers.append(layer)
+        return _Arrival(layers, None if self._arriving is None else _recorded(self._arriving))
 
     def _copied(self, home: torch.Tensor) -> torch.Tensor:
         if self._arriving is None:
@@ -146,47 +160,50 @@ class Stage:
             pinned = home.pin_memory() if home.device.type == "cpu" else home
             return pinned.to(self._device, non_blocking=True)
 
-    def _ready(self, arrival: _Arrival) -> list[Batch]:
-        """The batches, after the work that follows was made to wait for their copies."""
+    def _ready(self, arrival: _Arrival) -> list[Layer]:
+        """The layers, after the work that follows was made to wait for their copies."""
         if arrival.event is not None:
             stream = torch.cuda.current_stream(self._device)
             stream.wait_event(arrival.event)
-            for batch in arrival.batches:
-                batch.weight.record_stream(stream)
-        return arrival.batches
+            for layer in arrival.layers:
+                layer.weight.record_stream(stream)
+        return arrival.layers
 
 
 class _Arrival(NamedTuple):
     """Weights on their way to the device, and what tells that they are there."""
 
-    batches: list[Batch]
+    layers: list[Layer]
     event: torch.cuda.Event | None
 
 
-class _Streamed(Sequence[Batch]):
-    """All batches of a stage that has no room for them: each on the device while it is looked at.
+def calls_of(
+    layers: Sequence[Layer], max_weights: int, max_bytes: int | None = None
+) -> list[list[int]]:
+    """Which layers go to the backend in one call: one, or several neighbors on one device.
 
-    A backend that ranks them together goes through them once a pass.
+    Of sharded weights the sizes are those of the whole, so that all ranks make the same calls.
+
+    Args:
+        layers: all of them.
+        max_weights: how many weights together at most; one layer may have more.
+        max_bytes: how many bytes together at most; None sets no limit.
+
+    Returns:
+        Indices of the layers of each call.
     """
-
-    def __init__(self, stage: Stage) -> None:
-        self._stage = stage
-        self._known = stage.stand_ins
-
-    def __len__(self) -> int:
-        return len(self._known)
-
-    @overload
-    def __getitem__(self, index: int) -> Batch: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Batch]: ...
-    def __getitem__(self, index: int | slice) -> Batch | Sequence[Batch]:
-        """A stand-in: shape, dtype and device, but no values."""
-        return self._known[index]
-
-    def __iter__(self) -> Iterator[Batch]:
-        for (batch,) in self._stage.each([[i] for i in range(len(self))]):
-            yield batch
+    calls: list[list[int]] = []
+    weights = size = 0
+    for i, layer in enumerate(layers):
+        count = layer.total_weights
+        held = count * layer.weight.element_size() if max_bytes is not None else 0
+        full = weights + count > max_weights or (max_bytes is not None and size + held > max_bytes)
+        if not calls or full or layer.device != layers[calls[-1][-1]].device:
+            calls.append([])
+            weights = size = 0
+        calls[-1].append(i)
+        weights, size = weights + count, size + held
+    return calls
 
 
 def _is_cuda(device: torch.device | None) -> bool:
@@ -205,11 +222,3 @@ def _new_stream(device: torch.device | None) -> torch.cuda.Stream:
 
 def _room(device: torch.device) -> int | None:
     return int(torch.cuda.mem_get_info(device)[0] * SHARE) if _is_cuda(device) else None
-
-
-def _bytes(batch: Batch) -> int:
-    return batch.weight.numel() * batch.weight.element_size()
-
-
-def _stand_in(weight: torch.Tensor, device: torch.device | None) -> torch.Tensor:
-    return torch.empty(1, dtype=weight.dtype, device=device).expand(weight.shape)

@@ -1,8 +1,8 @@
-"""Triton kernels for NVIDIA and AMD: all layers in one launch a pass, nothing read by the host.
+"""Triton kernels for NVIDIA and AMD: all layers in one launch per pass, and the host never waits.
 
-A threshold takes three passes over float32 weights and six over float64 ones (and over random
-draws, which rank in float64); pruning takes one more, which also writes. So float32 weights are
-read four times and written once.
+A threshold takes three passes over float32 weights, and six over float64 ones and over random
+numbers, which rank in float64. Pruning takes one more, which also writes: float32 weights are read
+four times and written once.
 """
 
 from __future__ import annotations
@@ -11,194 +11,239 @@ import importlib.util
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from itertools import chain
+from threading import Lock
+from typing import Any, NamedTuple
 
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
 
-from ..protocol import Backend, Batch, Target
+from ...common.cache import ByteCache
+from ...errors import WavpruneError
+from ..protocol import Backend, Job, Layer, Selection
 from .tables import (
     BINS,
     DIGITS,
-    HEAD,
+    HEADER,
     MAX_VALUES,
-    Group,
-    Job,
+    JobEntry,
     Member,
-    group_of,
-    is_wide,
-    job_of,
-    span,
+    Table,
+    computes_in_float64,
+    job_entry,
+    max_offset,
+    table_of,
 )
 
-
-@dataclass(frozen=True)
-class _InTurn:
-    """Groups of one layer each, of batches that are on the device only while they are looked at."""
-
-    jobs: Sequence[tuple[Sequence[Batch], Target]]
-    wanted: Sequence[Job]
-    wide: bool
-
-    def __iter__(self) -> Iterator[Group]:
-        for j, job in enumerate(self.wanted):
-            for batch in self.jobs[job.place][0]:
-                member = Member(batch, j, job.place)
-                yield group_of([member], self.wanted, self.wide, batch.weight.device)
+NO_MASKS = "the 'triton' backend has no masks; 'native' and 'eager' have"
 
 
 class TritonBackend:
-    """The five steps as Triton kernels, many layers in one launch."""
+    """The steps as Triton kernels, many layers in one launch."""
 
     name = "triton"
-    one_at_a_time = True
-    # Any number of weights in one call: it needs 50 KiB a layer, whatever their size.
-    unit = 1 << 60
+    # Any number of weights in one call: it needs 50 KiB per layer, whatever their size.
+    call_limit = 1 << 60
+    can_stream = True
+    # Layers that compute in float32 and in float64 take a launch each.
+    is_atomic = False
+    has_masks = False
 
-    def unsupported(self, batch: Batch) -> str | None:
-        """Why this backend cannot prune this batch, or None."""
-        device = batch.weight.device
+    def unsupported(self, layer: Layer) -> str | None:
+        """Why this backend cannot prune this layer, or None."""
+        device = layer.device
+        if layer.group is not None:
+            return "it is sharded, which only 'eager' takes"
         if device.type != ("cpu" if _interpreted() else "cuda"):
-            return f"the Triton kernels run on a CUDA or ROCm device, not on {device}"
-        kh, kw = batch.basis.kernel
-        factored = batch.basis.factors is not None
-        if factored or (kh * kw > MAX_VALUES and not batch.operator.identity):
+            return f"Triton runs on CUDA and ROCm devices, not on {device}"
+        basis = layer.basis
+        if not basis.is_dense or (basis.num_values > MAX_VALUES and not layer.operator.identity):
+            size = "x".join(map(str, basis.kernel))
             return (
-                f"the Triton kernels go up to {MAX_VALUES} values a kernel, not {kh}x{kw}; "
-                "backend 'eager' runs those on the device"
+                f"the Triton code takes kernels of at most {MAX_VALUES} values, not {size}; "
+                "'eager' takes larger ones"
             )
-        if span(batch) >= 1 << 31:
+        if max_offset(layer) >= 1 << 31:
             return (
-                f"strides of {batch.weight.stride()} put neighbours too far apart for the Triton "
-                "kernels; backend 'eager' runs those on the device"
+                f"with strides of {layer.weight.stride()} its values are too far apart for the "
+                "Triton code, which counts in 32 bits; 'eager' takes any strides"
             )
         return None
 
-    def threshold(self, jobs: Sequence[tuple[Sequence[Batch], Target]]) -> torch.Tensor:
-        """One exact threshold for each job; see ``Backend``."""
-        # By index, not in turn: what is not on the device need not come for this.
-        known = [[batches[i] for i in range(len(batches))] for batches, _ in jobs]
-        resident = all(isinstance(batches, list | tuple) for batches, _ in jobs)
-        devices = _devices(batch for batches in known for batch in batches)
+    def threshold(self, jobs: Sequence[Job]) -> torch.Tensor:
+        """One exact threshold per job; see ``Backend``."""
+        devices = list(dict.fromkeys(layer.device for job in jobs for layer in job.layers))
         result = torch.empty(len(jobs), dtype=torch.float64, device=devices[0])
-        for wide in (False, True):
-            chosen = [i for i, batches in enumerate(known) if is_wide(batches[0]) == wide]
-            if not chosen:
-                continue
-            wanted = [job_of(known[i], jobs[i][1], place=i) for i in chosen]
-            groups: Iterable[Group] = _InTurn(jobs, wanted, wide)
-            if resident:
-                members = [Member(batch, j, i) for j, i in enumerate(chosen) for batch in known[i]]
-                groups = [
-                    group_of(_on(members, device), wanted, wide, device) for device in devices
-                ]
-            select(groups, wanted, wide, devices, result)
+        for in_float64 in (False, True):
+            indices = [
+                i for i, job in enumerate(jobs) if computes_in_float64(job.layers[0]) == in_float64
+            ]
+            if indices:
+                chosen = [jobs[i] for i in indices]
+                entries = [job_entry(jobs[i], result=i) for i in indices]
+                _select(chosen, entries, in_float64, devices, result)
         return result
 
-    def apply_(self, batches: Sequence[Batch], thresholds: torch.Tensor) -> torch.Tensor:
-        """Prune each batch's weight in place; see ``Backend``."""
-        devices = _devices(batches)
-        members = [Member(batch, 0, i) for i, batch in enumerate(batches)]
-        parts = []
-        for device in devices:
-            # Every row is written where there is one device; of several, each writes its own.
-            make = torch.empty if len(devices) == 1 else torch.zeros
-            sums = make(len(batches), 4, dtype=torch.float64, device=device)
-            cuts = thresholds.to(device, torch.float64).contiguous()
-            for wide in (False, True):
-                here = [m for m in _on(members, device) if is_wide(m.batch) == wide]
-                if here:
-                    _prune(group_of(here, [], wide, device), cuts, wide, sums)
-            parts.append(sums)
+    def masks(self, layers: Sequence[Layer], thresholds: torch.Tensor) -> list[torch.Tensor]:
+        """Not offered; see ``Backend.has_masks``."""
+        raise NotImplementedError(NO_MASKS)
+
+    def apply_(self, layers: Sequence[Layer], selection: Selection) -> torch.Tensor:
+        """Prune each layer's weight in place, at thresholds; see ``Backend``."""
+        if not isinstance(selection, torch.Tensor):
+            raise NotImplementedError(NO_MASKS)
+        device = layers[0].device
+        thresholds = selection.to(device, torch.float64).contiguous()
+        sums = torch.empty(len(layers), 4, dtype=torch.float64, device=device)
+        for in_float64 in (False, True):
+            members = [
+                Member(layer, result=i)
+                for i, layer in enumerate(layers)
+                if computes_in_float64(layer) == in_float64
+            ]
+            if members:
+                launch = _uploaded(table_of(members, [], in_float64), device, layers)
+                _prune(launch, thresholds, in_float64, sums)
         # Autograd must see the change, as it sees one by any operator of torch.
-        torch.autograd.graph.increment_version([batch.weight for batch in batches])
-        for part in parts[1:]:
-            parts[0] += part.to(devices[0])
-        return parts[0]
+        weights = [layer.weight for layer in layers if not layer.weight.is_inference()]
+        torch.autograd.graph.increment_version(weights)
+        return sums
+
+    def project_(self, layers: Sequence[Layer], masks: Sequence[torch.Tensor]) -> None:
+        """Not offered; see ``Backend.has_masks``."""
+        raise NotImplementedError(NO_MASKS)
 
 
-def select(
-    groups: Iterable[Group],
-    wanted: Sequence[Job],
-    wide: bool,
+class _Launch(NamedTuple):
+    """A table on its device."""
+
+    table: torch.Tensor
+    num_programs: int
+    num_layers: int
+
+
+def _select(
+    jobs: Sequence[Job],
+    entries: Sequence[JobEntry],
+    in_float64: bool,
     devices: Sequence[torch.device],
     result: torch.Tensor,
 ) -> None:
-    """Find all thresholds: a pass over all groups for each digit.
+    """Find all thresholds: a pass over all layers for each digit.
 
     Args:
-        groups: the layers, by what is on a device together; gone through once a pass.
-        wanted: a threshold each, of layers in any of the groups.
-        wide: True computes in float64.
-        devices: where the groups are; the first concludes.
-        result: float64, on the first device; written at the jobs' places.
+        jobs: jobs that compute in the same dtype.
+        entries: one per job.
+        in_float64: True where float64 computes, else float32 does.
+        devices: where the layers are; the first resolves the thresholds.
+        result: float64, on the first device; written where the entries say.
     """
     kernels = _kernels()
-    digits = DIGITS[wide]
-    size = HEAD + len(digits) * BINS
+    digits = DIGITS[in_float64]
+    state_size = HEADER + len(digits) * BINS
     states = {
-        device: torch.zeros(len(wanted), size, dtype=torch.int64, device=device)
+        device: torch.zeros(len(jobs), state_size, dtype=torch.int64, device=device)
         for device in devices
     }
-    before = 0
+    present = _present(jobs, entries, in_float64, devices)
+    bits_before = 0
     for digit, (shift, bits) in enumerate(digits):
-        for group in groups:
-            _launch(
-                kernels.count, group.programs, group.table, states[group.table.device],
-                group.programs, group.rows, size, digit, shift, bits, before, WIDE=wide,
+        for launch in chain(present, _streamed(jobs, entries, in_float64)):
+            _run(
+                kernels.count_digits, launch.num_programs, launch.table,
+                states[launch.table.device], launch.num_programs, launch.num_layers, state_size,
+                digit, shift, bits, bits_before, IN_FLOAT64=in_float64,
             )  # fmt: skip
-        share(list(states.values()), digit)
-        before = bits
-    jobs = group_of([], wanted, wide, devices[0]).table
-    state = states[devices[0]]
-    last = len(digits) - 1
-    _launch(kernels.conclude, len(wanted), jobs, state, result, size, last, before, WIDE=wide)
+        share_counts(list(states.values()), digit)
+        bits_before = bits
+    layers = [layer for job in jobs for layer in job.layers]
+    table = _uploaded(table_of([], entries, in_float64), devices[0], layers).table
+    _run(
+        kernels.resolve_thresholds, len(jobs), table, states[devices[0]], result, state_size,
+        len(digits) - 1, bits_before, IN_FLOAT64=in_float64,
+    )  # fmt: skip
 
 
-def share(states: Sequence[torch.Tensor], digit: int) -> None:
-    """Give every device the counts of all, where there are several.
+def _present(
+    jobs: Sequence[Job],
+    entries: Sequence[JobEntry],
+    in_float64: bool,
+    devices: Sequence[torch.device],
+) -> list[_Launch]:
+    """A launch per device, of the layers that stay there."""
+    members = [
+        Member(layer, job=j)
+        for j, job in enumerate(jobs)
+        if job.stream is None
+        for layer in job.layers
+    ]
+    launches = []
+    for device in devices:
+        here = [member for member in members if member.layer.device == device]
+        if here:
+            table = table_of(here, entries, in_float64)
+            launches.append(_uploaded(table, device, [member.layer for member in here]))
+    return launches
+
+
+def _streamed(
+    jobs: Sequence[Job], entries: Sequence[JobEntry], in_float64: bool
+) -> Iterator[_Launch]:
+    """A launch per layer, of the layers that come and go."""
+    for j, job in enumerate(jobs):
+        if job.stream is not None:
+            for layer in job.visit():
+                table = table_of([Member(layer, job=j)], entries, in_float64)
+                yield _uploaded(table, layer.device, [layer])
+
+
+def share_counts(states: Sequence[torch.Tensor], digit: int) -> None:
+    """Give every device the counts of all devices.
 
     Args:
-        states: ``(jobs, size)``, one a device.
-        digit: which was counted.
+        states: ``(jobs, state_size)``, one per device.
+        digit: which digit was counted.
     """
-    counts = slice(HEAD + digit * BINS, HEAD + (digit + 1) * BINS)
+    counts = slice(HEADER + digit * BINS, HEADER + (digit + 1) * BINS)
     first = states[0]
     for other in states[1:]:
         first[:, counts] += other[:, counts].to(first.device)
         # A device without layers of a job has zeros there.
-        first[:, :HEAD] = torch.maximum(first[:, :HEAD], other[:, :HEAD].to(first.device))
+        first[:, :HEADER] = torch.maximum(first[:, :HEADER], other[:, :HEADER].to(first.device))
     for other in states[1:]:
         other[:, counts] = first[:, counts].to(other.device)
 
 
-def _prune(group: Group, thresholds: torch.Tensor, wide: bool, sums: torch.Tensor) -> None:
+def _prune(launch: _Launch, thresholds: torch.Tensor, in_float64: bool, sums: torch.Tensor) -> None:
     kernels = _kernels()
-    partials = sums.new_empty(group.programs, 4)
-    table, programs, layers = group.table, group.programs, len(thresholds)
-    _launch(kernels.prune, programs, table, thresholds, partials, programs, layers, WIDE=wide)
-    _launch(kernels.total, group.rows, table, partials, sums, programs)
+    table, num_programs, num_layers = launch
+    partials = sums.new_empty(num_programs, 4)
+    _run(
+        kernels.prune_layers, num_programs, table, thresholds, partials, num_programs,
+        len(thresholds), IN_FLOAT64=in_float64,
+    )  # fmt: skip
+    _run(kernels.sum_partials, num_layers, table, partials, sums, num_programs)
 
 
-def _launch(kernel: Any, programs: int, *arguments: Any, **constants: Any) -> None:
-    """On the current stream of the device that holds the first argument."""
-    if programs:
+def _run(kernel: Any, num_programs: int, *arguments: Any, **constants: Any) -> None:
+    """Launch a Triton kernel on the current stream of its first argument's device."""
+    if num_programs:
         with _current(arguments[0].device):
-            kernel[(programs,)](*arguments, **constants, **options())
+            kernel[(num_programs,)](*arguments, **constants, **options())
 
 
 @cache
 def options(nvidia: bool | None = None) -> dict[str, Any]:
-    """How the kernels are compiled.
+    """How the Triton kernels are compiled.
 
     Args:
-        nvidia: for NVIDIA, else for AMD; None asks torch which of them it is built for.
+        nvidia: True for NVIDIA, False for AMD; None means the one that torch is built for.
     """
     if nvidia is None:
         nvidia = torch.version.hip is None
-    # Contraction would be the compiler's choice, in each kernel another. 128 registers leave room
-    # for four programs on a multiprocessor; AMD's compiler needs no telling.
+    # Which products and sums the compiler fuses would differ between Triton kernels. 128 registers
+    # leave room for four programs per multiprocessor; AMD's compiler gets there by itself.
     return {"num_warps": 4, "enable_fp_fusion": False, **({"maxnreg": 128} if nvidia else {})}
 
 
@@ -211,20 +256,90 @@ def _current(device: torch.device) -> Iterator[None]:
             yield
 
 
-def _on(members: Sequence[Member], device: torch.device) -> list[Member]:
-    return [member for member in members if member.batch.weight.device == device]
+class _Upload(NamedTuple):
+    table: torch.Tensor
+    ready: torch.cuda.Event
 
 
-def _devices(batches: Iterable[Batch]) -> list[torch.device]:
-    return list(dict.fromkeys(batch.weight.device for batch in batches))
+class CapturedTables:
+    """Tables that CUDA graphs read at every replay, kept as long as the weights exist.
+
+    Nothing tells when a graph is gone; but one whose weights are gone cannot be replayed.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[int, tuple[Any, ...]], torch.Tensor] = {}
+        self._lock = Lock()
+
+    def keep(self, table: torch.Tensor, layers: Iterable[Layer]) -> None:
+        """Keep a table while the weights of these layers exist."""
+        storages = (layer.weight.untyped_storage() for layer in layers)
+        # torch has no types for it
+        weights = tuple(StorageWeakRef(storage) for storage in storages)  # type: ignore[no-untyped-call]
+        with self._lock:
+            self._kept = {
+                key: kept
+                for key, kept in self._kept.items()
+                if not any(weight.expired() for weight in key[1])
+            }
+            self._kept[id(table), weights] = table
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+
+# By content: a model that is pruned again and again is described to its device once.
+_UPLOADS = ByteCache[_Upload](16 << 20, lambda upload: upload.table.nbytes)
+_CAPTURED = CapturedTables()
+
+
+def _uploaded(table: Table, device: torch.device, layers: Sequence[Layer]) -> _Launch:
+    """A table on its device, by a copy that the host does not wait for.
+
+    Args:
+        table: what to copy.
+        device: where to.
+        layers: those that it is about.
+
+    Raises:
+        WavpruneError: a graph is being captured, and the same call did not run before.
+    """
+    words = torch.from_numpy(table.words)
+    if device.type == "cpu":
+        return _Launch(words, *table[1:])
+    key = (device, table.words.tobytes())
+
+    def copy() -> _Upload:
+        ready = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch has no types for it
+        upload = _Upload(words.pin_memory().to(device, non_blocking=True), ready)
+        ready.record(torch.cuda.current_stream())
+        return upload
+
+    with torch.cuda.device(device):
+        if torch.cuda.is_current_stream_capturing():
+            known = _UPLOADS.peek(key)
+            if known is None:
+                raise WavpruneError(
+                    "pruning in a captured CUDA graph needs the same call on the same weights once "
+                    "before the capture: it compiles the Triton kernels and copies the table of "
+                    "the layers to the device, which a capture does not allow"
+                )
+            # The device was synchronized when the capture began: the copy is done.
+            _CAPTURED.keep(known.table, layers)
+            return _Launch(known.table, *table[1:])
+        upload = _UPLOADS.get(key, copy)
+        stream = torch.cuda.current_stream()
+        stream.wait_event(upload.ready)
+        upload.table.record_stream(stream)
+    return _Launch(upload.table, *table[1:])
 
 
 @cache
 def _kernels() -> Any:
-    """The module of the kernels: importing it needs triton."""
-    from . import kernels as triton_kernels
+    """The module of the Triton kernels: importing it needs triton."""
+    from . import kernels
 
-    return triton_kernels
+    return kernels
 
 
 def _interpreted() -> bool:
@@ -235,11 +350,11 @@ def make() -> Backend:
     """The backend, for the registry.
 
     Raises:
-        ImportError: triton is not installed, or there is no device that it compiles for.
+        ImportError: triton is not installed, or torch sees no device that it compiles for.
     """
     if importlib.util.find_spec("triton") is None:
         raise ImportError("triton is not installed; pip install 'wavprune[triton]'")
-    # Importing it takes a while: not for a machine that it has nothing to do on.
+    # Checked before triton is imported, which takes long.
     asked = bool(os.environ.get("TRITON_INTERPRET"))
     if not torch.cuda.is_available() and not (asked and _interpreted()):
         raise ImportError("torch sees no CUDA or ROCm device, and Triton compiles for nothing else")

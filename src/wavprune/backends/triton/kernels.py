@@ -1,330 +1,204 @@
 # Triton reads its functions as source, so their arguments have no types that mypy could check.
 # mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators, ignore-errors
-"""The Triton kernels: count a digit, conclude the thresholds, prune, add up.
+"""The Triton kernels: count a digit, resolve the thresholds, prune, sum up.
 
-One launch takes all layers: a program finds its own in a table, see triton_tables.py.
+One launch takes all layers; each program looks up its layer in a table, see tables.py.
 
-A threshold is found by a radix select: non-negative floats order as their bits do, so passes that
-count one digit each, from the top, fix the bits of an order statistic one digit a pass. Every
-program of pass p draws the conclusion of pass p - 1 by itself, which saves a launch a digit.
+A threshold is found by a radix select on *keys*, the bit patterns of scores, which order as
+non-negative floats do. Each pass counts one digit of the keys, from the top, which fixes that digit
+of the order statistic. Every program of a pass resolves the digit of the pass before by itself:
+that saves a launch per digit.
+
+Programs work on *tiles*: ``ROWS`` coefficients of ``BLOCK`` kernels, or ``SIZE`` weights where the
+basis is the identity. Coefficients are computed anew in every pass and never stored. Each is one
+chain of fused multiply-adds in the order of k, so every pass and every device gets the same bits.
 """
 
 import triton
 import triton.language as tl
 
 from . import tables
-from .tiles import (
-    COEFFICIENTS,
-    DTYPE,
-    KIND,
-    POINTER,
-    VALUES,
-    coefficients,
-    kernels_from,
-    keys_of,
-    load,
-    matrix_at,
-    positions,
-    ranks_of,
-    store,
-    within,
+
+
+def _indices(entry, fields):
+    """Index of each of these fields in an entry, as Triton takes constants."""
+    return [tl.constexpr(entry._fields.index(field)) for field in fields.split()]
+
+
+POINTER, DTYPE, KIND = _indices(tables.LayerEntry, "pointer dtype kind")
+NUM_VALUES, KERNEL_WIDTH, IN_CHANNELS, NUM_COEFFICIENTS = _indices(
+    tables.LayerEntry, "num_values kernel_width in_channels num_coefficients"
 )
+OUT_STRIDE, IN_STRIDE, ROW_STRIDE, COLUMN_STRIDE = _indices(
+    tables.LayerEntry, "out_stride in_stride row_stride column_stride"
+)
+NUM_ITEMS, TILES, FIRST_PROGRAM, NUM_PROGRAMS = _indices(
+    tables.LayerEntry, "num_items tiles first_program num_programs"
+)
+ANALYSIS, SYNTHESIS = _indices(tables.LayerEntry, "analysis synthesis")
+JOB, IS_RANDOM, SEED, RESULT = _indices(tables.LayerEntry, "job is_random seed result")
+RANK, KEEPS_NOTHING, IS_ZERO, FRACTION, JOB_RESULT = _indices(
+    tables.JobEntry, "rank keeps_nothing is_zero fraction result"
+)
+LAYER_WORDS = tl.constexpr(len(tables.LayerEntry._fields))
+JOB_WORDS = tl.constexpr(len(tables.JobEntry._fields))
+CONTIGUOUS, SMALL = tl.constexpr(tables.CONTIGUOUS), tl.constexpr(tables.SMALL)
+SMALL_VALUES, MAX_VALUES = tl.constexpr(tables.SMALL_VALUES), tl.constexpr(tables.MAX_VALUES)
+TILE_SIZE, TILE_SIZE_FLOAT64 = [tl.constexpr(tables.TILE_SIZE[key]) for key in (False, True)]
+BINS, HEADER = tl.constexpr(tables.BINS), tl.constexpr(tables.HEADER)
+LEAST_ABOVE = tl.constexpr(tables.HEADER - 1)
+FLOAT32, FLOAT16, BFLOAT16 = [tl.constexpr(i) for i in range(3)]
 
-# Where each word is, as what Triton takes for a constant.
-ROW = tl.constexpr(len(tables.Row._fields))
-UNITS = tl.constexpr(tables.Row._fields.index("units"))
-TILES = tl.constexpr(tables.Row._fields.index("tiles"))
-SYNTHESIS = tl.constexpr(tables.Row._fields.index("synthesis"))
-OWNER = tl.constexpr(tables.Row._fields.index("owner"))
-FIRST = tl.constexpr(tables.Row._fields.index("first"))
-PROGRAMS = tl.constexpr(tables.Row._fields.index("programs"))
-LAYER = tl.constexpr(tables.Row._fields.index("layer"))
-JOB = tl.constexpr(len(tables.Job._fields))
-RANK, NOTHING, ZERO, FRACTION, PLACE = [tl.constexpr(i) for i in range(5)]
-SMALL = tl.constexpr(tables.SMALL)
-SMALL_ROWS, LARGE_ROWS = tl.constexpr(tables.SMALL_ROWS), tl.constexpr(tables.LARGE_ROWS)
-NARROW_TILE, WIDE_TILE = tl.constexpr(tables.TILE[False]), tl.constexpr(tables.TILE[True])
-BINS, HEAD = tl.constexpr(tables.BINS), tl.constexpr(tables.HEAD)
-ABOVE = tl.constexpr(tables.HEAD - 1)
-
-# The digits that a program counts by itself. They end a little above the largest of its first tile:
-# two octaves, where the first pass counts float32.
+# The digits that a program counts by itself end a little above the largest of its first tile. In
+# the first pass over float32 they span two octaves.
 WINDOW = tl.constexpr(128)
-ROOM = tl.constexpr(16)
-
-
-@triton.jit
-def _count(keys, inside, prefix, shift, bits, counts, window, base, above, WIDE: tl.constexpr):
-    """Count the digits of the keys that begin with the prefix.
-
-    The digits about the largest are counted in shared memory, and so is digit 0, for layers that
-    were pruned before; the few others one by one.
-    """
-    upper = keys >> (shift + bits)
-    hit = inside & (upper == prefix)
-    digit = ((keys >> shift) & ((1 << bits) - 1)).to(tl.int32)
-    top = tl.max(tl.where(hit, digit, -1))
-    if top >= 0:
-        base = tl.where(base < 0, tl.maximum(top + ROOM + 2 - WINDOW, 1), base)
-        slot = tl.where(digit == 0, 0, digit + 1 - base)
-        near = hit & ((digit == 0) | ((digit >= base) & (slot < WINDOW)))
-        window += tl.histogram(tl.where(near, slot, 0), WINDOW, mask=near)
-        one = tl.full(digit.shape, 1, tl.int64)
-        tl.atomic_add(counts + digit, one, mask=hit & ~near, sem="relaxed")
-    if shift == 0:
-        # The order statistic after the wanted one may begin with another prefix: the least key
-        # above, as what is left to the largest word, so that 0 is none.
-        most: tl.constexpr = 0x7FFFFFFFFFFFFFFF if WIDE else 0x7FFFFFFF
-        left = tl.max(tl.where(inside & (upper > prefix), most - keys, 0))
-        above = tl.maximum(above, left.to(tl.int64))
-    return window, base, above
-
-
-@triton.jit
-def _resolve(counts, prefix, rank, bits):
-    """One digit more of the key at a rank, and its rank among the keys that begin so."""
-    upto = tl.cumsum(tl.load(counts + tl.arange(0, BINS)), 0)
-    below = upto <= rank
-    digit = tl.sum(below.to(tl.int64))
-    return (prefix << bits) | digit, rank - tl.max(tl.where(below, upto, 0))
-
-
-@triton.jit
-def _prefix(job, state, counts, digit, bits):
-    """The prefix and the rank that pass ``digit`` begins with."""
-    prefix = tl.zeros((), tl.int64)
-    rank = tl.load(job + RANK)
-    if digit > 1:
-        prefix = tl.load(state + 2 * digit - 2)
-        rank = tl.load(state + 2 * digit - 1)
-    if digit > 0:
-        prefix, rank = _resolve(counts + (digit - 1) * BINS, prefix, rank, bits)
-        # All programs of the job store the same.
-        tl.store(state + 2 * digit, prefix)
-        tl.store(state + 2 * digit + 1, rank)
-    return prefix, rank
+MARGIN = tl.constexpr(16)
 
 
 @triton.jit(
-    do_not_specialize=["programs", "rows", "size", "digit", "shift", "bits", "before"],
+    do_not_specialize=[
+        "num_programs", "num_layers", "state_size", "digit", "shift", "bits", "bits_before",
+    ],
     do_not_specialize_on_alignment=["table", "states"],
-)
-def count(table, states, programs, rows, size, digit, shift, bits, before, WIDE: tl.constexpr):
-    """Count one digit of all ranks.
+)  # fmt: skip
+def count_digits(
+    table, states, num_programs, num_layers, state_size, digit, shift, bits, bits_before,
+    IN_FLOAT64: tl.constexpr,
+):  # fmt: skip
+    """Count one digit of all keys.
 
     Args:
-        table: where the layers are.
-        states: ``(jobs, size)`` 64-bit words, zero before the first pass.
-        programs: how many programs the table is for.
-        rows: how many layers it has.
-        size: words of a job's state.
-        digit: which pass this is.
-        shift: the lowest bit of the digit.
-        bits: how many bits the digit has.
-        before: how many the digit before it had.
-        WIDE: True computes in float64.
+        table: the layers and jobs.
+        states: ``(jobs, state_size)`` 64-bit words, zero before the first pass.
+        num_programs: programs of the table.
+        num_layers: layers of the table.
+        state_size: words of a job's state.
+        digit: index of the digit.
+        shift: its lowest bit.
+        bits: how many bits it has.
+        bits_before: how many bits the digit before it has.
+        IN_FLOAT64: True where float64 computes, else float32 does.
     """
-    SIZE: tl.constexpr = WIDE_TILE if WIDE else NARROW_TILE
-    # Half as many where a tile takes more registers a coefficient.
-    WIDTH: tl.constexpr = SIZE // 2
+    SIZE: tl.constexpr = TILE_SIZE_FLOAT64 if IN_FLOAT64 else TILE_SIZE
+    HALF: tl.constexpr = SIZE // 2
     program = tl.program_id(0)
-    row = table + programs + ROW * tl.load(table + program)
-    owner = tl.load(row + OWNER)
-    state = states + owner * size
-    counts = state + HEAD
-    prefix, _ = _prefix(table + programs + ROW * rows + JOB * owner, state, counts, digit, before)
-    if not WIDE:
+    layer = table + num_programs + LAYER_WORDS * tl.load(table + program)
+    job_index = tl.load(layer + JOB)
+    job = table + num_programs + LAYER_WORDS * num_layers + JOB_WORDS * job_index
+    state = states + job_index * state_size
+    prefix, _ = _resolved_prefix(job, state, digit, bits_before)
+    if not IN_FLOAT64:
         prefix = prefix.to(tl.int32)
-    counts += digit * BINS
-    window = tl.zeros((WINDOW,), tl.int32)
-    base = tl.full((), -1, tl.int32)
-    above = tl.zeros((), tl.int64)
+    counts = state + HEADER + digit * BINS
+    target = (prefix, shift, bits, counts)
+    tally = (tl.zeros((WINDOW,), tl.int32), tl.full((), -1, tl.int32), tl.zeros((), tl.int64))
 
-    kind = tl.load(row + KIND)
-    index = program - tl.load(row + FIRST)
+    kind = tl.load(layer + KIND)
     if kind < SMALL:
-        window, base, above = _count_weights(
-            row, index, prefix, shift, bits, counts, window, base, above, WIDTH, WIDE
-        )
+        tally = _count_weights(layer, target, tally, HALF, IN_FLOAT64)
     elif kind == SMALL:
-        window, base, above = _count_kernels(
-            table, row, index, prefix, shift, bits, counts, window, base, above,
-            SMALL_ROWS, SIZE, WIDE,
-        )  # fmt: skip
+        tally = _count_kernels(table, layer, target, tally, SMALL_VALUES, SIZE, IN_FLOAT64)
     else:
-        window, base, above = _count_kernels(
-            table, row, index, prefix, shift, bits, counts, window, base, above,
-            LARGE_ROWS, WIDTH, WIDE,
-        )  # fmt: skip
+        tally = _count_kernels(table, layer, target, tally, MAX_VALUES, HALF, IN_FLOAT64)
 
+    window, base, least_above = tally
     slot = tl.arange(0, WINDOW)
-    place = tl.where(slot == 0, 0, base + slot - 1)
-    tl.atomic_add(counts + place, window.to(tl.int64), mask=window > 0, sem="relaxed")
-    if above > 0:
-        tl.atomic_max(state + ABOVE, above, sem="relaxed")
-
-
-@triton.jit
-def _count_weights(
-    row, index, prefix, shift, bits, counts, window, base, above,
-    SIZE: tl.constexpr, WIDE: tl.constexpr,
-):  # fmt: skip
-    units = tl.load(row + UNITS)
-    tiles = tl.load(row + TILES)
-    start = index * tiles * SIZE
-    for tile in range(tl.minimum(tiles, tl.cdiv(units - start, SIZE)).to(tl.int32)):
-        at = start + tile * SIZE
-        origin, offset = positions(row, at, SIZE)
-        inside = tl.arange(0, SIZE) < units - at
-        value = load(tl.load(row + POINTER), origin, offset, inside, tl.load(row + DTYPE), WIDE)
-        keys = keys_of(ranks_of(row, at, value, SIZE, WIDE), WIDE)
-        window, base, above = _count(
-            keys, inside, prefix, shift, bits, counts, window, base, above, WIDE
-        )
-    return window, base, above
-
-
-@triton.jit
-def _count_kernels(
-    table, row, index, prefix, shift, bits, counts, window, base, above,
-    ROWS: tl.constexpr, SIZE: tl.constexpr, WIDE: tl.constexpr,
-):  # fmt: skip
-    BLOCK: tl.constexpr = SIZE // ROWS
-    units = tl.load(row + UNITS)
-    tiles = tl.load(row + TILES)
-    M = tl.load(row + COEFFICIENTS).to(tl.int32)
-    start = index * tiles * BLOCK
-    lane = tl.arange(0, BLOCK)
-    for tile in range(tl.minimum(tiles, tl.cdiv(units - start, BLOCK)).to(tl.int32)):
-        at = start + tile * BLOCK
-        origin, offset = kernels_from(row, at, lane)
-        inside = lane < units - at
-        for first in range(0, M, ROWS):
-            C = coefficients(table, row, origin, offset, inside, first, ROWS, BLOCK, WIDE)
-            m = first + tl.arange(0, ROWS)
-            there = tl.ravel((m < M)[:, None] & inside[None, :], can_reorder=False)
-            keys = tl.ravel(keys_of(C, WIDE), can_reorder=False)
-            window, base, above = _count(
-                keys, there, prefix, shift, bits, counts, window, base, above, WIDE
-            )
-    return window, base, above
+    bin = tl.where(slot == 0, 0, base + slot - 1)
+    tl.atomic_add(counts + bin, window.to(tl.int64), mask=window > 0, sem="relaxed")
+    if least_above > 0:
+        tl.atomic_max(state + LEAST_ABOVE, least_above, sem="relaxed")
 
 
 @triton.jit(
-    do_not_specialize=["size", "last", "bits"],
+    do_not_specialize=["state_size", "last", "bits"],
     do_not_specialize_on_alignment=["jobs", "states", "thresholds"],
 )
-def conclude(jobs, states, thresholds, size, last, bits, WIDE: tl.constexpr):
-    """The thresholds from the counts of all digits; one program a job.
+def resolve_thresholds(jobs, states, thresholds, state_size, last, bits, IN_FLOAT64: tl.constexpr):
+    """The thresholds from the counts of all digits; one program per job.
 
     Args:
-        jobs: the table from its first job on.
-        states: ``(jobs, size)`` 64-bit words.
-        thresholds: float64, written at each job's place: NaN where a rank is not finite.
-        size: words of a job's state.
-        last: which digit is the last.
+        jobs: a table that has jobs only.
+        states: ``(jobs, state_size)`` 64-bit words.
+        thresholds: float64, written where each job says; NaN where a score is not finite.
+        state_size: words of a job's state.
+        last: index of the last digit.
         bits: how many bits it has.
-        WIDE: True computes in float64.
+        IN_FLOAT64: True where float64 computes, else float32 does.
     """
-    most: tl.constexpr = 0x7FFFFFFFFFFFFFFF if WIDE else 0x7FFFFFFF
-    job = jobs + JOB * tl.program_id(0)
-    state = states + tl.program_id(0).to(tl.int64) * size
+    largest: tl.constexpr = 0x7FFFFFFFFFFFFFFF if IN_FLOAT64 else 0x7FFFFFFF
+    job = jobs + JOB_WORDS * tl.program_id(0)
+    state = states + tl.program_id(0).to(tl.int64) * state_size
     bin = tl.arange(0, BINS)
-    first = tl.load(state + HEAD + bin)
-    counts = state + HEAD + last * BINS
-    found = tl.load(counts + bin)
+    top_counts = tl.load(state + HEADER + bin)
+    counts = state + HEADER + last * BINS
+    last_counts = tl.load(counts + bin)
     prefix = tl.load(state + 2 * last)
     key, rank = _resolve(counts, prefix, tl.load(state + 2 * last + 1), bits)
 
     digit = key & ((1 << bits) - 1)
-    following = tl.min(tl.where((bin > digit) & (found > 0), bin, BINS))
-    above = tl.load(state + ABOVE)
-    higher = key
-    if rank + 1 >= tl.sum(tl.where(bin == digit, found, 0)):
-        if following < BINS:
-            higher = (prefix << bits) | following
-        elif above > 0:
-            higher = most - above
-    # Structural zeros are the smallest of all: what follows the last is the least coefficient.
-    if tl.load(job + ZERO) != 0:
-        higher = key
+    next_digit = tl.min(tl.where((bin > digit) & (last_counts > 0), bin, BINS))
+    least_above = tl.load(state + LEAST_ABOVE)
+    next_key = key
+    if rank + 1 >= tl.sum(tl.where(bin == digit, last_counts, 0)):
+        if next_digit < BINS:
+            next_key = (prefix << bits) | next_digit
+        elif least_above > 0:
+            next_key = largest - least_above
+    # Structural zeros are the smallest of all: after the last comes the least coefficient.
+    if tl.load(job + IS_ZERO) != 0:
+        next_key = key
         key = tl.zeros((), tl.int64)
-    # The top digit holds the whole exponent: from the infinite one on, nothing is finite.
+    # The top digit holds the whole exponent; those of infinity and NaN are the largest.
     fraction = tl.load(job + FRACTION).to(tl.float64, bitcast=True)
-    if WIDE:
-        finite = tl.sum(tl.where(bin >= 2047, first, 0)) == 0
+    if IN_FLOAT64:
+        finite = tl.sum(tl.where(bin >= 2047, top_counts, 0)) == 0
         low = key.to(tl.float64, bitcast=True)
-        high = higher.to(tl.float64, bitcast=True)
-        value = _between(low, high, fraction, 1 - fraction)
+        high = next_key.to(tl.float64, bitcast=True)
+        value = _interpolated(low, high, fraction, 1 - fraction)
     else:
-        finite = tl.sum(tl.where(bin >= 2040, first, 0)) == 0
+        finite = tl.sum(tl.where(bin >= 2040, top_counts, 0)) == 0
         low = key.to(tl.int32).to(tl.float32, bitcast=True)
-        high = higher.to(tl.int32).to(tl.float32, bitcast=True)
-        value = _between(low, high, fraction.to(tl.float32), (1 - fraction).to(tl.float32))
+        high = next_key.to(tl.int32).to(tl.float32, bitcast=True)
+        value = _interpolated(low, high, fraction.to(tl.float32), (1 - fraction).to(tl.float32))
     threshold = value.to(tl.float64)
-    if tl.load(job + NOTHING) != 0:
+    if tl.load(job + KEEPS_NOTHING) != 0:
         threshold = tl.full((), float("inf"), tl.float64)
     threshold = tl.where(finite, threshold, float("nan"))
-    tl.store(thresholds + tl.load(job + PLACE), threshold)
-
-
-@triton.jit
-def _between(low, high, fraction, rest):
-    """``numpy.percentile``'s interpolation, rounding for rounding."""
-    span = high - low
-    value = tl.where(fraction < 0.5, low + span * fraction, high - span * rest)
-    return tl.where(fraction == 0, low, value)
-
-
-@triton.jit
-def _change(before, after, inside, error, norm, zeros):
-    was = before.to(tl.float64)
-    moved = was - after.to(tl.float64)
-    error += tl.sum(moved * moved)
-    norm += tl.sum(was * was)
-    zeros += tl.sum((inside & (after == 0)).to(tl.int32))
-    return error, norm, zeros
+    tl.store(thresholds + tl.load(job + JOB_RESULT), threshold)
 
 
 @triton.jit(
-    do_not_specialize=["programs", "layers"],
+    do_not_specialize=["num_programs", "num_layers"],
     do_not_specialize_on_alignment=["table", "thresholds", "partials"],
 )
-def prune(table, thresholds, partials, programs, layers, WIDE: tl.constexpr):
+def prune_layers(
+    table, thresholds, partials, num_programs, num_layers, IN_FLOAT64: tl.constexpr
+):  # fmt: skip
     """Prune all layers in place.
 
     Args:
-        table: where the layers are.
-        thresholds: ``(layers,)`` float64, at each layer's place; one NaN leaves all as they are.
-        partials: ``(programs, 4)`` float64, what each program kept, its zeros, error and norm.
-        programs: how many programs the table is for.
-        layers: how many layers the call has, on other devices too.
-        WIDE: True computes in float64.
+        table: the layers.
+        thresholds: ``(num_layers,)`` float64; one NaN leaves all weights as they are.
+        partials: ``(num_programs, 4)`` float64: what each program kept, its zeros, error and norm.
+        num_programs: programs of the table.
+        num_layers: layers of the call, those of other tables too.
+        IN_FLOAT64: True where float64 computes, else float32 does.
     """
-    SIZE: tl.constexpr = WIDE_TILE if WIDE else NARROW_TILE
-    # Half as many where a tile takes more registers a coefficient.
-    WIDTH: tl.constexpr = SIZE // 2
+    SIZE: tl.constexpr = TILE_SIZE_FLOAT64 if IN_FLOAT64 else TILE_SIZE
+    HALF: tl.constexpr = SIZE // 2
     program = tl.program_id(0)
-    row = table + programs + ROW * tl.load(table + program)
-    threshold = tl.load(thresholds + tl.load(row + LAYER))
-    index = program - tl.load(row + FIRST)
-    kept = tl.zeros((), tl.int32)
-    zeros = tl.zeros((), tl.int32)
-    error = tl.zeros((), tl.float64)
-    norm = tl.zeros((), tl.float64)
-    # A weight somewhere is not finite: nothing changes.
-    if _all_numbers(thresholds, layers):
-        kind = tl.load(row + KIND)
+    layer = table + num_programs + LAYER_WORDS * tl.load(table + program)
+    threshold = tl.load(thresholds + tl.load(layer + RESULT))
+    stats = _no_stats()
+    if _no_nan(thresholds, num_layers):
+        kind = tl.load(layer + KIND)
         if kind < SMALL:
-            kept, zeros, error, norm = _prune_weights(row, index, threshold, WIDTH, WIDE)
+            stats = _prune_weights(layer, threshold, HALF, IN_FLOAT64)
         elif kind == SMALL:
-            kept, zeros, error, norm = _prune_kernels(
-                table, row, index, threshold, SMALL_ROWS, SIZE, WIDE
-            )
+            stats = _prune_kernels(table, layer, threshold, SMALL_VALUES, SIZE, IN_FLOAT64)
         else:
-            kept, zeros, error, norm = _prune_kernels(
-                table, row, index, threshold, LARGE_ROWS, WIDTH, WIDE
-            )
+            stats = _prune_kernels(table, layer, threshold, MAX_VALUES, HALF, IN_FLOAT64)
+    kept, zeros, error, norm = stats
     partial = partials + 4 * program.to(tl.int64)
     tl.store(partial, kept.to(tl.float64))
     tl.store(partial + 1, zeros.to(tl.float64))
@@ -332,110 +206,401 @@ def prune(table, thresholds, partials, programs, layers, WIDE: tl.constexpr):
     tl.store(partial + 3, norm)
 
 
-@triton.jit
-def _all_numbers(values, count):
-    bad = tl.zeros((), tl.int32)
-    for at in range(0, count, 64):
-        place = at + tl.arange(0, 64)
-        value = tl.load(values + place, place < count, 0.0)
-        bad += tl.sum((value != value).to(tl.int32))
-    return bad == 0
+@triton.jit(
+    do_not_specialize=["num_programs"],
+    do_not_specialize_on_alignment=["table", "partials", "sums"],
+)
+def sum_partials(table, partials, sums, num_programs):
+    """Sum up the partials of each layer, always in the same order; one program per layer.
+
+    Args:
+        table: the layers.
+        partials: ``(num_programs, 4)`` float64.
+        sums: ``(layers, 4)`` float64, written where each layer says.
+        num_programs: programs of the table.
+    """
+    layer = table + num_programs + LAYER_WORDS * tl.program_id(0)
+    first = tl.load(layer + FIRST_PROGRAM)
+    count = tl.load(layer + NUM_PROGRAMS)
+    lane = tl.arange(0, 128)[:, None]
+    column = tl.arange(0, 4)[None, :]
+    total = tl.zeros((128, 4), tl.float64)
+    for start in range(0, count.to(tl.int32), 128):
+        program = first + start + lane
+        total += tl.load(partials + 4 * program + column, mask=start + lane < count, other=0)
+    result = tl.load(layer + RESULT)
+    tl.store(sums + 4 * result + tl.arange(0, 4), tl.sum(total, axis=0))
+
+
+# --- selection ---
 
 
 @triton.jit
-def _prune_weights(row, index, threshold, SIZE: tl.constexpr, WIDE: tl.constexpr):
-    base = tl.load(row + POINTER)
-    dtype = tl.load(row + DTYPE)
-    units = tl.load(row + UNITS)
-    tiles = tl.load(row + TILES)
-    kept = tl.zeros((), tl.int32)
-    zeros = tl.zeros((), tl.int32)
-    error = tl.zeros((), tl.float64)
-    norm = tl.zeros((), tl.float64)
-    start = index * tiles * SIZE
-    for tile in range(tl.minimum(tiles, tl.cdiv(units - start, SIZE)).to(tl.int32)):
-        at = start + tile * SIZE
-        origin, offset = positions(row, at, SIZE)
-        inside = tl.arange(0, SIZE) < units - at
-        value = load(base, origin, offset, inside, dtype, WIDE)
-        rank = ranks_of(row, at, value, SIZE, WIDE)
-        keep = (rank >= threshold.to(rank.dtype)) & (value != 0)
-        kept += tl.sum(keep.to(tl.int32))
-        after = store(base, origin, offset, tl.where(keep, value, 0.0), inside, dtype, WIDE)
-        error, norm, zeros = _change(value, after, inside, error, norm, zeros)
-    return kept, zeros, error, norm
+def _resolved_prefix(job, state, digit, bits_before):
+    """The prefix of the key at the job's rank, as far as the digits before say, and its rank."""
+    prefix = tl.zeros((), tl.int64)
+    rank = tl.load(job + RANK)
+    if digit > 1:
+        prefix = tl.load(state + 2 * digit - 2)
+        rank = tl.load(state + 2 * digit - 1)
+    if digit > 0:
+        prefix, rank = _resolve(state + HEADER + (digit - 1) * BINS, prefix, rank, bits_before)
+        # All programs of the job store the same.
+        tl.store(state + 2 * digit, prefix)
+        tl.store(state + 2 * digit + 1, rank)
+    return prefix, rank
+
+
+@triton.jit
+def _resolve(counts, prefix, rank, bits):
+    """One more digit of the key at a rank, and its rank among the keys with that prefix."""
+    cumulative = tl.cumsum(tl.load(counts + tl.arange(0, BINS)), 0)
+    below = cumulative <= rank
+    digit = tl.sum(below.to(tl.int64))
+    return (prefix << bits) | digit, rank - tl.max(tl.where(below, cumulative, 0))
+
+
+@triton.jit
+def _count_weights(layer, target, tally, SIZE: tl.constexpr, IN_FLOAT64: tl.constexpr):
+    weight = _weight(layer)
+    first, num_tiles, num_items = _tiles(layer, SIZE)
+    for tile in range(num_tiles):
+        start = first + tile * SIZE
+        origin, offset = _weight_offsets(layer, start, SIZE)
+        exists = tl.arange(0, SIZE) < num_items - start
+        value = _load(weight, origin, offset, exists, IN_FLOAT64)
+        keys = _keys(_scores(layer, start, value, SIZE, IN_FLOAT64), IN_FLOAT64)
+        tally = _count(keys, exists, target, tally, IN_FLOAT64)
+    return tally
+
+
+@triton.jit
+def _count_kernels(
+    table, layer, target, tally,
+    ROWS: tl.constexpr, SIZE: tl.constexpr, IN_FLOAT64: tl.constexpr,
+):  # fmt: skip
+    BLOCK: tl.constexpr = SIZE // ROWS
+    M = tl.load(layer + NUM_COEFFICIENTS).to(tl.int32)
+    lane = tl.arange(0, BLOCK)
+    first, num_tiles, num_items = _tiles(layer, BLOCK)
+    for tile in range(num_tiles):
+        start = first + tile * BLOCK
+        origin, offset = _kernel_offsets(layer, start, lane)
+        inside = lane < num_items - start
+        for row in range(0, M, ROWS):
+            C = _coefficients(table, layer, origin, offset, inside, row, ROWS, BLOCK, IN_FLOAT64)
+            m = row + tl.arange(0, ROWS)
+            exists = tl.ravel((m < M)[:, None] & inside[None, :], can_reorder=False)
+            keys = tl.ravel(_keys(C, IN_FLOAT64), can_reorder=False)
+            tally = _count(keys, exists, target, tally, IN_FLOAT64)
+    return tally
+
+
+@triton.jit
+def _count(keys, exists, target, tally, IN_FLOAT64: tl.constexpr):
+    """Count the digits of the keys that have the target's prefix.
+
+    Digits near the largest are counted in shared memory, and so is digit 0, for layers that were
+    pruned before; the few others one by one.
+    """
+    prefix, shift, bits, counts = target
+    window, base, least_above = tally
+    upper = keys >> (shift + bits)
+    counted = exists & (upper == prefix)
+    digit = ((keys >> shift) & ((1 << bits) - 1)).to(tl.int32)
+    top = tl.max(tl.where(counted, digit, -1))
+    if top >= 0:
+        base = tl.where(base < 0, tl.maximum(top + MARGIN + 2 - WINDOW, 1), base)
+        slot = tl.where(digit == 0, 0, digit + 1 - base)
+        near = counted & ((digit == 0) | ((digit >= base) & (slot < WINDOW)))
+        window += tl.histogram(tl.where(near, slot, 0), WINDOW, mask=near)
+        one = tl.full(digit.shape, 1, tl.int64)
+        tl.atomic_add(counts + digit, one, mask=counted & ~near, sem="relaxed")
+    if shift == 0:
+        # The next order statistic may have another prefix: the least key above, kept as its
+        # distance from the largest, so that 0 means none.
+        largest: tl.constexpr = 0x7FFFFFFFFFFFFFFF if IN_FLOAT64 else 0x7FFFFFFF
+        distance = tl.max(tl.where(exists & (upper > prefix), largest - keys, 0))
+        least_above = tl.maximum(least_above, distance.to(tl.int64))
+    return window, base, least_above
+
+
+@triton.jit
+def _interpolated(low, high, fraction, rest):
+    """``numpy.percentile``'s interpolation, rounding for rounding."""
+    span = high - low
+    value = tl.where(fraction < 0.5, low + span * fraction, high - span * rest)
+    return tl.where(fraction == 0, low, value)
+
+
+# --- pruning ---
+
+
+@triton.jit
+def _no_nan(values, count):
+    found = tl.zeros((), tl.int32)
+    for start in range(0, count, 64):
+        index = start + tl.arange(0, 64)
+        value = tl.load(values + index, index < count, 0.0)
+        found += tl.sum((value != value).to(tl.int32))
+    return found == 0
+
+
+@triton.jit
+def _no_stats():
+    """Of no weights yet: coefficients kept, zeros, squared error, squared norm."""
+    none, zero = tl.zeros((), tl.int32), tl.zeros((), tl.float64)
+    return none, none, zero, zero
+
+
+@triton.jit
+def _updated(stats, kept, before, after, exists):
+    total_kept, zeros, error, norm = stats
+    old = before.to(tl.float64)
+    change = old - after.to(tl.float64)
+    error += tl.sum(change * change)
+    norm += tl.sum(old * old)
+    zeros += tl.sum((exists & (after == 0)).to(tl.int32))
+    return total_kept + kept, zeros, error, norm
+
+
+@triton.jit
+def _prune_weights(layer, threshold, SIZE: tl.constexpr, IN_FLOAT64: tl.constexpr):
+    stats = _no_stats()
+    weight = _weight(layer)
+    first, num_tiles, num_items = _tiles(layer, SIZE)
+    for tile in range(num_tiles):
+        start = first + tile * SIZE
+        origin, offset = _weight_offsets(layer, start, SIZE)
+        exists = tl.arange(0, SIZE) < num_items - start
+        value = _load(weight, origin, offset, exists, IN_FLOAT64)
+        score = _scores(layer, start, value, SIZE, IN_FLOAT64)
+        keep = (score >= threshold.to(score.dtype)) & (value != 0)
+        after = _store(weight, origin, offset, tl.where(keep, value, 0.0), exists, IN_FLOAT64)
+        stats = _updated(stats, tl.sum(keep.to(tl.int32)), value, after, exists)
+    return stats
 
 
 @triton.jit
 def _prune_kernels(
-    table, row, index, threshold,
-    ROWS: tl.constexpr, SIZE: tl.constexpr, WIDE: tl.constexpr,
+    table, layer, threshold,
+    ROWS: tl.constexpr, SIZE: tl.constexpr, IN_FLOAT64: tl.constexpr,
 ):  # fmt: skip
-    number: tl.constexpr = tl.float64 if WIDE else tl.float32
+    number: tl.constexpr = tl.float64 if IN_FLOAT64 else tl.float32
     BLOCK: tl.constexpr = SIZE // ROWS
-    base = tl.load(row + POINTER)
-    dtype = tl.load(row + DTYPE)
-    units = tl.load(row + UNITS)
-    tiles = tl.load(row + TILES)
-    K = tl.load(row + VALUES).to(tl.int32)
-    M = tl.load(row + COEFFICIENTS).to(tl.int32)
-    synthesis = matrix_at(table, row, SYNTHESIS, WIDE)
+    K = tl.load(layer + NUM_VALUES).to(tl.int32)
+    M = tl.load(layer + NUM_COEFFICIENTS).to(tl.int32)
+    weight = _weight(layer)
+    synthesis = _matrix(table, layer, SYNTHESIS, IN_FLOAT64)
     lane = tl.arange(0, BLOCK)
     step = tl.arange(0, ROWS)
-    places = within(row, step)
-    kept = tl.zeros((), tl.int32)
-    zeros = tl.zeros((), tl.int32)
-    error = tl.zeros((), tl.float64)
-    norm = tl.zeros((), tl.float64)
-    start = index * tiles * BLOCK
-    for tile in range(tl.minimum(tiles, tl.cdiv(units - start, BLOCK)).to(tl.int32)):
-        at = start + tile * BLOCK
-        origin, offset = kernels_from(row, at, lane)
-        inside = lane < units - at
+    value_offset = _value_offsets(layer, step)
+    stats = _no_stats()
+    first, num_tiles, num_items = _tiles(layer, BLOCK)
+    for tile in range(num_tiles):
+        start = first + tile * BLOCK
+        origin, offset = _kernel_offsets(layer, start, lane)
+        inside = lane < num_items - start
+        kept = tl.zeros((), tl.int32)
         pruned = tl.zeros((ROWS, BLOCK), number)
-        for first in range(0, M, ROWS):
-            C = coefficients(table, row, origin, offset, inside, first, ROWS, BLOCK, WIDE)
+        for row in range(0, M, ROWS):
+            C = _coefficients(table, layer, origin, offset, inside, row, ROWS, BLOCK, IN_FLOAT64)
             keep = (tl.abs(C) >= threshold.to(number)) & (C != 0)
             kept += tl.sum(keep.to(tl.int32))
             C = tl.where(keep, C, 0.0)
-            for m in range(first, tl.minimum(first + ROWS, M)):
-                # Adding zeros is exact: the sum is coefficient m, whatever the order.
-                c = tl.sum(tl.where((step == m - first)[:, None], C, 0.0), axis=0)
+            for m in range(row, tl.minimum(row + ROWS, M)):
+                # All terms but one are zeros: the sum is coefficient m exactly, in any order.
+                c = tl.sum(tl.where((step == m - row)[:, None], C, 0.0), axis=0)
                 s = tl.load(synthesis + m * K + step, mask=step < K, other=0)
-                rows = tl.broadcast_to(s[:, None], (ROWS, BLOCK))
-                pruned = tl.fma(rows, tl.broadcast_to(c[None, :], (ROWS, BLOCK)), pruned)
-        # Turned round, so that neighbouring threads write neighbouring weights.
-        memory = offset[:, None] + places[None, :]
-        there = inside[:, None] & (step < K)[None, :]
-        before = load(base, origin, memory, there, dtype, WIDE)
+                pruned = _outer_fma(s, c, pruned, ROWS, BLOCK)
+        # Transposed, so that neighboring threads write neighboring weights.
+        memory = offset[:, None] + value_offset[None, :]
+        exists = inside[:, None] & (step < K)[None, :]
+        before = _load(weight, origin, memory, exists, IN_FLOAT64)
         # No thread may write what another has yet to read.
         tl.debug_barrier()
-        after = store(base, origin, memory, tl.trans(pruned), there, dtype, WIDE)
-        error, norm, zeros = _change(before, after, there, error, norm, zeros)
-    return kept, zeros, error, norm
+        after = _store(weight, origin, memory, tl.trans(pruned), exists, IN_FLOAT64)
+        stats = _updated(stats, kept, before, after, exists)
+    return stats
 
 
-@triton.jit(
-    do_not_specialize=["programs"],
-    do_not_specialize_on_alignment=["table", "partials", "sums"],
-)
-def total(table, partials, sums, programs):
-    """Add up the parts of each layer, in one order; one program a layer.
+# --- tiles ---
 
-    Args:
-        table: where the layers are.
-        partials: ``(programs, 4)`` float64.
-        sums: ``(layers, 4)`` float64, written at each layer's place.
-        programs: how many programs the table is for.
-    """
-    row = table + programs + ROW * tl.program_id(0)
-    first = tl.load(row + FIRST)
-    parts = tl.load(row + PROGRAMS)
-    lane = tl.arange(0, 128)[:, None]
-    column = tl.arange(0, 4)[None, :]
-    found = tl.zeros((128, 4), tl.float64)
-    for at in range(0, parts.to(tl.int32), 128):
-        part = first + at + lane
-        found += tl.load(partials + 4 * part + column, mask=at + lane < parts, other=0)
-    place = tl.load(row + LAYER)
-    tl.store(sums + 4 * place + tl.arange(0, 4), tl.sum(found, axis=0))
+
+@triton.jit
+def _tiles(layer, SIZE: tl.constexpr):
+    """First item of this program, how many tiles it takes, and how many items the layer has."""
+    program = tl.program_id(0) - tl.load(layer + FIRST_PROGRAM)
+    num_items = tl.load(layer + NUM_ITEMS)
+    tiles = tl.load(layer + TILES)
+    first = program * tiles * SIZE
+    return first, tl.minimum(tiles, tl.cdiv(num_items - first, SIZE)).to(tl.int32), num_items
+
+
+@triton.jit
+def _weight_offsets(layer, start, SIZE: tl.constexpr):
+    """Where SIZE weights from ``start`` on are: an origin in 64 bits, and offsets in 32."""
+    lane = tl.arange(0, SIZE)
+    if tl.load(layer + KIND) == CONTIGUOUS:
+        origin = start
+        offset = lane
+    else:
+        # One division in 64 bits per tile, those of each weight in 32.
+        num_values = tl.load(layer + NUM_VALUES)
+        index = (start % num_values).to(tl.int32) + lane
+        kernel = index // num_values.to(tl.int32)
+        origin, offset = _kernel_offsets(layer, start // num_values, kernel)
+        offset += _value_offsets(layer, index % num_values.to(tl.int32))
+    return origin, offset
+
+
+@triton.jit
+def _kernel_offsets(layer, start, lane):
+    """Where the kernels ``start + lane`` begin: an origin in 64 bits, and offsets in 32."""
+    ins = tl.load(layer + IN_CHANNELS)
+    out_stride = tl.load(layer + OUT_STRIDE)
+    in_stride = tl.load(layer + IN_STRIDE)
+    origin = (start // ins) * out_stride
+    index = (start % ins).to(tl.int32) + lane
+    out_channel = index // ins.to(tl.int32)
+    in_channel = index % ins.to(tl.int32)
+    return origin, out_channel * out_stride.to(tl.int32) + in_channel * in_stride.to(tl.int32)
+
+
+@triton.jit
+def _value_offsets(layer, k):
+    """Offset of value k of a kernel from its first."""
+    width = tl.load(layer + KERNEL_WIDTH).to(tl.int32)
+    row_stride = tl.load(layer + ROW_STRIDE).to(tl.int32)
+    column_stride = tl.load(layer + COLUMN_STRIDE).to(tl.int32)
+    return (k // width) * row_stride + (k % width) * column_stride
+
+
+@triton.jit
+def _weight(layer):
+    """Address and dtype of the weight."""
+    return tl.load(layer + POINTER), tl.load(layer + DTYPE)
+
+
+@triton.jit
+def _load(weight, origin, offset, mask, IN_FLOAT64: tl.constexpr):
+    """Weights of any dtype, in the dtype that computes."""
+    number: tl.constexpr = tl.float64 if IN_FLOAT64 else tl.float32
+    base, dtype = weight
+    if dtype == FLOAT32:
+        value = _load_as(base, tl.float32, origin, offset, mask).to(number)
+    elif dtype == FLOAT16:
+        value = _load_as(base, tl.float16, origin, offset, mask).to(number)
+    elif dtype == BFLOAT16:
+        value = _load_as(base, tl.bfloat16, origin, offset, mask).to(tl.float32).to(number)
+    else:
+        value = _load_as(base, tl.float64, origin, offset, mask).to(number)
+    return value
+
+
+@triton.jit
+def _load_as(base, dtype: tl.constexpr, origin, offset, mask):
+    return tl.load(base.to(tl.pointer_type(dtype)) + origin + offset, mask=mask, other=0)
+
+
+@triton.jit
+def _store(weight, origin, offset, value, mask, IN_FLOAT64: tl.constexpr):
+    """Store in the weights' dtype, halves by way of float32 as torch does; what was stored."""
+    number: tl.constexpr = tl.float64 if IN_FLOAT64 else tl.float32
+    base, dtype = weight
+    if dtype == FLOAT32:
+        if IN_FLOAT64:
+            value = _clamped(value, 3.4028234663852886e38)
+        stored = value.to(tl.float32)
+        _store_as(base, tl.float32, origin, offset, stored, mask)
+        value = stored.to(number)
+    elif dtype == FLOAT16:
+        # Float16 ends at 65504, which a sum of coefficients may pass.
+        half = _clamped(value, 65504.0).to(tl.float32).to(tl.float16)
+        _store_as(base, tl.float16, origin, offset, half, mask)
+        value = half.to(number)
+    elif dtype == BFLOAT16:
+        half = _clamped(value, 3.3895313892515355e38).to(tl.float32).to(tl.bfloat16)
+        _store_as(base, tl.bfloat16, origin, offset, half, mask)
+        value = half.to(tl.float32).to(number)
+    else:
+        stored = value.to(tl.float64)
+        _store_as(base, tl.float64, origin, offset, stored, mask)
+        value = stored.to(number)
+    return value
+
+
+@triton.jit
+def _store_as(base, dtype: tl.constexpr, origin, offset, value, mask):
+    tl.store(base.to(tl.pointer_type(dtype)) + origin + offset, value, mask=mask)
+
+
+@triton.jit
+def _clamped(value, limit: tl.constexpr):
+    return tl.where(value > limit, limit, tl.where(value < -limit, -limit, value))
+
+
+@triton.jit
+def _coefficients(
+    table, layer, origin, offset, inside, first,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, IN_FLOAT64: tl.constexpr,
+):  # fmt: skip
+    """Coefficients first .. first + ROWS - 1 of BLOCK kernels; 0 for those that do not exist."""
+    number: tl.constexpr = tl.float64 if IN_FLOAT64 else tl.float32
+    M = tl.load(layer + NUM_COEFFICIENTS).to(tl.int32)
+    weight = _weight(layer)
+    analysis = _matrix(table, layer, ANALYSIS, IN_FLOAT64)
+    m = first + tl.arange(0, ROWS)
+    C = tl.zeros((ROWS, BLOCK), number)
+    for k in range(tl.load(layer + NUM_VALUES).to(tl.int32)):
+        w = _load(weight, origin, offset + _value_offsets(layer, k), inside, IN_FLOAT64)
+        a = tl.load(analysis + k * M + m, mask=m < M, other=0)
+        C = _outer_fma(a, w, C, ROWS, BLOCK)
+    return C
+
+
+@triton.jit
+def _outer_fma(column, row, total, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    """``total`` plus the outer product of a column and a row, fused."""
+    columns = tl.broadcast_to(column[:, None], (ROWS, BLOCK))
+    return tl.fma(columns, tl.broadcast_to(row[None, :], (ROWS, BLOCK)), total)
+
+
+@triton.jit
+def _matrix(table, layer, WHICH: tl.constexpr, IN_FLOAT64: tl.constexpr):
+    """Where one of a layer's matrices begins."""
+    number: tl.constexpr = tl.float64 if IN_FLOAT64 else tl.float32
+    first = table + tl.load(layer + WHICH)
+    return first.to(tl.pointer_type(number), bitcast=True)
+
+
+@triton.jit
+def _scores(layer, start, value, SIZE: tl.constexpr, IN_FLOAT64: tl.constexpr):
+    """What ranks weights where the basis is the identity: magnitudes, or random numbers."""
+    score = tl.abs(value)
+    if IN_FLOAT64:  # noqa: SIM102  # one is decided at compile time, the other at run time
+        if tl.load(layer + IS_RANDOM) != 0:
+            random = _uniform(start + tl.arange(0, SIZE), tl.load(layer + SEED))
+            # NaN where the weight is not finite, which a random number does not tell.
+            score = tl.where(value == 0, 0.0, random) + (value - value)
+    return score
+
+
+@triton.jit
+def _uniform(index, seed):
+    """SplitMix64, read at any index: see backends/eager.py."""
+    x = (index + 1).to(tl.uint64) * 0x9E3779B97F4A7C15 + seed.to(tl.uint64, bitcast=True)
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EB
+    x = x ^ (x >> 31)
+    return ((x >> 12).to(tl.float64) + 0.5) * 2.220446049250313e-16
+
+
+@triton.jit
+def _keys(score, IN_FLOAT64: tl.constexpr):
+    """Bit patterns without the sign; every NaN is the largest."""
+    if IN_FLOAT64:
+        keys = score.to(tl.int64, bitcast=True) & 0x7FFFFFFFFFFFFFFF
+    else:
+        keys = score.to(tl.int32, bitcast=True) & 0x7FFFFFFF
+    return keys

@@ -1,294 +1,273 @@
-"""What tells the Triton kernels where the layers are: one buffer of 64-bit words a launch.
+"""The tables that tell Triton kernels about layers and jobs: a buffer of 64-bit words per launch.
 
 In this order::
 
-    the programs      the row of the layer that each works on
-    a ``Row`` a layer its memory, its kernels, where its matrices are
-    a ``Job`` a job   which order statistic it wants
-    the matrices      A as (K, M') and S as (M', K), in what computes
+    programs         index of the layer that each program works on
+    LayerEntry ...   one per layer: its memory, its kernels, where its matrices are
+    JobEntry ...     one per job: which order statistic it needs
+    matrices         A as (K, M') and S as (M', K), in the dtype that computes
 """
 
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from ...bases.basis import Operator
 from ..eager import percentile_rank
-from ..protocol import Batch, Target
+from ..protocol import Job, Layer
 
 Words = npt.NDArray[np.int64]
 
-# How a layer's coefficients are computed: its weights as they lie in memory; its weights by their
-# strides; those of kernels of at most SMALL_ROWS values; those of larger kernels.
-FLAT, STRIDED, SMALL, LARGE = range(4)
-SMALL_ROWS, LARGE_ROWS = 16, 64
+# How a layer's coefficients are computed: where the basis is the identity, they are the weights,
+# contiguous or by their strides; else from kernels of at most SMALL_VALUES values, or larger ones.
+CONTIGUOUS, STRIDED, SMALL, LARGE = range(4)
+SMALL_VALUES = 16
 # Values of the largest kernel: 8x8. The identity has no matrices, and so no limit.
-MAX_VALUES = LARGE_ROWS
+MAX_VALUES = 64
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-# The lowest bit and the bits of each digit of a bit pattern without its sign.
+
+# Of a float's bit pattern without its sign: the lowest bit of each digit, and its number of bits.
+# Keyed by whether float64 computes.
 DIGITS = {
     False: ((20, 11), (10, 10), (0, 10)),
     True: ((52, 11), (41, 11), (30, 11), (20, 10), (10, 10), (0, 10)),
 }
-# The state of a job: the prefix and the rank after each pass, in the last word the least key above,
-# then a count for each value of each digit.
-HEAD = 16
+# The state of a job: prefix and rank after each pass, in the last word of the header the least key
+# above, then a histogram per digit.
+HEADER = 16
 BINS = 2048
-# Coefficients of a tile; half as many where one takes more registers: all but small kernels.
-TILE = {False: 2048, True: 1024}
-# Tiles that a program takes, of layers that keep a device busy all the same.
-MOST_TILES = 8
-BUSY = 64
+
+# Coefficients per tile, by whether float64 computes. Half as many for all but small kernels, which
+# take more registers per coefficient.
+TILE_SIZE = {False: 2048, True: 1024}
+# A program takes up to MAX_TILES tiles of a layer that has work for BUSY_PROGRAMS programs anyway.
+MAX_TILES = 8
+BUSY_PROGRAMS = 64
+
 # SplitMix64's step; see backends/eager.py.
-GAMMA = 0x9E3779B97F4A7C15
+_GAMMA = 0x9E3779B97F4A7C15
 
 
-class Row(NamedTuple):
-    """A layer, as the kernels read it: a word each."""
+class LayerEntry(NamedTuple):
+    """A layer as Triton kernels read it, one word per field.
+
+    Attributes:
+        pointer: address of the weight.
+        dtype: index in ``DTYPES``.
+        kind: ``CONTIGUOUS``, ``STRIDED``, ``SMALL`` or ``LARGE``.
+        num_values: of a kernel.
+        kernel_width: columns of a kernel.
+        in_channels: input channels of the weight.
+        out_stride: of the weight, like the three that follow.
+        in_stride: likewise.
+        row_stride: likewise.
+        column_stride: likewise.
+        num_items: what tiles consist of: weights where the basis is the identity, else kernels.
+        tiles: tiles per program, at most.
+        num_coefficients: ranked coefficients of a kernel.
+        analysis: index of the analysis matrix in the table.
+        synthesis: index of the synthesis matrix in the table.
+        job: index of its job.
+        is_random: 1 where random numbers rank the weights.
+        seed: of the random numbers, moved to where this part of the weight begins.
+        first_program: index of its first program.
+        num_programs: programs that work on it.
+        result: index of its threshold and of its sums.
+    """
 
     pointer: int
     dtype: int
     kind: int
-    values: int
-    kw: int
-    ins: int
+    num_values: int
+    kernel_width: int
+    in_channels: int
     out_stride: int
     in_stride: int
     row_stride: int
     column_stride: int
-    units: int
+    num_items: int
     tiles: int
-    coefficients: int
+    num_coefficients: int
     analysis: int
     synthesis: int
-    owner: int
-    drawn: int
+    job: int
+    is_random: int
     seed: int
-    first: int
-    programs: int
-    layer: int
+    first_program: int
+    num_programs: int
+    result: int
 
 
-class Job(NamedTuple):
-    """Which order statistic of its ranks a job wants, as the kernels read it: a word each.
+_MATRIX_FIELDS = [LayerEntry._fields.index(name) for name in ("analysis", "synthesis")]
+
+
+class JobEntry(NamedTuple):
+    """The order statistic that a job needs, as Triton kernels read it, one word per field.
 
     Attributes:
-        rank: among the coefficients, 0 the smallest.
-        nothing: 1 where nothing is to be kept.
-        zero: 1 where the wanted rank is one of the structural zeros before them.
+        rank: of the order statistic among the coefficients, from 0 for the smallest.
+        keeps_nothing: 1 where nothing is to be kept.
+        is_zero: 1 where the order statistic is one of the structural zeros.
         fraction: of the way to the next order statistic, the bits of a float64.
-        place: where the threshold goes.
+        result: index of its threshold.
     """
 
     rank: int
-    nothing: int
-    zero: int
+    keeps_nothing: int
+    is_zero: int
     fraction: int
-    place: int
+    result: int
 
 
 class Member(NamedTuple):
-    """A batch, and where it belongs: its job, and the place of its threshold and its sums."""
+    """A layer in a launch.
 
-    batch: Batch
-    job: int
-    place: int
+    Attributes:
+        layer: the layer, with its values.
+        job: index of its job; 0 in a launch that prunes.
+        result: index of its threshold and of its sums; 0 in a launch that counts.
+    """
 
-
-class Group(NamedTuple):
-    """Layers on one device that go through a launch together."""
-
-    table: torch.Tensor
-    programs: int
-    rows: int
+    layer: Layer
+    job: int = 0
+    result: int = 0
 
 
-def job_of(batches: Sequence[Batch], target: Target, place: int) -> Job:
-    """What to look for.
+class Table(NamedTuple):
+    """The words of a launch, and how many programs and layers it has."""
+
+    words: Words
+    num_programs: int
+    num_layers: int
+
+
+def job_entry(job: Job, result: int) -> JobEntry:
+    """Which order statistic a job needs; the values of its layers are not read.
 
     Args:
-        batches: those that share the threshold; their values are not looked at.
-        target: how much of them to keep.
-        place: where the threshold goes.
+        job: the job.
+        result: index of its threshold.
     """
-    total = sum(batch.kernels * batch.ranked for batch in batches)
-    if target.percentile is None:
-        keep = target.keep or 0
-        return Job(max(total - keep, 0), keep == 0 or total == 0, False, 0, place)
-    zeros = sum(batch.kernels * batch.dropped for batch in batches)
-    rank, fraction = percentile_rank(total + zeros, target.percentile)
+    total = sum(layer.num_kernels * layer.num_coefficients for layer in job.layers)
+    if job.budget.percentile is None:
+        keep = job.budget.keep or 0
+        return JobEntry(max(total - keep, 0), keep == 0 or total == 0, False, 0, result)
+    zeros = sum(layer.num_kernels * layer.num_dropped for layer in job.layers)
+    rank, fraction = percentile_rank(total + zeros, job.budget.percentile)
     if rank + 1 < zeros:
         fraction = 0.0
-    way = int(np.float64(fraction).view(np.int64))
-    return Job(max(rank - zeros, 0), total == 0, rank < zeros, way, place)
+    fraction_bits = int(np.float64(fraction).view(np.int64))
+    return JobEntry(max(rank - zeros, 0), total == 0, rank < zeros, fraction_bits, result)
 
 
-def group_of(
-    members: Sequence[Member], jobs: Sequence[Job], wide: bool, device: torch.device
-) -> Group:
-    """The table of some layers on a device.
+def table_of(members: Sequence[Member], jobs: Sequence[JobEntry], in_float64: bool) -> Table:
+    """The table of a launch.
 
     Args:
-        members: the layers, on that device.
+        members: the layers, all on one device.
         jobs: all jobs that they belong to.
-        wide: True computes in float64.
-        device: where the table goes.
-
-    Raises:
-        RuntimeError: a graph is being captured, and the same call did not run before.
+        in_float64: True where float64 computes, else float32 does.
     """
-    rows: list[Row] = []
-    programs = 0
-    for member in members:
-        rows.append(_row(member, programs, wide))
-        programs += rows[-1].programs
+    entries: list[LayerEntry] = []
     matrices: list[Words] = []
-    places: dict[Operator, tuple[int, int]] = {}
-    end = programs + len(rows) * len(Row._fields) + len(jobs) * len(Job._fields)
-    for i, member in enumerate(members):
-        operator = member.batch.operator
-        if operator.identity:
-            continue
-        if operator not in places:
-            pair = [_words(matrix.T, wide) for matrix in (operator.analysis, operator.synthesis)]
-            places[operator] = (end, end + pair[0].size)
-            end += pair[0].size + pair[1].size
+    offsets: dict[Hashable, tuple[int, int]] = {}
+    num_programs = num_words = 0
+    for member in members:
+        operator = member.layer.operator
+        if operator.key not in offsets and not operator.identity:
+            pair = [_packed(m.T, in_float64) for m in (operator.analysis, operator.synthesis)]
+            offsets[operator.key] = (num_words, num_words + pair[0].size)
+            num_words += pair[0].size + pair[1].size
             matrices += pair
-        rows[i] = rows[i]._replace(analysis=places[operator][0], synthesis=places[operator][1])
-    owners = np.repeat(np.arange(len(rows)), [row.programs for row in rows])
-    words = [owners, *(np.array(part, dtype=np.int64).ravel() for part in (rows, jobs))]
-    return Group(_uploaded(np.concatenate([*words, *matrices]), device), programs, len(rows))
+        offset = offsets.get(operator.key, (0, 0))
+        entries.append(_layer_entry(member, num_programs, offset, in_float64))
+        num_programs += entries[-1].num_programs
+    programs = np.repeat(np.arange(len(entries)), [entry.num_programs for entry in entries])
+    layer_words = np.array(entries, dtype=np.int64).reshape(-1, len(LayerEntry._fields))
+    job_words = np.array(jobs, dtype=np.int64).ravel()
+    layer_words[:, _MATRIX_FIELDS] += num_programs + layer_words.size + job_words.size
+    words = np.concatenate([programs, layer_words.ravel(), job_words, *matrices])
+    return Table(words, num_programs, len(entries))
 
 
-def _row(member: Member, first: int, wide: bool) -> Row:
-    batch = member.batch
-    weight = batch.weight
+def _layer_entry(
+    member: Member, first_program: int, matrices: tuple[int, int], in_float64: bool
+) -> LayerEntry:
+    layer, weight = member.layer, member.layer.weight
     outs, ins, kh, kw = weight.shape
-    values = kh * kw
     out_stride, in_stride, row_stride, column_stride = weight.stride()
-    tile, units, most = TILE[wide] // 2, outs * ins, MOST_TILES
-    if batch.operator.identity:
-        kind = FLAT if weight.is_contiguous() else STRIDED
-        units *= values
-    elif values <= SMALL_ROWS:
+    tile_items, num_items, max_tiles = TILE_SIZE[in_float64] // 2, outs * ins, MAX_TILES
+    if layer.operator.identity:
+        kind = CONTIGUOUS if weight.is_contiguous() else STRIDED
+        num_items *= kh * kw
+    elif kh * kw <= SMALL_VALUES:
         kind = SMALL
-        tile = 2 * tile // SMALL_ROWS
+        tile_items = 2 * tile_items // SMALL_VALUES
     else:
         kind = LARGE
-        tile //= LARGE_ROWS
-        most = 1
-    tiles = min(max(units // (tile * BUSY), 1), most)
-    return Row(
-        weight.data_ptr(),
-        DTYPES.index(weight.dtype),
-        kind,
-        values,
-        kw,
-        ins,
-        out_stride,
-        in_stride,
-        row_stride,
-        column_stride,
-        units,
-        tiles,
-        batch.ranked,
-        analysis=0,
-        synthesis=0,
-        owner=member.job,
-        drawn=batch.draw is not None,
-        seed=_seed(batch),
-        first=first,
-        programs=-(-units // (tile * tiles)),
-        layer=member.place,
+        tile_items //= MAX_VALUES
+        max_tiles = 1
+    tiles = min(max(num_items // (tile_items * BUSY_PROGRAMS), 1), max_tiles)
+    return LayerEntry(
+        pointer=weight.data_ptr(),
+        dtype=DTYPES.index(weight.dtype),
+        kind=kind,
+        num_values=kh * kw,
+        kernel_width=kw,
+        in_channels=ins,
+        out_stride=out_stride,
+        in_stride=in_stride,
+        row_stride=row_stride,
+        column_stride=column_stride,
+        num_items=num_items,
+        tiles=tiles,
+        num_coefficients=layer.num_coefficients,
+        analysis=matrices[0],
+        synthesis=matrices[1],
+        job=member.job,
+        is_random=layer.seed is not None,
+        seed=_seed(layer),
+        first_program=first_program,
+        num_programs=-(-num_items // (tile_items * tiles)),
+        result=member.result,
     )
 
 
-def _seed(batch: Batch) -> int:
-    """What makes place 0 of the weight draw as its place in the whole weight."""
-    if batch.draw is None:
+def _seed(layer: Layer) -> int:
+    """The seed whose random numbers begin where this part of the weight begins."""
+    if layer.seed is None:
         return 0
-    skipped = batch.first * math.prod(batch.weight.shape[1:])
-    seed = (batch.draw + skipped * GAMMA) % 2**64
+    skipped = layer.first_channel * math.prod(layer.weight.shape[1:])
+    seed = (layer.seed + skipped * _GAMMA) % 2**64
     return seed - 2**64 if seed >> 63 else seed
 
 
-def _words(matrix: npt.NDArray[np.float64], wide: bool) -> Words:
-    """A matrix in what computes, row by row, in whole 64-bit words."""
-    values = matrix.ravel().astype(np.float64 if wide else np.float32)
-    if not wide:
+def _packed(matrix: npt.NDArray[np.float64], in_float64: bool) -> Words:
+    """A matrix in the dtype that computes, row by row, in whole 64-bit words."""
+    values = matrix.ravel().astype(np.float64 if in_float64 else np.float32)
+    if not in_float64:
         values = np.append(values, np.zeros(values.size % 2, dtype=np.float32))
     words: Words = values.view(np.int64)
     return words
 
 
-def span(batch: Batch) -> int:
-    """Elements between two weights of a tile, at most: offsets in it have 32 bits."""
-    weight = batch.weight
-    if weight.is_contiguous() and batch.operator.identity:
+def max_offset(layer: Layer) -> int:
+    """Elements between two weights of a tile, at most; Triton kernels count them in 32 bits."""
+    weight = layer.weight
+    if weight.is_contiguous() and layer.operator.identity:
         return 0
     outs, ins, kh, kw = weight.shape
-    crossed = min(outs, TILE[False] // max(ins, 1) + 2)
-    extent = zip((crossed, ins, kh, kw), weight.stride(), strict=True)
+    # Output channels that a tile may reach into.
+    reached = min(outs, TILE_SIZE[False] // max(ins, 1) + 2)
+    extent = zip((reached, ins, kh, kw), weight.stride(), strict=True)
     return sum(max(size - 1, 0) * stride for size, stride in extent)
 
 
-def is_wide(batch: Batch) -> bool:
-    """True where float64 computes: random draws rounded to float32 would tie."""
-    return batch.draw is not None or batch.compute_dtype == torch.float64
-
-
-class _Upload(NamedTuple):
-    table: torch.Tensor
-    ready: torch.cuda.Event
-
-
-# Tables on their devices, by content, the latest last: a network pruned again and again is
-# described once.
-_UPLOADS: OrderedDict[tuple[torch.device, bytes], _Upload] = OrderedDict()
-MOST_UPLOADS = 64
-# A captured graph reads its tables at every replay, and nothing tells when it is gone.
-_CAPTURED: list[torch.Tensor] = []
-
-
-def _uploaded(words: Words, device: torch.device) -> torch.Tensor:
-    """The words on the device, by a copy that the host doesn't wait for.
-
-    Raises:
-        RuntimeError: a graph is being captured, and the same call did not run before.
-    """
-    host = torch.from_numpy(words)
-    if device.type == "cpu":
-        return host
-    key = (device, words.tobytes())
-    with torch.cuda.device(device):
-        stream = torch.cuda.current_stream()
-        capturing = torch.cuda.is_current_stream_capturing()
-        upload = _UPLOADS.get(key)
-        if upload is None:
-            if capturing:
-                raise RuntimeError(
-                    "pruning in a captured CUDA graph needs the same call on the same weights once "
-                    "before the capture: it compiles the kernels and copies what describes the "
-                    "layers to the device, which a capture does not allow"
-                )
-            ready = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch has no types for it
-            upload = _Upload(host.pin_memory().to(device, non_blocking=True), ready)
-            ready.record(stream)
-            _UPLOADS[key] = upload
-            while len(_UPLOADS) > MOST_UPLOADS:
-                _UPLOADS.popitem(last=False)
-        elif capturing:
-            # The start of the capture waited for the copy.
-            _CAPTURED.append(upload.table)
-        else:
-            _UPLOADS.move_to_end(key)
-            stream.wait_event(upload.ready)
-            upload.table.record_stream(stream)
-    return upload.table
+def computes_in_float64(layer: Layer) -> bool:
+    """True where float64 computes: random numbers rounded to float32 would tie."""
+    return layer.seed is not None or layer.compute_dtype == torch.float64

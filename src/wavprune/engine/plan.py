@@ -1,0 +1,374 @@
+"""Plans: everything about a run that depends on shapes, settings and devices alone.
+
+A plan is made once: the same call on the same model finds it again.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from ..backends import Backend, Budget, Layer, check_name, resolve
+from ..backends.registry import registered
+from ..bases import Basis, LevelCollapsedWarning, family_of
+from ..config import AUTO, PruneConfig
+from ..errors import WavpruneError
+from ..report import LayerStats, PruneReport
+from .auto import bases_for
+from .device import compute_device, warn
+from .layers import LayerRef, check_finite, select_layers
+from .rules import Rule, rule_for
+from .sharding import as_sharded, check_sharded, first_channel, group_of
+
+Message = tuple[str, type[Warning]]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Plan:
+    """How some layers will be pruned; it holds no weight.
+
+    Attributes:
+        config: what to do.
+        rule: what chooses the coefficients that are kept.
+        device: where to compute; None means where each weight lives.
+        options: per layer, itself in each basis that it may get; one but for ``"auto"``.
+        budget: what all layers share; None where each has its own.
+        messages: warnings about levels, for every run.
+        cacheable: True where the bases do not depend on values.
+        backends: those that were asked for so far.
+    """
+
+    config: PruneConfig
+    rule: Rule
+    device: torch.device | None
+    options: tuple[tuple[Layer, ...], ...]
+    budget: Budget | None
+    messages: tuple[Message, ...]
+    cacheable: bool
+    backends: dict[tuple[object, ...], Backend]
+
+    @property
+    def layers(self) -> list[Layer]:
+        """Each layer in its first basis."""
+        return [options[0] for options in self.options]
+
+    @property
+    def has_choice(self) -> bool:
+        """True where a layer has several bases to choose from."""
+        return any(len(options) > 1 for options in self.options)
+
+    def backend(self, scattered: bool, masks: bool) -> Backend:
+        """What prunes them; see ``resolve``."""
+        key = (scattered, masks, registered())
+        if key not in self.backends:
+            layers = [layer for options in self.options for layer in options]
+            self.backends[key] = resolve(self.config.backend, layers, scattered, masks)
+        return self.backends[key]
+
+    def bind(self, refs: Sequence[LayerRef]) -> list[tuple[Layer, ...]]:
+        """The options with the weights as they are now, where they live."""
+        return [
+            tuple(_bound(layer, ref) for layer in options)
+            for options, ref in zip(self.options, refs, strict=True)
+        ]
+
+    def warn(self) -> None:
+        """Say what is to be said at every run."""
+        for message, category in self.messages:
+            warn(message, category)
+
+
+def plan_layers(
+    refs: Sequence[LayerRef],
+    config: PruneConfig,
+    match: PruneReport | None = None,
+    bases: Sequence[Basis] | None = None,
+) -> Plan:
+    """The plan of some layers.
+
+    Args:
+        refs: checked weights, each once.
+        config: what to do.
+        match: a report whose kept counts to use in place of ``config.sparsity``.
+        bases: each layer's basis where it is known; None takes them from ``config``.
+
+    Raises:
+        WavpruneError: the settings, or ``match``, do not fit the layers.
+    """
+    check_name(config.backend)
+    rule = rule_for(config)
+    check_sharded(refs, config)
+    if match is not None:
+        _check_match(config, match)
+    keeps = _keeps(refs, config, match)
+    dtypes = _compute_dtypes(refs, config)
+    device = compute_device(config.device)
+    options = []
+    for i, ref in enumerate(refs):
+        budget = None
+        if config.scope == "layer":
+            budget = (
+                Budget(keeps[i]) if config.percentile is None else Budget(None, config.percentile)
+            )
+        of_layer = _checked_bases(ref, config) if bases is None else [bases[i]]
+        options.append(
+            tuple(
+                _template(ref, basis, budget, dtypes[i], device, config, rule) for basis in of_layer
+            )
+        )
+    first = [of_layer[0].basis for of_layer in options]
+    return Plan(
+        config=config,
+        rule=rule,
+        device=device,
+        options=tuple(options),
+        budget=Budget(keep=sum(keeps)) if config.scope == "global" else None,
+        messages=tuple(_level_messages(refs, first)),
+        cacheable=not any(layer.basis.data_driven for of_layer in options for layer in of_layer)
+        and not any(as_sharded(ref.weight) is not None for ref in refs),
+        backends={},
+    )
+
+
+def _template(
+    ref: LayerRef,
+    basis: Basis,
+    budget: Budget | None,
+    dtype: torch.dtype,
+    device: torch.device | None,
+    config: PruneConfig,
+    rule: Rule,
+) -> Layer:
+    kernels = ref.kernels(basis.kernel)
+    layer = Layer(
+        name=ref.name,
+        weight=torch.empty_like(kernels, device="meta"),
+        basis=basis,
+        by_importance=config.percentile is None,
+        compute_dtype=dtype,
+        budget=budget,
+        first_channel=first_channel(ref.weight),
+        group=group_of(ref.weight),
+        numel=ref.weight.numel(),
+        destination=device or kernels.device,
+    )
+    return rule.prepare(layer, config)
+
+
+def _bound(layer: Layer, ref: LayerRef) -> Layer:
+    weight = ref.kernels(layer.basis.kernel)
+    return Layer(
+        layer.name,
+        weight,
+        layer.basis,
+        layer.by_importance,
+        layer.compute_dtype,
+        layer.budget,
+        layer.seed,
+        layer.first_channel,
+        layer.group,
+        layer.numel,
+        None,
+        layer.destination,
+    )
+
+
+# Selecting again what was selected before.
+
+
+class _Known(NamedTuple):
+    """The selected layers of a model as they were, without a hold on any weight."""
+
+    structure: list[object]
+    modules: list[weakref.ref[nn.Module]]
+    names: list[str]
+    weights: list[weakref.ref[torch.Tensor]]
+    signatures: list[tuple[Any, ...]]
+    plans: dict[PruneConfig, Plan]
+
+
+# By the patterns of the selection.
+_KNOWN: weakref.WeakKeyDictionary[nn.Module, dict[object, _Known]] = weakref.WeakKeyDictionary()
+_MOST_SELECTIONS = 8
+_MOST_PLANS = 64
+
+
+def plan_model(model: nn.Module, config: PruneConfig) -> tuple[list[LayerRef], Plan]:
+    """The selected layers of a model and their plan.
+
+    Both are remembered for each model as long as nothing about its layers changes.
+
+    Raises:
+        WavpruneError: as for ``select_layers`` and ``plan_layers``.
+    """
+    check_name(config.backend)
+    structure = _structure(model) if isinstance(model, nn.Module) else []
+    of_model = _KNOWN.get(model, {}) if structure else {}
+    known = of_model.get((config.targets, config.ignore))
+    refs = None if known is None or known.structure != structure else _unchanged(known)
+    if known is None or refs is None:
+        refs = select_layers(model, config)
+        known = _remember(model, config, structure, refs)
+    plan = known.plans.get(config)
+    if plan is None:
+        plan = plan_layers(refs, config)
+        if plan.cacheable and len(known.plans) < _MOST_PLANS:
+            known.plans[config] = plan
+    return refs, plan
+
+
+def _remember(
+    model: nn.Module, config: PruneConfig, structure: list[object], refs: Sequence[LayerRef]
+) -> _Known:
+    known = _Known(
+        structure,
+        [weakref.ref(model.get_submodule(ref.name)) for ref in refs],
+        [ref.name for ref in refs],
+        [weakref.ref(ref.weight) for ref in refs],
+        [_signature(ref.weight) for ref in refs],
+        {},
+    )
+    if all(as_sharded(ref.weight) is None for ref in refs):
+        of_model = _KNOWN.setdefault(model, {})
+        if len(of_model) >= _MOST_SELECTIONS:
+            of_model.clear()
+        of_model[config.targets, config.ignore] = known
+    return known
+
+
+def _unchanged(known: _Known) -> list[LayerRef] | None:
+    refs = []
+    rows = zip(known.modules, known.names, known.weights, known.signatures, strict=True)
+    for module_ref, name, weight_ref, signature in rows:
+        module, before = module_ref(), weight_ref()
+        weight = None if module is None else module._parameters.get("weight")
+        if weight is None or weight is not before or _signature(weight) != signature:
+            return None
+        refs.append(LayerRef(name, weight))
+    return refs
+
+
+def _structure(model: nn.Module) -> list[object]:
+    """The names and identities of all modules: what names and types of layers follow from."""
+    result: list[object] = [type(model)]
+    seen = {id(model)}
+    pending: list[Iterable[tuple[str, nn.Module | None]]] = [model._modules.items()]
+    while pending:
+        for name, module in pending.pop():
+            if module is None:
+                continue
+            identity = id(module)
+            result.append(name)
+            result.append(identity)
+            result.append(type(module))
+            if identity not in seen:
+                seen.add(identity)
+                if module._modules:
+                    pending.append(module._modules.items())
+    return result
+
+
+def _signature(weight: torch.Tensor) -> tuple[Any, ...]:
+    """What a plan depends on, and where the weight is in memory."""
+    return (
+        weight.data_ptr(),
+        weight.shape,
+        weight.stride(),
+        weight.dtype,
+        weight.device,
+    )
+
+
+# What is kept.
+
+
+def _keeps(refs: Sequence[LayerRef], config: PruneConfig, match: PruneReport | None) -> list[int]:
+    """How many coefficients each layer keeps; for scope "global" only their sum counts."""
+    sizes = [ref.weight.numel() for ref in refs]
+    if match is not None:
+        if config.method == "random":
+            pairs = zip(refs, sizes, strict=True)
+            return [min(_matched(match, ref).kept, size) for ref, size in pairs]
+        fraction = min(Fraction(match.kept, match.numel), Fraction(1))
+    else:
+        # The decimal that the caller wrote: 1 - 0.7 is three tenths, not a little more.
+        fraction = 1 - Fraction(repr(config.sparsity or 0.0))
+    if config.scope == "global":
+        sizes = [sum(sizes)] + [0] * (len(sizes) - 1)
+    return [-(-fraction.numerator * size // fraction.denominator) for size in sizes]
+
+
+def _check_match(config: PruneConfig, match: PruneReport) -> None:
+    """Raise unless a run with these settings can prune what another run's report pruned."""
+    if not isinstance(match, PruneReport):
+        raise TypeError(f"match must be a PruneReport, not {type(match).__name__}")
+    if config.method not in ("min_weight", "random"):
+        raise WavpruneError(
+            f"match goes with method='min_weight' or 'random', not with {config.method!r}"
+        )
+    if config.method == "random" and config.scope == "global":
+        raise WavpruneError(
+            "match prunes at random what the report pruned in each layer, so scope='global' does "
+            "not go with it; leave scope='layer'"
+        )
+    if match.numel == 0:
+        raise WavpruneError("match: the report holds no weights")
+
+
+def _matched(match: PruneReport, ref: LayerRef) -> LayerStats:
+    try:
+        stats = match[ref.name]
+    except KeyError:
+        raise WavpruneError(
+            f"match: the report has no layer {ref.name!r}; it has "
+            f"{', '.join(layer.name for layer in match.layers[:8])}"
+        ) from None
+    if stats.shape != tuple(ref.weight.shape):
+        raise WavpruneError(
+            f"match: layer {ref.name!r} is {tuple(ref.weight.shape)}, in the report {stats.shape}"
+        )
+    return stats
+
+
+def _checked_bases(ref: LayerRef, config: PruneConfig) -> list[Basis]:
+    name = config.basis_name
+    if name != AUTO and family_of(name).data_driven:
+        check_finite(ref)
+    try:
+        return bases_for(config, ref.weight)
+    except WavpruneError as error:
+        raise WavpruneError(f"layer {ref.name!r}: {error}") from error
+
+
+def _level_messages(refs: Sequence[LayerRef], bases: Sequence[Basis]) -> Iterable[Message]:
+    collapsed: dict[Basis, list[str]] = {}
+    for ref, basis in zip(refs, bases, strict=True):
+        if basis.collapsed or basis.too_deep:
+            collapsed.setdefault(basis, []).append(ref.name)
+    for basis, names in collapsed.items():
+        size = "x".join(map(str, basis.kernel))
+        where = f"{size} kernels (first layer {names[0]!r}, {len(names)} in all)"
+        if basis.too_deep:
+            yield f"{basis.name!r} on {where}: {basis.too_deep}", UserWarning
+        else:
+            yield (
+                f"{basis.name!r} is too long for {where}: the deepest level that exists is "
+                f"{basis.level_max}, so no transform runs there and the result is that of "
+                "minimum-weight pruning; 'uhaar' fits every kernel, and a forced level transforms "
+                "all the same",
+                LevelCollapsedWarning,
+            )
+
+
+def _compute_dtypes(refs: Sequence[LayerRef], config: PruneConfig) -> list[torch.dtype]:
+    """float64 for float64 weights and for all that are ranked together with one, else float32."""
+    in_float64 = [ref.weight.dtype == torch.float64 for ref in refs]
+    if config.scope == "global":
+        in_float64 = [any(in_float64)] * len(in_float64)
+    return [torch.float64 if double else torch.float32 for double in in_float64]

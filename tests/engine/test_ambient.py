@@ -1,0 +1,143 @@
+"""No result depends on what the caller has switched on; every entry point, every state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import wavprune
+from tests.support.cases import BACKENDS, bits, normal
+from wavprune.engine.ambient import neutral
+
+
+@contextmanager
+def restored(change: Callable[[], Any], undo: Callable[[], Any]) -> Iterator[None]:
+    change()
+    try:
+        yield
+    finally:
+        undo()
+
+
+MATMUL: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # torch has no types
+
+STATES: dict[str, Callable[[], AbstractContextManager[Any]]] = {
+    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+    "grad": lambda: torch.enable_grad(),
+    "no grad": lambda: torch.no_grad(),
+    "inference": lambda: torch.inference_mode(),
+    "anomaly": lambda: torch.autograd.set_detect_anomaly(True, check_nan=True),
+    "default dtype": lambda: restored(
+        lambda: torch.set_default_dtype(torch.float64),
+        lambda: torch.set_default_dtype(torch.float32),
+    ),
+    "meta device": lambda: torch.device("meta"),
+    "deterministic": lambda: restored(
+        lambda: torch.use_deterministic_algorithms(True),
+        lambda: torch.use_deterministic_algorithms(False),
+    ),
+    "bfloat16 products": lambda: restored(
+        lambda: setattr(MATMUL, "fp32_precision", "bf16"),
+        lambda: setattr(MATMUL, "fp32_precision", "none"),
+    ),
+    "flushed denormals": lambda: restored(
+        lambda: torch.set_flush_denormal(True), lambda: torch.set_flush_denormal(False)
+    ),
+    "three threads": lambda: restored(
+        lambda: torch.set_num_threads(3), lambda: torch.set_num_threads(1)
+    ),
+}
+
+
+def net(scale: float = 1.0) -> nn.Sequential:
+    """Two convolutions and a matrix, the last weights denormal for a small scale."""
+    model = nn.Sequential(nn.Conv2d(4, 8, 3), nn.Conv2d(8, 8, 5), nn.Linear(40, 24))
+    for seed, parameter in enumerate(model.parameters()):
+        with torch.no_grad():
+            parameter.copy_(normal(*parameter.shape, seed=seed) * scale)
+    return model
+
+
+def pruned(model: nn.Module, backend: str) -> list[object]:
+    settings: dict[str, Any] = {"wavelet": "haar", "mode": "zero", "backend": backend}
+    report = wavprune.fast.prune(model, targets="*" if backend != "native" else None, **settings)
+    return [[row.kept for row in report], [row.threshold for row in report], report.relative_error]
+
+
+def chosen(model: nn.Module, backend: str) -> list[object]:
+    report = wavprune.fast.prune(model, wavelet="auto", scope="global", backend=backend)
+    return [[row.wavelet for row in report], report.kept]
+
+
+def drawn(model: nn.Module, backend: str) -> list[object]:
+    return [wavprune.fast.prune(model, "random", seed=3, backend=backend).kept]
+
+
+def trained(model: nn.Module, backend: str) -> list[object]:
+    config = wavprune.PruneConfig(wavelet="dct", sparsity=0.7, backend=backend)
+    pruner = wavprune.Pruner(model, config)
+    pruner.step()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.data.add_(0.125)
+    pruner.step()
+    return [pruner.finish().kept, [bits(mask) for mask in pruner.masks.values()]]
+
+
+ENTRIES = [pruned, chosen, drawn, trained]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.__name__)
+@pytest.mark.parametrize("state", STATES)
+def test_results_are_the_same_bits_in_every_state(state: str, entry: Any, backend: str) -> None:
+    for scale in (1.0, 1e-41) if state == "flushed denormals" else (1.0,):
+        plain, other = net(scale), net(scale)
+        expected = entry(plain, backend)
+        with STATES[state]():
+            result = entry(other, backend)
+        assert result == expected
+        for one, two in zip(plain.parameters(), other.parameters(), strict=True):
+            assert bits(one) == bits(two)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_weights_of_inference_mode_are_pruned_like_others(backend: str) -> None:
+    plain = net()
+    expected = pruned(plain, backend)
+    with torch.inference_mode():
+        model = net()
+    assert all(parameter.is_inference() for parameter in model.parameters())
+    assert pruned(model, backend) == expected
+    for one, two in zip(plain.parameters(), model.parameters(), strict=True):
+        assert bits(one) == bits(two)
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_the_state_of_the_caller_is_as_it_was(state: str) -> None:
+    def seen() -> list[object]:
+        return [
+            torch.is_autocast_enabled("cpu"),
+            torch.is_grad_enabled(),
+            torch.is_inference_mode_enabled(),
+            torch.get_default_dtype(),
+            torch.get_default_device(),
+            torch.are_deterministic_algorithms_enabled(),
+            MATMUL.fp32_precision,
+            float.fromhex("0x1p-1074") * float("1"),
+            torch.get_num_threads(),
+        ]
+
+    with STATES[state]():
+        before = seen()
+        with neutral():
+            pass
+        assert seen() == before
+        with pytest.raises(RuntimeError), neutral():
+            raise RuntimeError
+        assert seen() == before

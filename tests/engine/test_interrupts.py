@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import wavprune
+from tests.support.cases import BACKENDS, bits, normal
+from wavprune.backends.eager import EagerBackend
+from wavprune.engine.interrupts import finish
+
+
+@pytest.fixture
+def alarm() -> Iterator[Any]:
+    """Raises KeyboardInterrupt in the main thread after so many seconds."""
+
+    def fire(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, fire)
+    yield lambda seconds: signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, before)
+
+
+def test_an_interruption_waits_for_the_end(alarm: Any) -> None:
+    done: list[int] = []
+
+    def work() -> None:
+        for i in range(20):
+            threading.Event().wait(0.01)
+            done.append(i)
+
+    alarm(0.03)
+    with pytest.raises(KeyboardInterrupt):
+        finish(work)
+    assert done == list(range(20))
+
+
+def test_what_the_work_raises_is_raised() -> None:
+    def work() -> None:
+        raise MemoryError("all gone")
+
+    with pytest.raises(MemoryError, match="all gone"):
+        finish(work)
+
+
+def test_handlers_are_as_they_were_and_hear_of_every_signal(alarm: Any) -> None:
+    heard: list[int] = []
+    before = signal.signal(signal.SIGUSR1, lambda number, _: heard.append(number))
+    mine = signal.getsignal(signal.SIGUSR1)
+    try:
+
+        def work() -> list[int]:
+            os.kill(os.getpid(), signal.SIGUSR1)
+            os.kill(os.getpid(), signal.SIGUSR1)
+            return list(heard)
+
+        assert finish(work) == []
+        assert heard
+        assert signal.getsignal(signal.SIGUSR1) is mine
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+def test_in_another_thread_nothing_is_held_back() -> None:
+    results: list[int] = []
+    thread = threading.Thread(target=lambda: results.append(finish(lambda: 3)))
+    thread.start()
+    thread.join()
+    assert results == [3]
+
+
+def net() -> nn.Sequential:
+    model = nn.Sequential(*[nn.Conv2d(64, 64, 3, bias=False) for _ in range(6)])
+    for seed, conv in enumerate(model):
+        with torch.no_grad():
+            conv.get_parameter("weight").copy_(normal(64, 64, 3, 3, seed=seed))
+    return model
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_an_interrupted_call_prunes_all_or_nothing(backend: str, alarm: Any) -> None:
+    before, after = net(), net()
+    wavprune.fast.prune(after, wavelet="haar", backend=backend)
+    states = {tuple(bits(p) for p in model.parameters()) for model in (before, after)}
+    interrupted = 0
+    for i in range(30):
+        model = net()
+        try:
+            alarm(0.0005 * (i + 1))
+            wavprune.fast.prune(model, wavelet="haar", backend=backend)
+        except KeyboardInterrupt:
+            interrupted += 1
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        assert tuple(bits(p) for p in model.parameters()) in states
+    assert interrupted or backend == "native"
+
+
+def test_an_error_half_way_says_what_has_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    rewrite = EagerBackend._rewrite
+
+    def failing(self: Any, layer: Any, *args: Any) -> torch.Tensor:
+        if layer.name == "2":
+            raise MemoryError("no more")
+        return rewrite(self, layer, *args)
+
+    monkeypatch.setattr(EagerBackend, "_rewrite", failing)
+    with pytest.raises(MemoryError, match="no more") as caught:
+        wavprune.fast.prune(net(), backend="eager")
+    assert caught.value.__notes__ == [
+        "wavprune: pruned before this error: 0, 1; perhaps in part: 2"
+    ]

@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import gc
+import sys
+import weakref
+from types import FrameType
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import wavprune
+from tests.support.cases import bits, model_of, normal, weight_of
+from wavprune import PruneConfig
+from wavprune.engine.layers import select_layers
+from wavprune.engine.plan import plan_layers, plan_model
+from wavprune.errors import WavpruneError
+
+
+def net() -> nn.Sequential:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Sequential(nn.Conv2d(8, 8, 3)))
+    for seed, parameter in enumerate(model.parameters()):
+        with torch.no_grad():
+            parameter.copy_(normal(*parameter.shape, seed=seed))
+    return model
+
+
+def test_the_same_call_plans_once() -> None:
+    model, config = net(), PruneConfig(wavelet="haar")
+    refs, plan = plan_model(model, config)
+    again, other = plan_model(model, PruneConfig(wavelet="haar"))
+    assert other is plan
+    assert [ref.weight for ref in again] == [ref.weight for ref in refs]
+    assert plan_model(model, PruneConfig(wavelet="dct"))[1] is not plan
+
+
+def test_a_plan_of_a_basis_that_depends_on_the_weights_is_made_anew() -> None:
+    model, config = net(), PruneConfig(wavelet="klt")
+    assert plan_model(model, config)[1] is not plan_model(model, config)[1]
+
+
+def replace_layer(model: nn.Sequential) -> None:
+    model[0] = nn.Conv2d(3, 16, 3)
+
+
+def replace_parameter(model: nn.Sequential) -> None:
+    model[0].weight = nn.Parameter(normal(8, 3, 3, 3, seed=5))
+
+
+def replace_data(model: nn.Sequential) -> None:
+    model[0].weight.data = normal(8, 3, 5, 5, seed=5)
+
+
+def change_dtype(model: nn.Sequential) -> None:
+    model.double()
+
+
+def change_layout(model: nn.Sequential) -> None:
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def add_a_layer(model: nn.Sequential) -> None:
+    model.append(nn.Conv2d(8, 4, 3))
+
+
+def rename_a_layer(model: nn.Sequential) -> None:
+    model._modules["last"] = model._modules.pop("2")
+
+
+def tie(model: nn.Sequential) -> None:
+    conv = nn.Conv2d(8, 8, 3)
+    conv.weight = model.get_parameter("2.0.weight")
+    model[0] = conv
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        replace_layer,
+        replace_parameter,
+        replace_data,
+        change_dtype,
+        change_layout,
+        add_a_layer,
+        rename_a_layer,
+        tie,
+    ],
+)
+def test_a_changed_model_is_planned_anew(change: Any) -> None:
+    model, fresh = net(), net()
+    wavprune.fast.prune(model, sparsity=0.0)
+    torch.manual_seed(0)
+    change(model)
+    torch.manual_seed(0)
+    change(fresh)
+    for one, two in zip(model.parameters(), fresh.parameters(), strict=True):
+        two.data.copy_(one.data)
+    result = wavprune.fast.prune(model, wavelet="haar", scope="global")
+    expected = wavprune.fast.prune(fresh, wavelet="haar", scope="global")
+    assert result == expected
+    for one, two in zip(model.parameters(), fresh.parameters(), strict=True):
+        assert bits(one) == bits(two)
+
+
+def test_what_was_removed_from_a_model_is_let_go() -> None:
+    model = net()
+    report = wavprune.fast.prune(model)
+    gone = weakref.ref(model[0].weight)
+    storage = weakref.ref(model.get_parameter("0.weight").untyped_storage())
+    model[0] = nn.Identity()
+    gc.collect()
+    assert gone() is None
+    assert storage() is None
+    assert len(report) == 2
+    alone = weakref.ref(model)
+    del model
+    gc.collect()
+    assert alone() is None
+
+
+def test_a_call_reaches_the_compiled_code_in_few_frames(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wavprune.ops")
+    model = net()
+    wavprune.fast.prune(model)
+    depths: list[int] = []
+    call = torch._ops.OpOverloadPacket.__call__
+
+    def counted(self: Any, *args: Any, **kwargs: Any) -> Any:
+        frame: FrameType | None = sys._getframe(1)
+        depth = 0
+        while frame is not None and frame.f_code.co_name != "warm_call":
+            depth, frame = depth + 1, frame.f_back
+        depths.append(depth)
+        return call(self, *args, **kwargs)
+
+    def warm_call() -> None:
+        wavprune.fast.prune(model)
+
+    monkeypatch.setattr(torch._ops.OpOverloadPacket, "__call__", counted)
+    warm_call()
+    assert len(depths) == 2
+    assert max(depths) <= 12
+
+
+def test_settings_that_do_not_fit_are_refused_by_the_plan() -> None:
+    refs = select_layers(net(), PruneConfig())
+    with pytest.raises(WavpruneError, match="unknown backend 'eagr'"):
+        plan_layers(refs, PruneConfig(backend="eagr"))
+
+
+@pytest.mark.parametrize("wavelet", ["haar", "db38"])
+def test_levels_that_do_not_end_are_refused(wavelet: str) -> None:
+    model = model_of(conv=normal(4, 4, 3, 3))
+    before = bits(weight_of(model))
+    with pytest.raises(
+        WavpruneError,
+        match=r"layer 'conv': level=200 with force_level=True on 3x3.*allowed: 1 to 5",
+    ):
+        wavprune.fast.prune(model, wavelet=wavelet, level=200, force_level=True)
+    assert bits(weight_of(model)) == before
