@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import copy
+import os
+import stat
 import warnings
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from wavprune import PruneConfig, Pruner, PruneReport
-from wavprune.bases.basis import basis_for
+from wavprune.bases import basis_for
 from wavprune.training.schedules import Cubic
 
 SCHEDULE = Cubic(0.2, 0.8, start=1, end=7, every=3)
@@ -215,3 +217,325 @@ def test_a_state_is_read_as_it_was_written(
     assert again.finish().layers == pruner.finish().layers
     for name, mask in pruner.masks.items():
         assert torch.equal(mask, again.masks[name])
+
+
+# What other callbacks and libraries do to weights and files.
+
+
+def lightning() -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of libraries that Lightning imports
+        return pytest.importorskip("lightning.pytorch")
+
+
+def module_of(pl: Any, two_optimizers: bool = False) -> Any:
+    class Module(pl.LightningModule):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.net, self.automatic_optimization = Net(), not two_optimizers
+
+        def training_step(self, batch: dict[str, torch.Tensor], index: int) -> Any:
+            loss = self.net(**batch)["loss"]
+            if two_optimizers:
+                for optimizer in self.optimizers():
+                    optimizer.zero_grad()
+                self.manual_backward(loss)
+                for optimizer in self.optimizers():
+                    optimizer.step()
+            self.log("loss", loss)
+            return loss
+
+        def configure_optimizers(self) -> Any:
+            if two_optimizers:
+                parts: list[nn.Module] = [self.net.last, self.net.first, self.net.second]
+                return [torch.optim.SGD(part.parameters(), lr=0.1) for part in parts]
+            return torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
+
+    return Module()
+
+
+def fit(pl: Any, module: Any, callbacks: list[Any], path: Path, epochs: int = 2) -> Any:
+    trainer = pl.Trainer(
+        max_epochs=epochs,
+        callbacks=callbacks,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=any(isinstance(c, pl.callbacks.Checkpoint) for c in callbacks),
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=path,
+    )
+    trainer.fit(module, DataLoader(Digits(), 8))
+    return trainer
+
+
+MIN_WEIGHT = PruneConfig(method="min_weight", sparsity=0.8)
+ignore_lightning = pytest.mark.filterwarnings(
+    "ignore::Warning:lightning", "ignore:The '.*dataloader' does not have"
+)
+
+
+def pruned_as_reported(report: PruneReport | None, weights: dict[str, torch.Tensor]) -> None:
+    assert report is not None
+    for layer in report:
+        assert int((weights[f"{layer.name}.weight"] != 0).sum()) <= layer.kept
+
+
+@ignore_lightning
+def test_lightning_with_several_optimizers_prunes_what_each_trains(tmp_path: Path) -> None:
+    pl = lightning()
+    from wavprune.integrations.lightning import PruningCallback
+
+    module, callback = module_of(pl, two_optimizers=True), PruningCallback(MIN_WEIGHT)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*not pruned as their masks say")
+        fit(pl, module, [callback], tmp_path)
+    pruned_as_reported(callback.report, module.state_dict())
+    assert callback.state_dict()["steps"] == 10
+
+
+@ignore_lightning
+@pytest.mark.filterwarnings("ignore:.* are not pruned as their masks say")
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("kind", ["averages", "swa"])
+def test_averaged_weights_are_pruned_when_saved_and_in_the_end(
+    kind: str, first: bool, tmp_path: Path
+) -> None:
+    pl = lightning()
+    from wavprune.integrations.lightning import PruningCallback
+
+    callback = PruningCallback(PruneConfig(method="min_weight"), SCHEDULE)
+    other = (
+        pl.callbacks.EMAWeightAveraging(decay=0.5)
+        if kind == "averages"
+        else pl.callbacks.StochasticWeightAveraging(swa_lrs=0.01, swa_epoch_start=1)
+    )
+    saver = pl.callbacks.ModelCheckpoint(tmp_path, monitor="loss", save_top_k=-1)
+    both = [callback, other] if first else [other, callback]
+    module = module_of(pl)
+    fit(pl, module, [saver, *both], tmp_path, epochs=3)
+    pruned_as_reported(callback.report, module.state_dict())
+    assert callback.report is not None
+    assert callback.report.sparsity == pytest.approx(0.8, abs=0.01)
+    files = list(tmp_path.glob("*.ckpt"))
+    assert len(files) == 3
+    for file in files:
+        saved = torch.load(file, weights_only=False)
+        layers = saved["callbacks"]["PruningCallback"]["report"]["layers"]
+        for layer in layers:
+            weight = saved["state_dict"][f"{layer['name']}.weight"]
+            assert int((weight != 0).sum()) <= layer["kept"]
+
+
+@ignore_lightning
+@pytest.mark.filterwarnings("ignore:.* are not pruned as their masks say")
+def test_what_is_saved_after_a_validation_is_pruned(tmp_path: Path) -> None:
+    pl = lightning()
+    from wavprune.integrations.lightning import PruningCallback
+
+    class Meddler(pl.Callback):  # type: ignore[misc,name-defined]
+        def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+            if not trainer.sanity_checking:
+                pl_module.net.second.weight.data.add_(0.01)
+
+    saver = pl.callbacks.ModelCheckpoint(
+        tmp_path, monitor="loss", save_top_k=-1, save_weights_only=True
+    )
+    callback, module = PruningCallback(MIN_WEIGHT), module_of(pl)
+    module.validation_step = lambda batch, batch_idx: module.log(
+        "loss", module.net(**batch)["loss"]
+    )
+    trainer = pl.Trainer(
+        max_epochs=2,
+        callbacks=[saver, callback, Meddler()],
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module, DataLoader(Digits(), 8), DataLoader(Digits(), 8))
+    files = list(tmp_path.glob("*.ckpt"))
+    assert len(files) == 2
+    for file in files:
+        pruned_as_reported(callback.report, torch.load(file, weights_only=False)["state_dict"])
+
+
+@ignore_lightning
+def test_the_report_follows_a_checkpoint_that_is_loaded_for_a_test(tmp_path: Path) -> None:
+    pl = lightning()
+    from wavprune.integrations.lightning import PruningCallback
+
+    callback = PruningCallback(PruneConfig(method="min_weight"), SCHEDULE)
+    saver = pl.callbacks.ModelCheckpoint(tmp_path, filename="{step}", save_top_k=-1, monitor="loss")
+    module = module_of(pl)
+    module.test_step = lambda batch, batch_idx: None
+    trainer = fit(pl, module, [saver, callback], tmp_path)
+    assert callback.report is not None
+    assert callback.report.sparsity == pytest.approx(0.8, abs=0.01)
+    trainer.test(module, DataLoader(Digits(), 8), tmp_path / "step=5.ckpt", weights_only=False)
+    assert callback.report.sparsity == pytest.approx(SCHEDULE.sparsity(4), abs=0.01)
+    pruned_as_reported(callback.report, module.state_dict())
+
+
+@ignore_lightning
+def test_two_callbacks_of_lightning_have_a_state_each(tmp_path: Path) -> None:
+    pl = lightning()
+    from wavprune.integrations.lightning import PruningCallback
+
+    def callbacks() -> list[Any]:
+        return [
+            PruningCallback(PruneConfig(sparsity=s, targets=(f"net.{name}",)))
+            for name, s in (("first", 0.5), ("second", 0.9))
+        ]
+
+    pair = callbacks()
+    trainer = fit(pl, module_of(pl), pair, tmp_path, epochs=1)
+    trainer.save_checkpoint(tmp_path / "pair.ckpt")
+    trainer = pl.Trainer(
+        max_epochs=2,
+        callbacks=(resumed := callbacks()),
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    data = DataLoader(Digits(), 8)
+    trainer.fit(module_of(pl), data, ckpt_path=tmp_path / "pair.ckpt", weights_only=False)
+    for callback, before in zip(resumed, pair, strict=True):
+        assert [layer.name for layer in callback.report] == [layer.name for layer in before.report]
+        assert callback.report.kept == before.report.kept
+        assert callback.state_dict()["steps"] == 10
+
+
+def hugging_face(model: nn.Module, to: Path, callbacks: list[Any], **settings: Any) -> Any:
+    from transformers import Trainer, TrainingArguments
+
+    arguments: dict[str, Any] = {
+        "output_dir": str(to),
+        "max_steps": 8,
+        "per_device_train_batch_size": 8,
+        "save_steps": 4,
+        "report_to": [],
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "logging_steps": 100,
+        "lr_scheduler_type": "constant",
+        "learning_rate": 0.05,
+    }
+    data = Digits()
+    return Trainer(
+        model,
+        TrainingArguments(**{**arguments, **settings}),
+        train_dataset=data,
+        eval_dataset=data,
+        callbacks=callbacks,
+    )
+
+
+ignore_hugging_face = pytest.mark.filterwarnings(
+    "ignore::Warning:transformers",
+    "ignore::Warning:accelerate",
+    "ignore:'pin_memory' argument",
+)
+
+
+@ignore_hugging_face
+def test_the_best_model_that_is_loaded_in_the_end_is_pruned_as_reported(tmp_path: Path) -> None:
+    from wavprune.integrations.transformers import PruningCallback
+
+    callback = PruningCallback(
+        PruneConfig(method="min_weight"), Cubic(0.0, 0.8, start=0, end=8, every=4)
+    )
+    trainer = hugging_face(
+        Net(),
+        tmp_path,
+        [callback],
+        load_best_model_at_end=True,
+        metric_for_best_model="first",
+        greater_is_better=True,
+        eval_strategy="steps",
+        eval_steps=4,
+    )
+    values = iter([1.0, 0.5, 0.2])
+    trainer.compute_metrics = lambda prediction: {"first": next(values)}
+    with pytest.warns(UserWarning, match=r"2 of 2 layers of the model are not pruned .* once more"):
+        trainer.train()
+    assert trainer.state.best_model_checkpoint.endswith("checkpoint-4")
+    pruned_as_reported(callback.report, trainer.model.state_dict())
+    assert callback.report is not None
+    assert callback.report.sparsity == pytest.approx(0.8, abs=0.01)
+
+
+@ignore_hugging_face
+def test_masks_of_another_run_are_not_taken(tmp_path: Path) -> None:
+    from wavprune.integrations.transformers import PruningCallback
+
+    mine, other = tmp_path / "mine", tmp_path / "other"
+    hugging_face(Net(), mine, [PruningCallback(schedule=SCHEDULE)]).train()
+    model = Net()
+    with torch.no_grad():
+        model.first.weight.mul_(1.5)
+    hugging_face(model, other, [PruningCallback(schedule=SCHEDULE)]).train()
+    resume = str(mine / "checkpoint-4")
+    with pytest.raises(ValueError, match=r"masks of other weights than the model has.*resume_from"):
+        hugging_face(Net(), other, [PruningCallback(schedule=SCHEDULE)], max_steps=10).train(resume)
+    different = PruningCallback(PruneConfig(wavelet="dct"), SCHEDULE)
+    with pytest.raises(ValueError, match="the state is of wavelet='uhaar', this pruner of 'dct'"):
+        hugging_face(Net(), mine, [different], max_steps=10).train(resume)
+    (mine / "checkpoint-4" / "wavprune.safetensors").write_bytes(b"not safetensors")
+    with pytest.raises(ValueError, match="this holds no masks"):
+        hugging_face(Net(), mine, [PruningCallback(schedule=SCHEDULE)]).train(resume)
+
+
+@ignore_hugging_face
+def test_masks_are_files_like_others_and_every_callback_has_its_own(tmp_path: Path) -> None:
+    from wavprune.integrations.transformers import PruningCallback
+
+    def callbacks() -> list[Any]:
+        return [
+            PruningCallback(PruneConfig(sparsity=s, targets=(name,)))
+            for name, s in (("first", 0.5), ("second", 0.9))
+        ]
+
+    pair = callbacks()
+    old = os.umask(0o027)
+    try:
+        hugging_face(Net(), tmp_path, pair).train()
+    finally:
+        os.umask(old)
+    folder = tmp_path / "checkpoint-4"
+    files = sorted(folder.glob("wavprune*"))
+    assert [file.name for file in files] == ["wavprune-2.safetensors", "wavprune.safetensors"]
+    assert [stat.S_IMODE(file.stat().st_mode) for file in files] == [0o640, 0o640]
+    resumed = callbacks()[::-1]
+    hugging_face(Net(), tmp_path, resumed).train(str(folder))
+    for callback, before in zip(resumed[::-1], pair, strict=True):
+        assert [layer.name for layer in callback.report] == [layer.name for layer in before.report]
+        assert callback.report.kept == before.report.kept
+
+
+@ignore_hugging_face
+def test_a_hyperparameter_search_saves_masks_beside_each_checkpoint(tmp_path: Path) -> None:
+    from transformers import TrainingArguments
+    from transformers.trainer_callback import TrainerControl, TrainerState
+
+    from wavprune.integrations.transformers import PruningCallback
+
+    callback = PruningCallback(PruneConfig(sparsity=0.5))
+    net = Net()
+    args = TrainingArguments(output_dir=str(tmp_path), report_to=[], use_cpu=True)
+    state, control = TrainerState(is_hyper_param_search=True), TrainerControl()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    for run in ("run-0", "run-1", "named/deeper"):
+        state.global_step = 0
+        callback.on_train_begin(args, state, control, model=net, optimizer=optimizer)
+        state.global_step = 2
+        if run == "run-0":
+            with pytest.warns(UserWarning, match="no folder checkpoint-2"):
+                callback.on_save(args, state, control)
+        folder = tmp_path / run / "checkpoint-2"
+        folder.mkdir(parents=True)
+        (folder / "trainer_state.json").write_text("{}")
+        callback.on_save(args, state, control)
+        assert (folder / "wavprune.safetensors").exists()

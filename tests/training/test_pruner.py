@@ -4,7 +4,6 @@ import copy
 import dataclasses
 import pickle
 import weakref
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -14,9 +13,12 @@ from torch import nn
 
 import wavprune
 from wavprune import PruneConfig, Pruner
-from wavprune.bases.basis import basis_for, named_basis
-from wavprune.engine.run import layer_batches
+from wavprune.bases import basis_for, named_basis
+from wavprune.errors import WavpruneError
+from wavprune.report import RunSettings
 from wavprune.training.schedules import Constant, Cubic
+
+from ..support.training import Net, batches, seeded, sgd, train
 
 EVERY_METHOD = [
     PruneConfig(sparsity=0.7),
@@ -31,44 +33,9 @@ EVERY_METHOD = [
 ]
 
 
-class Net(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.first = nn.Conv2d(3, 16, 3, padding=1)
-        self.norm = nn.BatchNorm2d(16)
-        self.second = nn.Conv2d(16, 24, 3, padding=1)
-        self.point = nn.Conv2d(24, 8, 1)
-        self.last = nn.Linear(8, 4)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.norm(self.first(x)).relu()
-        x = self.point(self.second(x).relu())
-        result: torch.Tensor = self.last(x.mean((2, 3)))
-        return result
-
-
 @pytest.fixture
 def net() -> Net:
-    torch.manual_seed(0)
-    return Net()
-
-
-def batches(count: int, seed: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    generator = torch.Generator().manual_seed(seed)
-    for _ in range(count):
-        x = torch.randn(8, 3, 8, 8, generator=generator)
-        yield x, torch.randint(0, 4, (8,), generator=generator)
-
-
-def train(net: nn.Module, optimizer: torch.optim.Optimizer, steps: int, seed: int = 0) -> None:
-    for x, y in batches(steps, seed):
-        optimizer.zero_grad()
-        torch.autograd.backward(nn.functional.cross_entropy(net(x), y))
-        optimizer.step()
-
-
-def sgd(net: nn.Module) -> torch.optim.Optimizer:
-    return torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+    return seeded()
 
 
 def coefficients(weight: torch.Tensor, config: PruneConfig) -> np.ndarray[Any, Any]:
@@ -101,7 +68,7 @@ def test_a_pruned_network_stays_pruned_while_it_learns(net: Net, config: PruneCo
         if layer.coefficients > layer.numel:
             continue  # an expansive basis leaks
         once = weight.detach().clone()
-        pruner._project()
+        pruner.step()
         assert torch.allclose(weight, once, rtol=0, atol=2e-6 * float(once.abs().max()))
 
 
@@ -327,8 +294,8 @@ def test_fixed_masks_survive_a_layer_whose_best_basis_changes(name: str) -> None
     assert report.kept == kept(pruner)
     # The weights are those of the masks: a projection changes nothing any more.
     once = weight.detach().clone()
-    pruner._project()
-    assert torch.allclose(weight, once, rtol=0, atol=1e-5)
+    pruner.enforce()
+    assert torch.equal(weight, once)
 
 
 def test_the_error_of_fixed_masks_is_that_of_the_weights(net: Net) -> None:
@@ -472,13 +439,14 @@ def test_a_state_of_other_settings_is_refused(net: Net, other: PruneConfig) -> N
     ("settings", "message"),
     [
         ({"backend": "nonsense"}, "unknown backend 'nonsense'"),
-        ({"backend": "reference"}, "'reference' cannot do this: it has no masks"),
+        ({"backend": "reference"}, "backend 'reference' cannot do this: it has no masks"),
         ({"wavelet": "klt", "targets": ("last",)}, "layer 'last': 'klt' finds"),
     ],
 )
 def test_what_cannot_be_kept_pruned_is_said_before_training(
-    net: Net, settings: dict[str, Any], message: str
+    net: Net, settings: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("wavprune.backends.reference.ReferenceBackend.has_masks", False)
     with pytest.raises(ValueError, match=message):
         Pruner(net, PruneConfig(**settings), Constant(0.5, start=1000))
 
@@ -531,20 +499,21 @@ def test_masks_wait_for_the_report(net: Net, monkeypatch: pytest.MonkeyPatch) ->
     # Of weights on a GPU a NaN shows when the report is read, and the masks are all 0 then.
     pruner = Pruner(net, schedule=Cubic(0.2, 0.8, 0, 4, 1))
     pruner.attach(sgd(net))
-    masks = {name: mask.clone() for name, mask in pruner.masks.items()}
+    before = {name: mask.clone() for name, mask in pruner.masks.items()}
 
     def unread() -> Any:
-        raise ValueError("layer 'second': 1 of 3456 weights are NaN")
+        raise WavpruneError("layer 'second': 1 of 3456 weights are NaN")
 
-    def pruned(layers: Any, config: Any, *, record: Any, within: Any) -> wavprune.PruneReport:
-        found = layer_batches(layers, config)
-        record([each[0] for each in found], [torch.zeros_like(m) for m in masks.values()])
-        return wavprune.PruneReport(unread, {})
+    def pruned(layers: Any, config: Any, *, masks: bool) -> wavprune.PruneReport:
+        assert masks
+        nothing = {ref.name: torch.zeros_like(before[ref.name]) for ref in layers}
+        bases = {ref.name: basis_for(config, ref.weight) for ref in layers}
+        return wavprune.PruneReport(unread, RunSettings(), bases, nothing)
 
     monkeypatch.setattr("wavprune.training.pruner.prune_layers", pruned)
     with pytest.raises(ValueError, match="are NaN"):
         pruner.step()
-    assert all(torch.equal(mask, masks[name]) for name, mask in pruner.masks.items())
+    assert all(torch.equal(mask, before[name]) for name, mask in pruner.masks.items())
 
 
 def test_a_state_of_another_network_is_refused(net: Net) -> None:

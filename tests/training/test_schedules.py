@@ -43,11 +43,21 @@ def test_the_constant_schedule_prunes_once() -> None:
     [
         (Constant, {"final_sparsity": 1.0}, ValueError, r"final_sparsity must be in \[0, 1\)"),
         (Constant, {"final_sparsity": "0.5"}, TypeError, "final_sparsity must be a number"),
-        (Constant, {"final_sparsity": 0.5, "start": -1}, ValueError, "start must be 0 or more"),
-        (Cubic, {"end": 5, "start": 5}, ValueError, "end must be 6 or more, not 5"),
-        (Cubic, {"every": 0}, ValueError, "every must be 1 or more"),
+        (
+            Constant,
+            {"final_sparsity": 0.5, "start": -1},
+            ValueError,
+            "start must be an integer, 0 or more",
+        ),
+        (Cubic, {"end": 5, "start": 5}, ValueError, "end must be an integer, 6 or more, not 5"),
+        (Cubic, {"every": 0}, ValueError, "every must be an integer, 1 or more"),
         (Cubic, {"every": 1.5}, TypeError, "every must be an integer"),
-        (Cubic, {"init_sparsity": float("nan")}, ValueError, "init_sparsity must be in"),
+        (
+            Cubic,
+            {"init_sparsity": float("nan")},
+            ValueError,
+            "init_sparsity must be a number, not NaN",
+        ),
     ],
 )
 def test_what_is_not_allowed_is_named(

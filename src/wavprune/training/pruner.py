@@ -2,34 +2,30 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Sequence
+import math
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 
-from ..backends.masks import mask_bytes
-from ..backends.protocol import Batch, check_name, resolve_projector
-from ..bases.basis import Basis, klt_basis
-from ..bases.matrices import frozen
 from ..config import PruneConfig
-from ..engine.auto import bases_for
-from ..engine.collective import sharded_backend
-from ..engine.layers import LayerRef, select_layers
-from ..engine.run import layer_batches, prune_layers
-from ..engine.sharding import as_sharded, first_channel, in_all, local_part
+from ..engine.layers import LayerRef, check_finite, non_finite, select_layers
+from ..engine.plan import plan_layers
+from ..engine.projection import checksum, distances, projection_plan, rounding
+from ..engine.run import prune_layers, prune_within
+from ..engine.sharding import in_all
+from ..engine.undo import undone_on_error
+from ..errors import WavpruneError
 from ..report import LayerStats, Outcome, PruneReport
+from . import state as states
+from .layers import WatchedLayers, trainable
+from .masked import Entry, MaskedLayers
+from .optimizers import Followed
 from .schedules import Constant, Schedule
-
-FORMAT = 1
-# Running means of gradients, which are linear in them; everything else an optimizer remembers of
-# a weight (running squares, step sizes, quantised values) has no coefficients.
-MOMENTUM = ("momentum_buffer", "exp_avg")
-# The settings that a mask means nothing without.
-SETTINGS = ("method", "wavelet", "mode", "level", "force_level", "scope")
 
 
 class Pruner:
@@ -43,6 +39,13 @@ class Pruner:
     Nothing is added to the model: no hook, no parametrization, no renamed or second parameter. The
     masks are a bit a coefficient.
 
+    A step is done or not done: after an error, weights, masks, counts and what optimizers remember
+    are as before, or the error says what changed. While new masks are chosen, a copy of the
+    weights is held for that.
+
+    Copies and pickles of model, optimizer and pruner together go on pruning; a pruner alone takes
+    its model and optimizers along. To store a run, use ``state_dict()``.
+
     Args:
         model: whose ``Conv2d`` weights (and what ``config.targets`` names) are pruned.
         config: method, basis and scope; ``sparsity`` is the schedule's, where there is one.
@@ -55,7 +58,7 @@ class Pruner:
             they are: they belong to weights and have no coefficients. Needs ``attach``.
 
     Raises:
-        ValueError: the settings do not go together, or a layer cannot be kept pruned with them.
+        WavpruneError: the settings do not go together, or a layer cannot be kept pruned with them.
 
     Example:
         >>> import torch, wavprune
@@ -81,12 +84,12 @@ class Pruner:
     ) -> None:
         config = PruneConfig() if config is None else config
         if schedule is not None and config.percentile is not None:
-            raise ValueError(
+            raise WavpruneError(
                 f"percentile={config.percentile!r} does not go with a schedule, which says how "
                 "sparse each pruning is; leave one of them out"
             )
         if config.device is not None:
-            raise ValueError(
+            raise WavpruneError(
                 f"device={str(config.device)!r}: weights in training are pruned where they live; "
                 "leave device out"
             )
@@ -95,57 +98,76 @@ class Pruner:
         self._schedule: Schedule = schedule or Constant(config.sparsity or 0.0)
         self._regrow = regrow
         self._project_state = project_state
-        check_name(config.backend)
-        self._layers = select_layers(model, config)
-        self._modules = [model.get_submodule(ref.name) for ref in self._layers]
-        options = layer_batches(self._layers, config)
-        if sharded_backend(self._layers, config) is None:
-            resolve_projector(config.backend, [batch for each in options for batch in each])
+        refs = select_layers(model, config)
+        # Whether all of this can be done, before any training.
+        plan_layers(refs, config).backend(scattered=False, masks=True)
+        self._layers = WatchedLayers(model, refs)
         self._steps = 0
         self._asked = -1
-        self._bases: list[Basis] = []
-        self._masks: list[torch.Tensor] = []
+        self._masked: MaskedLayers | None = None
         self._report: PruneReport | None = None
-        self._optimizer: torch.optim.Optimizer | None = None
-        self._handle: RemovableHandle | None = None
+        self._followed: list[Followed] = []
+
+    @property
+    def model(self) -> nn.Module:
+        """The model that is pruned."""
+        return self._layers.model
+
+    @property
+    def layer_names(self) -> list[str]:
+        """The names of the layers that are pruned."""
+        return [ref.name for ref in self._layers.refs]
 
     @property
     def steps(self) -> int:
-        """Optimizer steps so far."""
+        """Optimizer steps so far; of several optimizers, those of the first."""
         return self._steps
 
     @property
     def masks(self) -> dict[str, torch.Tensor]:
-        """Each layer's mask, as ``wavprune.masks`` lays it out; empty before the first pruning."""
-        names = (ref.name for ref in self._layers)
-        return dict(zip(names, self._masks, strict=False))
+        """Each layer's mask, as ``wavprune.backends.masks`` packs it; none before the first."""
+        masks = [] if self._masked is None else self._masked.masks
+        return dict(zip(self.layer_names, masks, strict=False))
 
     def attach(self, optimizer: torch.optim.Optimizer) -> None:
         """Follow an optimizer: every ``optimizer.step()`` is a step of the pruner.
 
-        Prunes at once where the schedule says so: load a state before.
+        Prunes at once where the schedule says so: load a state before. Where several optimizers
+        train the layers, attach each: the first one's steps are counted and keep all layers pruned,
+        those of the others their own layers.
 
         Args:
-            optimizer: of ``torch.optim``, or any that calls the hooks of
-                ``register_step_post_hook``.
+            optimizer: of ``torch.optim``, what accelerate's ``prepare`` made of one, or any that
+                calls the hooks of ``register_step_post_hook``.
 
         Raises:
-            RuntimeError: the pruner follows an optimizer already, or a weight was replaced.
-            ValueError: pruning at once fails: a weight is not finite. No weight has changed then.
+            TypeError: this is no optimizer.
+            RuntimeError: the pruner follows an optimizer of these layers already, or a weight was
+                replaced.
+            WavpruneError: it trains none of the layers; or pruning at once fails: a weight is not
+                finite. Nothing has changed then.
         """
-        if self._handle is not None:
-            raise RuntimeError("this pruner follows an optimizer already; call detach() first")
-        self._follow_weights()
-        self._optimizer = optimizer
-        if self._due():
-            self._prune()
-        self._handle = optimizer.register_step_post_hook(lambda *_: self.step())
+        followed = Followed(optimizer)
+        self._layers.check()
+        self._check_new(followed)
+        first = not self._followed
+        self._followed.append(followed)
+        try:
+            self._register(followed)
+            if first and self._is_due(self._steps):
+                self._prune(self._steps)
+            if first:
+                self._asked = self._steps
+        except BaseException:
+            followed.remove()
+            self._followed.remove(followed)
+            raise
 
     def detach(self) -> None:
-        """Stop following the optimizer; ``attach`` goes on from here."""
-        if self._handle is not None:
-            self._handle.remove()
-            self._handle = None
+        """Stop following optimizers; ``attach`` goes on from here."""
+        for followed in self._followed:
+            followed.remove()
+        self._followed = []
 
     def step(self) -> None:
         """Prune or project once: call it after each ``optimizer.step()``, unless attached.
@@ -154,58 +176,128 @@ class Pruner:
         for steps 0 and 1.
 
         Raises:
-            RuntimeError: a weight was replaced, or ``project_state=True`` has no optimizer.
-            ValueError: a weight is not finite; none has changed by this call then.
+            RuntimeError: a layer or weight was replaced, or ``project_state=True`` has no
+                optimizer.
+            WavpruneError: a weight is not finite. Nothing has changed by this call then, and the
+                next one makes up for it.
         """
-        self._follow_weights()
-        if self._project_state and self._optimizer is None:
+        self._layers.check()
+        if self._project_state and not self._followed:
             raise RuntimeError(
                 "project_state=True projects what an optimizer remembers, and this pruner was "
                 "given none; call attach(optimizer) in place of step()"
             )
-        self._steps += 1
-        if self._due():
-            self._prune()
-        elif self._masks:
-            self._project()
+        steps = self._steps + 1
+        if self._is_due(steps):
+            self._prune(steps)
+        else:
+            self._project(range(len(self._layers.refs)))
+        self._steps = self._asked = steps
 
-    def finish(self) -> PruneReport:
-        """Stop following the optimizer, and say what is pruned.
+    def finish(self, *, enforce: bool = False) -> PruneReport:
+        """Stop following optimizers, and say what is pruned.
+
+        The weights are compared with the masks: what changed them after the last step, such as a
+        checkpoint that was loaded, averaged weights, or an optimizer that is not followed, may have
+        brought pruned coefficients back.
+
+        Args:
+            enforce: True projects such weights once more, and warns. Where nothing was changed,
+                nothing is.
 
         Returns:
-            The report of the last choice of masks, with the zeros that the weights have now.
+            The report of the last choice of masks, with the zeros that the weights have now. A
+            weight that is not finite makes a warning, and an error of NaN in the report.
 
         Raises:
             RuntimeError: nothing was pruned yet, or a weight was replaced.
+            WavpruneError: a layer is not pruned as its mask says; the pruner stays attached. With
+                ``enforce``: a weight is not finite, and none has changed.
         """
-        self.detach()
-        self._follow_weights()
-        if self._report is None:
+        self._layers.check()
+        if self._report is None or self._masked is None:
             raise RuntimeError(
                 f"nothing is pruned after {self._steps} steps; the schedule is {self._schedule}"
             )
-        stats = map(_with_zeros, self._report, self._layers)
+        if enforce:
+            self.enforce()
+        else:
+            strays = self._masked.strays(list(enumerate(self._layers.refs)))
+            if strays:
+                raise WavpruneError(
+                    f"{self._described(strays)}; attach every optimizer that trains them, or "
+                    "project them once more by finish(enforce=True)"
+                )
+        rows = [
+            _as_now(stats, ref) for stats, ref in zip(self._report, self._layers.refs, strict=True)
+        ]
+        self.detach()
         sums = (self._report.squared_norm, self._report.squared_error)
-        return PruneReport(Outcome(tuple(stats), *sums), self._report.settings)
+        masks = {name: mask.clone() for name, mask in self.masks.items()}
+        return PruneReport(
+            Outcome(tuple(rows), *sums),
+            self._report.settings,
+            dict(zip(masks, self._masked.bases, strict=True)),
+            masks,
+        )
+
+    def enforce(self) -> None:
+        """Project the layers that are not pruned as their masks say, and warn where there are any.
+
+        Raises:
+            RuntimeError: a layer or weight was replaced.
+            WavpruneError: a weight is not finite. Nothing has changed then.
+        """
+        self._layers.check()
+        if self._masked is not None:
+            refs = self._layers.refs
+            changed = self._enforce(list(enumerate(refs)), "the model")
+            self._masked.remember((i, refs[i]) for i in changed)
+
+    def enforced(self, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Of some weights by the names of ``model.state_dict()``, those that are not pruned.
+
+        Args:
+            weights: such as the averaged weights that a checkpoint will hold; they stay as they
+                are.
+
+        Returns:
+            What they are once they are projected, by their names; a warning says so.
+
+        Raises:
+            WavpruneError: a weight is not finite.
+        """
+        names = {}
+        for i, ref in enumerate(self._layers.refs if self._masked else ()):
+            name = f"{ref.name}.weight".removeprefix(".")
+            if name in weights and weights[name].shape == ref.weight.shape:
+                names[i] = name
+        refs = self._layers.refs
+        copies = [(i, LayerRef(refs[i].name, weights[name].clone())) for i, name in names.items()]
+        changed = self._enforce(copies, "these weights")
+        return {names[i]: ref.weight for i, ref in copies if i in changed}
+
+    def describes(self, state: Mapping[str, Any]) -> bool:
+        """True where a state's masks are of the weights that the model has now.
+
+        Raises:
+            WavpruneError: as for ``load_state_dict``.
+        """
+        refs = self._layers.refs
+        progress = states.read(state, refs, self._config)
+        if None in progress.checksums:
+            plan = projection_plan(refs, self._config, progress.bases)
+            pairs = zip(plan.layers, distances(plan, refs, progress.masks), strict=True)
+            return all(d <= rounding(layer) for layer, d in pairs if not layer.basis.expansive)
+        known = zip(progress.checksums, refs, strict=False)
+        return all(value == int(checksum(ref.weight)) for value, ref in known)
 
     def state_dict(self) -> dict[str, Any]:
         """All that a resumed run needs: numbers, strings and tensors only.
 
         Of weights that are sharded over ranks, each rank's has that rank's part.
         """
-        layers = {
-            ref.name: {**_place(ref), **_basis_state(basis), "mask": mask.clone()}
-            for ref, basis, mask in zip(self._layers, self._bases, self._masks, strict=False)
-        }
-        report = None if self._report is None else _plain(self._report)
-        return {
-            "format": FORMAT,
-            "settings": _settings(self._config),
-            "steps": self._steps,
-            "asked": self._asked,
-            "layers": layers,
-            "report": report,
-        }
+        return states.write(self._progress(), self._layers.refs, self._config)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where another pruner of the same model and settings was.
@@ -214,187 +306,165 @@ class Pruner:
         which prunes where no state says that this was done.
 
         Args:
-            state: what ``state_dict()`` gave; of sharded weights, on the same rank.
+            state: what ``state_dict()`` gave, also of an older version; of sharded weights, on the
+                same rank.
 
         Raises:
-            ValueError: the state is of another format, of other settings, layers, sizes or ranks,
-                or not whole; nothing has changed then.
+            WavpruneError: the state is of another format, of other settings, layers, sizes or
+                ranks, or not whole; nothing has changed then.
         """
-        try:
-            bases, masks = self._parsed(state)
-            steps, asked = int(state["steps"]), int(state["asked"])
-            report = None if state["report"] is None else _report_of(state["report"])
-        except KeyError as error:
-            raise ValueError(f"the state has no {error}; allowed: what state_dict() gave") from None
-        except (TypeError, AttributeError) as error:
-            raise ValueError(f"the state is not what state_dict() gave: {error}") from error
-        if bool(bases) != (report is not None):
-            raise ValueError("the state has masks without a report, or a report without masks")
-        self._bases, self._masks = bases, masks
-        self._steps, self._asked, self._report = steps, asked, report
-
-    def _parsed(self, state: dict[str, Any]) -> tuple[list[Basis], list[torch.Tensor]]:
-        """The bases and masks of a state."""
-        if state.get("format") != FORMAT:
-            raise ValueError(f"the state has format {state.get('format')!r}; allowed: {FORMAT}")
-        for key, here in _settings(self._config).items():
-            if state["settings"][key] != here:
-                raise ValueError(
-                    f"the state is of {key}={state['settings'][key]!r}, this pruner of {here!r}"
-                )
-        layers = state["layers"]
-        if not layers:
-            return [], []
-        names = [ref.name for ref in self._layers]
-        if list(layers) != names:
-            raise ValueError(
-                f"the state is of layers {', '.join(layers)}; this model's are {', '.join(names)}"
+        progress = states.read(state, self._layers.refs, self._config)
+        self._masked = None
+        if progress.masks:
+            self._masked = MaskedLayers(
+                self._config, progress.bases, progress.masks, progress.checksums
             )
-        bases = []
-        for ref in self._layers:
-            found = layers[ref.name]
-            for key, here in _place(ref).items():
-                if found[key] != here:
-                    raise ValueError(
-                        f"layer {ref.name!r}: the state is of {key}={found[key]!r}, this pruner "
-                        f"of {here!r}"
-                    )
-            bases.append(_basis_of(found, ref, self._config))
-        masks = []
-        for ref, batch in zip(self._layers, self._batches(bases), strict=True):
-            mask = layers[ref.name]["mask"]
-            expected = mask_bytes(batch.kernels, batch.ranked, flat=batch.flat)
-            if mask.dtype != torch.uint8 or mask.shape != (expected,):
-                raise ValueError(
-                    f"layer {ref.name!r}: its mask has {mask.numel()} values of {mask.dtype} where "
-                    f"{expected} bytes are due"
-                )
-            masks.append(mask.to(ref.weight.device, copy=True))
-        return bases, masks
+        self._report = progress.report
+        self._steps, self._asked = progress.steps, progress.asked
 
-    def _batches(self, bases: Sequence[Basis]) -> list[Batch]:
-        """The weights as they are now. A draw ranks weights; what it kept is projected like any."""
-        known = layer_batches(self._layers, self._config, [[basis] for basis in bases])
-        return [replace(batch, draw=None) for (batch,) in known]
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy follows the copies of the optimizers."""
+        self.__dict__.update(state)
+        for followed in self._followed:
+            self._register(followed)
 
-    def _follow_weights(self) -> None:
-        """Raise where a weight was replaced; masks move with weights to another device."""
-        for ref, module in zip(self._layers, self._modules, strict=True):
-            now = module._parameters.get("weight")
-            # While it computes, fully_shard puts whole weights where the sharded ones were.
-            whole = now is not None and as_sharded(now) is None
-            if now is not ref.weight and not (whole and as_sharded(ref.weight) is not None):
-                raise RuntimeError(
-                    f"layer {ref.name!r}: its weight is not the Parameter any more that this "
-                    "pruner was made for (load_state_dict(assign=True), fully_shard and "
-                    "parametrizations replace it); make the Pruner after that"
-                )
-        pairs = zip(self._layers, self._masks, strict=False)
-        self._masks = [mask.to(ref.weight.device) for ref, mask in pairs]
+    def __copy__(self) -> Pruner:
+        raise TypeError("two pruners of one model undo each other; use copy.deepcopy or state_dict")
 
-    def _due(self) -> bool:
+    # What is due.
+
+    def _progress(self) -> states.Progress:
+        masked = self._masked
+        bases, masks = ([], []) if masked is None else (masked.bases, masked.masks)
+        return states.Progress(self._steps, self._asked, bases, masks, [], self._report)
+
+    def _check_new(self, followed: Followed) -> None:
+        """Raise unless it makes sense to follow this optimizer too."""
+        weights = [ref.weight for ref in self._layers.refs]
+        trained = [weight for weight in weights if followed.trains(weight)]
+        if any(other.trains(weight) for other in self._followed for weight in trained) or (
+            self._followed and not trained
+        ):
+            raise RuntimeError("this pruner follows an optimizer already; call detach() first")
+        if not trained and trainable(weights):
+            raise WavpruneError(
+                f"this {followed.name} trains none of the {len(weights)} layers of this pruner; "
+                "allowed: an optimizer of the very parameters of the model that the Pruner was "
+                "made for (a copy, also a pickled one, has its own)"
+            )
+
+    def _register(self, followed: Followed) -> None:
+        first = followed is self._followed[0]
+        followed.register(self.step if first else partial(self._keep_pruned, followed))
+
+    def _keep_pruned(self, followed: Followed) -> None:
+        """After a step of an optimizer that is not the first: its layers alone."""
+        self._layers.check()
+        refs = self._layers.refs
+        self._project([i for i, ref in enumerate(refs) if followed.trains(ref.weight)])
+
+    def _is_due(self, steps: int) -> bool:
         """True where a step that the schedule was not asked about yet is one to prune at."""
-        unasked = range(self._asked + 1, self._steps + 1)
-        self._asked = self._steps
-        return any(self._schedule.due(step) for step in unasked)
+        return any(self._schedule.due(step) for step in range(self._asked + 1, steps + 1))
 
-    def _prune(self) -> None:
+    def _prune(self, steps: int) -> None:
+        """Choose new masks; all or nothing."""
         config = self._config
         if self._scheduled:
-            config = replace(config, sparsity=self._schedule.sparsity(self._steps))
-        bases: list[Basis] = []
-        masks: list[torch.Tensor] = []
+            config = replace(config, sparsity=self._schedule.sparsity(steps))
+        entries = list(enumerate(self._layers.refs))
+        momentum = [entry for i, _ in entries for entry in self._momentum(i)]
+        before = (self._masked, self._report)
+        try:
+            with undone_on_error([ref.weight for _, ref in (*entries, *momentum)]):
+                self._masked, self._report = self._chosen(entries, config)
+                self._masked.project("momentum", momentum, guarded=True)
+                self._masked.remember(entries)
+        except BaseException:
+            self._masked, self._report = before
+            raise
 
-        def record(members: Sequence[Batch], found: Sequence[torch.Tensor]) -> None:
-            bases.extend(batch.basis for batch in members)
-            masks.extend(found)
+    def _chosen(
+        self, entries: Sequence[Entry], config: PruneConfig
+    ) -> tuple[MaskedLayers, PruneReport]:
+        """Prune the layers, to new masks."""
+        refs = [ref for _, ref in entries]
+        if self._masked is not None and not self._regrow:
+            plan = plan_layers(refs, config, bases=self._masked.bases)
+            report = prune_within(plan, refs, [self._masked.mask(entry) for entry in entries])
+        else:
+            report = prune_layers(refs, config, masks=True)
+        # On a GPU only this tells that a weight is not finite, and then no mask means anything.
+        report.wait()
+        assert report.masks is not None
+        bases = [report.bases[ref.name] for ref in refs]
+        masks = [report.masks[ref.name] for ref in refs]
+        return MaskedLayers(self._config, bases, masks), report
 
-        fixed = bool(self._masks) and not self._regrow
-        known = list(zip(self._bases, self._masks, strict=True)) if fixed else None
-        report = prune_layers(self._layers, config, record=record, within=known)
-        # Of weights on a GPU only the report knows that one is not finite, and then every mask is
-        # empty: reading it raises before they would be used.
-        len(report.layers)
-        self._report, self._bases, self._masks = report, bases, masks
-        if self._project_state:
-            self._project(weights=False)
+    def _project(self, indices: Sequence[int]) -> None:
+        """Project weights, and what optimizers remember of them where that is asked for."""
+        if self._masked is None:
+            return
+        weights = [(i, self._layers.refs[i]) for i in indices]
+        momentum = [entry for i in indices for entry in self._momentum(i)]
+        use = "all" if len(weights) == len(self._layers.refs) else "some"
+        self._masked.project(use, [*weights, *momentum])
+        self._masked.remember(weights)
 
-    @torch.no_grad()
-    def _project(self, *, weights: bool = True) -> None:
-        """Project the weights, and what the optimizer remembers of them where that is asked for."""
-        batches: list[Batch] = []
-        masks: list[torch.Tensor] = []
-        known = zip(self._layers, self._batches(self._bases), self._masks, strict=True)
-        for ref, batch, mask in known:
-            if weights:
-                batches.append(batch)
-                masks.append(mask)
-            for tensor in self._remembered(ref.weight):
-                kernels = LayerRef(ref.name, tensor).kernels(batch.basis.kernel)
-                batches.append(replace(batch, weight=kernels))
-                masks.append(mask.to(tensor.device))
-        if batches:
-            resolve_projector(self._config.backend, batches).project_(batches, masks)
-
-    def _remembered(self, weight: torch.Tensor) -> list[torch.Tensor]:
-        if self._optimizer is None or not self._project_state:
+    def _momentum(self, index: int) -> list[Entry]:
+        """What the optimizers remember of a layer, where that is to be projected."""
+        if not self._project_state:
             return []
-        state = self._optimizer.state.get(weight, {})
-        found = [state[key] for key in MOMENTUM if isinstance(state.get(key), torch.Tensor)]
-        return [each for each in found if each.is_floating_point() and each.shape == weight.shape]
+        ref = self._layers.refs[index]
+        return [
+            (index, LayerRef(f"{ref.name} ({key} of {followed.name})", tensor))
+            for followed in self._followed
+            for key, tensor in followed.momentum(ref.weight)
+        ]
 
+    # Whether the weights are what the masks say.
 
-def _with_zeros(stats: LayerStats, ref: LayerRef) -> LayerStats:
-    zeros = int(in_all((ref.weight.detach() == 0).sum()))
-    return replace(stats, weight_zeros=zeros, weight_sparsity=zeros / max(stats.numel, 1))
-
-
-def _settings(config: PruneConfig) -> dict[str, Any]:
-    settings = {name: getattr(config, name) for name in SETTINGS}
-    return {**settings, "by_importance": config.percentile is None}
-
-
-def _place(ref: LayerRef) -> dict[str, Any]:
-    """What a mask is of: the shape of this rank's part, and the output channel it begins with."""
-    return {"shape": list(local_part(ref.weight).shape), "channel": first_channel(ref.weight)}
-
-
-def _basis_state(basis: Basis) -> dict[str, Any]:
-    matrix = {"matrix": torch.tensor(basis.analysis)} if basis.name == "klt" else {}
-    return {"basis": basis.name, **matrix}
-
-
-def _basis_of(state: dict[str, Any], ref: LayerRef, config: PruneConfig) -> Basis:
-    kernel, name = ref.weight.shape[-2:], state["basis"]
-    if config.method == "dwt" and config.wavelet == "klt" and kernel != (1, 1):
-        matrix, size = state["matrix"], kernel.numel()
-        if matrix.shape != (size, size) or not bool(matrix.isfinite().all()):
-            raise ValueError(
-                f"layer {ref.name!r}: its basis has a matrix of {tuple(matrix.shape)}; allowed: "
-                f"finite values, {(size, size)}"
+    def _enforce(self, entries: Sequence[Entry], what: str) -> list[int]:
+        """Project what is not as its mask says once more, and warn; the indices of those layers."""
+        for _, ref in entries:
+            check_finite(ref)
+        strays = {} if self._masked is None else self._masked.strays(entries)
+        if self._masked is not None and strays:
+            self._masked.project("enforce", [(i, ref) for i, ref in entries if i in strays])
+            warnings.warn(
+                f"{self._described(strays, what)}; they were projected onto their masks once more",
+                stacklevel=4,
             )
-        return klt_basis((kernel[0], kernel[1]), frozen(matrix.cpu().numpy()), config.level)
-    options = {basis.name: basis for basis in bases_for(config, ref.weight)}
-    if name not in options:
-        raise ValueError(
-            f"layer {ref.name!r}: the state is of basis {name!r}; allowed: {', '.join(options)}"
+        return list(strays)
+
+    def _described(self, strays: dict[int, float], what: str = "the model") -> str:
+        refs = self._layers.refs
+        shown = list(strays.items())[:8]
+        rows = ", ".join(f"{refs[i].name!r} {distance:.2%}" for i, distance in shown)
+        more = ", ..." if len(strays) > len(shown) else ""
+        idle = [
+            refs[i].name
+            for i in strays
+            if self._followed and not any(f.trains(refs[i].weight) for f in self._followed)
+        ]
+        reason = (
+            f"no attached optimizer trains {', '.join(map(repr, idle[:8]))}"
+            if idle
+            else "something changed them after the last step (a checkpoint that was loaded, "
+            "averaged weights, an optimizer that is not attached)"
         )
-    return options[name]
+        return (
+            f"{len(strays)} of {len(refs)} layers of {what} are not pruned as their masks say: "
+            f"{rows}{more} of their weights, by norm, is pruned away by the masks; {reason}"
+        )
 
 
-def _plain(report: PruneReport) -> dict[str, Any]:
-    return {
-        "layers": [dataclasses.asdict(layer) for layer in report],
-        "squared_norm": report.squared_norm,
-        "squared_error": report.squared_error,
-        "settings": report.settings,
-    }
-
-
-def _report_of(state: dict[str, Any]) -> PruneReport:
-    layers = tuple(
-        LayerStats(**{**layer, "shape": tuple(layer["shape"])}) for layer in state["layers"]
-    )
-    return PruneReport(
-        Outcome(layers, state["squared_norm"], state["squared_error"]), state["settings"]
+def _as_now(stats: LayerStats, ref: LayerRef) -> LayerStats:
+    zeros = int(in_all((ref.weight.detach() == 0).sum()))
+    error = math.nan if non_finite(ref.weight) else stats.relative_error
+    return replace(
+        stats,
+        weight_zeros=zeros,
+        weight_sparsity=zeros / max(stats.numel, 1),
+        relative_error=error,
     )

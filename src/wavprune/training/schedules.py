@@ -1,34 +1,35 @@
-"""When a network in training is pruned, and how far."""
+"""When a network in training is pruned, and to which sparsity."""
 
 from __future__ import annotations
 
-import numbers
 from dataclasses import dataclass
 from typing import Protocol
 
+from ..common.checks import fraction, integer
+
 
 class Schedule(Protocol):
-    """What ``Pruner`` asks after every optimizer step."""
+    """Called by ``Pruner`` after every optimizer step."""
 
     def due(self, step: int) -> bool:
-        """True where new masks are chosen after this many optimizer steps."""
+        """Whether new masks are chosen after this many optimizer steps."""
         ...
 
     def sparsity(self, step: int) -> float:
-        """The sparsity of the masks that are chosen then, in [0, 1)."""
+        """The sparsity of the masks chosen after this many optimizer steps, in [0, 1)."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Constant:
-    """One pruning, and training with its masks from then on.
+    """One-shot pruning: masks are chosen once and kept for the rest of the training.
 
     Args:
         final_sparsity: the sparsity, in [0, 1).
         start: after how many optimizer steps; 0 means before the first.
 
     Raises:
-        ValueError: a value is outside what is allowed.
+        WavpruneError: a value is outside what is allowed.
         TypeError: a value is of the wrong type.
 
     Example:
@@ -40,11 +41,11 @@ class Constant:
     start: int = 0
 
     def __post_init__(self) -> None:
-        _fraction("final_sparsity", self.final_sparsity)
-        _count("start", self.start, 0)
+        fraction("final_sparsity", self.final_sparsity)
+        integer("start", self.start)
 
     def due(self, step: int) -> bool:
-        """True at ``start`` alone."""
+        """True at ``start`` only."""
         return step == self.start
 
     def sparsity(self, step: int) -> float:
@@ -55,7 +56,7 @@ class Constant:
 
 @dataclass(frozen=True, slots=True)
 class Cubic:
-    """Gradual pruning: fast while much is redundant, slower towards the end.
+    """Gradual pruning: fast while many weights are redundant, slower towards the end.
 
     ``s(t) = final + (init - final) * (1 - (t - start) / (end - start)) ** 3`` (Zhu and Gupta 2017,
     "To prune, or not to prune: exploring the efficacy of pruning for model compression").
@@ -68,7 +69,7 @@ class Cubic:
         every: steps from one choice of masks to the next, 1 or more.
 
     Raises:
-        ValueError: a value is outside what is allowed.
+        WavpruneError: a value is outside what is allowed.
         TypeError: a value is of the wrong type.
 
     Example:
@@ -86,11 +87,11 @@ class Cubic:
     every: int = 100
 
     def __post_init__(self) -> None:
-        _fraction("init_sparsity", self.init_sparsity)
-        _fraction("final_sparsity", self.final_sparsity)
-        _count("start", self.start, 0)
-        _count("end", self.end, self.start + 1)
-        _count("every", self.every, 1)
+        fraction("init_sparsity", self.init_sparsity)
+        fraction("final_sparsity", self.final_sparsity)
+        integer("start", self.start)
+        integer("end", self.end, low=self.start + 1)
+        integer("every", self.every, low=1)
 
     def due(self, step: int) -> bool:
         """True every ``every`` steps from ``start`` on, and at ``end``."""
@@ -98,25 +99,11 @@ class Cubic:
         return inside and ((step - self.start) % self.every == 0 or step == self.end)
 
     def sparsity(self, step: int) -> float:
-        """The cubic ramp, flat before ``start`` and after ``end``."""
-        first, last = self.init_sparsity, self.final_sparsity
+        """The cubic ramp, constant before ``start`` and after ``end``."""
+        init, final = self.init_sparsity, self.final_sparsity
         if step <= self.start:
-            return first
-        left = max(self.end - step, 0) / (self.end - self.start)
-        value = last + (first - last) * left**3
-        # Rounding must not lead past where the ramp begins.
-        return max(value, first) if first < last else min(value, first)
-
-
-def _fraction(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name} must be a number, not {value!r}")
-    if not 0 <= float(value) < 1:
-        raise ValueError(f"{name} must be in [0, 1), not {value!r}")
-
-
-def _count(name: str, value: object, low: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise TypeError(f"{name} must be an integer, {low} or more, not {value!r}")
-    if int(value) < low:
-        raise ValueError(f"{name} must be {low} or more, not {value!r}")
+            return init
+        remaining = max(self.end - step, 0) / (self.end - self.start)
+        value = final + (init - final) * remaining**3
+        # Rounding must not overshoot the initial sparsity.
+        return max(value, init) if init < final else min(value, init)
