@@ -142,7 +142,7 @@ def test_as_many_passes_as_batch_norms_are_exact(
     data = [*images(4), images(1)[0][:7]]
     distances = []
     for passes in (0, 1, 5):
-        monkeypatch.setattr(module, "PASSES", passes)
+        monkeypatch.setattr(module, "MAX_PASSES", passes)
         model = pruned_copy(trained)
         match_batchnorm(model, trained, data)
         distances.append(apart(model, trained, data))
@@ -391,7 +391,7 @@ def test_other_batches_than_those_measured_are_refused(trained: Residual) -> Non
 
 def test_another_models_batch_norms_are_refused(trained: Residual) -> None:
     other = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
-    with pytest.raises(ValueError, match=r"not those of the model; 1, head\.1, last\.1"):
+    with pytest.raises(ValueError, match=r"not those of the model; different: 1, head\.1, last\.1"):
         match_batchnorm(trained, other, images())
     narrow = copy.deepcopy(other)
     narrow[1] = nn.BatchNorm2d(4, eps=0.1)

@@ -7,6 +7,7 @@ import io
 import json
 import math
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ import wavprune
 from tests.support.cases import any_level
 from wavprune import (
     Comparison,
+    DenseReference,
     PruneConfig,
-    Reference,
     Trial,
     batchnorm_statistics,
     compare,
@@ -29,6 +30,9 @@ from wavprune import (
     run_trial,
     stored_bytes,
 )
+from wavprune.config import RULES
+from wavprune.engine import rules
+from wavprune.errors import WavpruneError
 
 TEST = demo.digits("test")
 TRAIN = [next(iter(demo.digits("train", batch_size=600)))]
@@ -197,16 +201,16 @@ def test_the_repairs_are_those_of_the_package() -> None:
 
 def test_a_reference_is_measured_once_for_many() -> None:
     model = small()
-    reference = Reference.measure(model, TEST)
+    reference = DenseReference.measure(model, TEST)
     assert torch.equal(reference.predictions.logits, predict(model, TEST).logits)
     assert reference.statistics is not None
     assert reference.statistics.norms.keys() == batchnorm_statistics(model, TEST).norms.keys()
     config = PruneConfig(sparsity=0.5)
     shared = run_trial(model, TEST, config, reference=reference, timing=False)
     assert shared.evaluation == run_trial(model, TEST, config, timing=False).evaluation
-    without = Reference.measure(model, TEST, "off")
+    without = DenseReference.measure(model, TEST, "off")
     assert without.statistics is None
-    with pytest.raises(ValueError, match="without statistics of batch norms to match"):
+    with pytest.raises(ValueError, match="without the statistics that batchnorm='match' needs"):
         run_trial(model, TEST, config, reference=without)
 
 
@@ -333,7 +337,7 @@ def test_uhaar_beats_min_weight_on_the_digits(comparison: Comparison) -> None:
     ("settings", "error", "message"),
     [
         ({"batchnorm": "fix"}, ValueError, "unknown batchnorm 'fix'; allowed: off, update, match"),
-        ({"methods": ["dwt", "magnitude"]}, ValueError, "unknown method 'magnitude'"),
+        ({"methods": ["dwt", "size"]}, ValueError, "unknown method 'size'"),
         ({"methods": "dwt"}, TypeError, "methods must be a list, not 'dwt'"),
         ({"wavelets": ["harr"]}, ValueError, "unknown wavelet 'harr'; close to it: haar"),
         ({"wavelets": []}, ValueError, "wavelets is empty"),
@@ -365,8 +369,43 @@ def test_what_is_wrong_is_said_before_anything_runs(
 def test_a_trials_arguments_are_checked() -> None:
     with pytest.raises(ValueError, match="unknown batchnorm 'fix'"):
         run_trial(small(), TEST, PruneConfig(), batchnorm="fix")
-    with pytest.raises(ValueError, match="match goes with a config"):
+    with pytest.raises(ValueError, match="match needs a config"):
         run_trial(small(), TEST, None, match=1000)
+
+
+def test_a_weight_found_not_finite_on_the_device_stops_a_trial(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def wait(report: wavprune.PruneReport) -> wavprune.PruneReport:
+        raise WavpruneError("layer '0': its weight is not finite")
+
+    class Once(list[Any]):
+        """Read for the reference alone."""
+
+        reads = 0
+
+        def __iter__(self) -> Iterator[Any]:
+            self.reads += 1
+            assert self.reads <= 2, "it was evaluated"
+            return super().__iter__()
+
+    monkeypatch.setattr(wavprune.PruneReport, "wait", wait)
+    for match in (None, 5000):
+        with pytest.raises(WavpruneError, match="layer '0': its weight is not finite"):
+            run_trial(small(), Once(TEST), PruneConfig(), match=match)
+
+
+def test_a_method_from_outside_is_compared_in_every_wavelet(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(RULES._entries, "largest", rules.Magnitude())
+    result = compare(
+        small(), TEST, sparsities=[0.5], wavelets=["uhaar", "dct"], methods=["dwt", "largest"]
+    )
+    assert [trial.basis for trial in result] == ["uhaar", "dct", "largest uhaar", "largest dct"]
+    assert [row["wavelet"] for row in result.rows()[1:]] == ["uhaar", "dct"] * 2
+    errors = [trial.report.relative_error for trial in result if trial.report]
+    assert errors[:2] == errors[2:]
 
 
 def test_progress_is_shown_where_asked_for(capsys: pytest.CaptureFixture[str]) -> None:

@@ -96,7 +96,7 @@ def test_neither_batches_nor_chunks_matter(monkeypatch: pytest.MonkeyPatch) -> N
     results = []
     for batch, rows in ((50, 4096), (1, 4096), (7, 4096), (50, 9)):
         # The package's name for the function hides the module.
-        monkeypatch.setattr(sys.modules["wavprune.evaluation.metrics"], "ROWS", rows)
+        monkeypatch.setattr(sys.modules["wavprune.evaluation.metrics"], "CHUNK", rows)
         model, loader = lookup(50, 4, batch)
         results.append(evaluate(model, loader, reference=model, timing=False).to_dict())
     confusions = [result.pop("confusion") for result in results]
@@ -254,7 +254,7 @@ X, Y = torch.arange(4), torch.tensor([0, 1, 2, 0])
     [
         ([], ValueError, "loader is empty; it must yield at least one batch"),
         (stream(), TypeError, "a generator, which can be read only once"),
-        (5, TypeError, "loader must yield batches, as a DataLoader does, not be a int"),
+        (5, TypeError, "loader must yield batches, as a DataLoader does, not be of type int"),
         ([X], TypeError, "a batch of type Tensor has no labels"),
         ([(X,)], TypeError, r"a batch \(Tensor\) has no labels"),
         ([("x", Y)], TypeError, r"a batch \(str, Tensor\) has no input tensor"),

@@ -87,6 +87,13 @@ def test_klt_pays_for_its_matrices() -> None:
     assert sizes["klt"] - sizes["dct"] == 25 * 25 * 4
 
 
+def test_a_report_that_was_read_from_json_says_the_same() -> None:
+    model = network()
+    report = wavprune.fast.prune(model, wavelet="klt", sparsity=0.9)
+    read = wavprune.PruneReport.from_json(report.to_json())
+    assert stored_bytes(model, read) == stored_bytes(model, report) < dense(model)
+
+
 def test_a_shared_tensor_is_stored_once() -> None:
     class Tied(nn.Module):
         def __init__(self) -> None:

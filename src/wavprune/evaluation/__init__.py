@@ -1,1 +1,1 @@
-"""What a pruned network is worth."""
+"""Evaluation of pruned models: metrics, batch-norm repair, file size, trials and comparisons."""

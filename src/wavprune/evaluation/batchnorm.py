@@ -1,68 +1,53 @@
-"""Batch norm after pruning: its running statistics re-estimated, or matched to the unpruned model.
+"""Batch norm after pruning: running statistics re-estimated, or matched to the unpruned model.
 
-Pruning shifts and shrinks what every batch norm sees, while its running statistics still describe
-the unpruned network. Re-estimation replaces them by those of a few batches, which changes even a
-network that was not pruned. Matching undoes the change of the inputs instead: with mean ``m`` and
-variance ``v`` of a channel's inputs in the unpruned network, and ``m'`` and ``v'`` in the pruned
-one, the batch norm with running mean ``R`` and variance ``V`` gets
-
-    R' = m' + (R - m) * sqrt(v' / v)        V' + eps = (V + eps) * v' / v
-
-so that it gives for ``(x' - m') / sqrt(v')`` what it gave for ``(x - m) / sqrt(v)``.
+Pruning shifts and shrinks the inputs of every batch norm, while its running statistics still
+describe the unpruned network. Re-estimation replaces them by those of a few batches, which changes
+a network that was not pruned, too. Matching undoes the change of the inputs instead
+(``matching.py``).
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 from torch.optim.swa_utils import update_bn
 
-from .inference import batches, check_loader, inputs_of, running
-from .moments import Moments, Seen, batch_norms, measured, pooled, total_of, watch
+from ..errors import WavpruneError
+from .loaders import batches, check_loader, inputs_of
+from .matching import (
+    ModelStatistics,
+    all_matched,
+    largest_shift,
+    running_buffers,
+    running_statistics,
+)
+from .moments import BatchMoments, Moments, batch_norms, measure_moments, observe, pooled
+from .running import always, check_model, private_buffers, running, write_all
 
-# A channel whose variance is this small a part of the running one is constant but for rounding.
-CONSTANT = 1e-12
-# After the first pass come so many, or fewer if one moves no normalised input by more than this
-# part of a standard deviation. A network of L batch norms is exact after L passes.
-PASSES = 3
+# After the first pass over several batches follow at most this many, fewer if one shifts no
+# normalized input by more than this many standard deviations. As many passes as a network has batch
+# norms are exact.
+MAX_PASSES = 3
 SETTLED = 1e-3
-
-
-class Normalisation(NamedTuple):
-    """What a batch norm subtracts and divides by, float64 on the CPU.
-
-    Attributes:
-        mean: ``(C,)``, its running mean.
-        var: ``(C,)``, its running variance.
-        eps: what it adds to the variance.
-    """
-
-    mean: torch.Tensor
-    var: torch.Tensor
-    eps: float
-
-
-Normalisations = dict[str, Normalisation]
 
 
 @dataclass(frozen=True)
 class BatchnormStatistics:
-    """What the batch norms of an unpruned model see; see ``batchnorm_statistics``.
+    """The inputs of an unpruned model's batch norms; see ``batchnorm_statistics``.
 
     Attributes:
         norms: the running statistics of each batch norm, by its name.
-        batches: what they saw of each batch of the loader.
+        batches: the moments of their inputs, for each batch of the loader.
     """
 
-    norms: Normalisations
-    batches: tuple[Seen, ...]
+    norms: ModelStatistics
+    batches: tuple[BatchMoments, ...]
 
 
 def batchnorm_statistics(
@@ -71,7 +56,9 @@ def batchnorm_statistics(
     device: str | torch.device | None = None,
     progress: bool = False,
 ) -> BatchnormStatistics:
-    """Measure what the batch norms of an unpruned model see, for ``match_batchnorm``.
+    """Measure the inputs of an unpruned model's batch norms, for ``match_batchnorm``.
+
+    Autocast is switched off while the model runs.
 
     Args:
         model: the unpruned model; it is not changed.
@@ -81,11 +68,11 @@ def batchnorm_statistics(
         progress: show a progress bar on standard error.
 
     Returns:
-        The statistics: a few numbers a channel and batch.
+        The statistics: a few numbers per channel and batch.
 
     Raises:
         TypeError: the loader cannot be read twice, or a batch has no input tensor.
-        ValueError: the loader is empty, or an input of a batch norm is not finite.
+        WavpruneError: the loader is empty, or an input of a batch norm is not finite.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
@@ -93,12 +80,12 @@ def batchnorm_statistics(
         >>> list(statistics.norms)
         ['1']
     """
-    norms = batch_norms(model)
-    found = []
-    with running(model, device) as place:
-        for batch in batches(loader, progress, "batch norm"):
-            found.append(measured(model, inputs_of(batch).to(place)))
-    return BatchnormStatistics(_normalisations(norms), tuple(found))
+    with running(model, device) as run_device:
+        moments = tuple(
+            measure_moments(model, inputs_of(batch).to(run_device))
+            for batch in batches(loader, progress, "batch norm")
+        )
+    return BatchnormStatistics(running_statistics(batch_norms(model)), moments)
 
 
 def match_batchnorm(
@@ -108,32 +95,33 @@ def match_batchnorm(
     device: str | torch.device | None = None,
     progress: bool = False,
 ) -> None:
-    """Move the input mean and variance of every batch norm back to the unpruned model's.
+    """Give the inputs of every batch norm the mean and variance of the unpruned model's.
 
-    Only running means and variances change; the formula stands at the top of this module. A
-    channel whose inputs are those of the unpruned model keeps its running statistics to the last
-    bit, so an unpruned model stays exactly as it is. A channel that pruning made constant gets the
-    unpruned mean.
+    Only running means and variances change; ``matching.py`` has the formula. A channel whose inputs
+    are those of the unpruned model keeps its running statistics to the last bit, so an unpruned
+    model stays exactly as it is. A channel that pruning made constant gets the unpruned mean.
 
-    One batch norm's repair changes the inputs of the next. Each batch is therefore repaired by its
-    own statistics while it runs, and then the statistics of all batches together are set. For a
+    Matching one batch norm changes the inputs of the next. Each batch therefore runs with the batch
+    norms matched to this batch, and then the statistics of all batches together are set. For a
     loader of one batch that is exact, in one pass. With more batches, up to three more passes come
-    closer; if the loader shuffles they are left out.
+    closer; they are left out if the loader shuffles.
+
+    Autocast is switched off while the models run, so that the statistics do not depend on it. After
+    an error or an interrupt the model is as it was.
 
     Args:
         model: the pruned model; its batch norms change in place.
         reference: the unpruned model, or its ``batchnorm_statistics`` on the same loader.
         loader: batches of inputs ``(N, ...)``, alone, first in a tuple, or as ``pixel_values``;
-            labels are not looked at.
+            labels are ignored.
         device: where to run; None means where each model lives.
         progress: show a progress bar on standard error.
 
     Raises:
         TypeError: an argument has the wrong type, the loader cannot be read twice, or a batch has
             no input tensor.
-        ValueError: the loader is empty or yields other batches than the statistics were measured
-            on, the models' batch norms differ, or an input of one is not finite. No batch norm
-            has changed then.
+        WavpruneError: the loader is empty or yields other batches than the statistics were measured
+            on, the models' batch norms differ, or an input of one is not finite.
 
     Example:
         >>> import copy, wavprune
@@ -141,61 +129,55 @@ def match_batchnorm(
         >>> pruned, data = copy.deepcopy(net), [torch.randn(64, 1, 5, 5)]
         >>> report = wavprune.fast.prune(pruned, sparsity=0.8)
         >>> wavprune.match_batchnorm(pruned, net, data)
-        >>> mean, unpruned = (each.eval()(data[0]).mean((0, 2, 3)) for each in (pruned, net))
+        >>> mean, unpruned = (m.eval()(data[0]).mean((0, 2, 3)) for m in (pruned, net))
         >>> torch.allclose(mean, unpruned, atol=1e-5)
         True
     """
+    check_model(model)
     norms = batch_norms(model)
     if isinstance(reference, nn.Module):
-        expected = _normalisations(batch_norms(reference))
+        original = running_statistics(batch_norms(reference))
     elif isinstance(reference, BatchnormStatistics):
-        expected = reference.norms
+        original = reference.norms
     else:
         raise TypeError(
             "reference must be the unpruned model or its batchnorm_statistics, not "
             f"{type(reference).__name__}"
         )
-    _check_norms(norms, expected)
+    _check_same_norms(norms, original)
     check_loader(loader)
     if not norms:
         return
-    with ExitStack() as stack:
-        stack.enter_context(_undone_on_error(norms))
-        place = stack.enter_context(running(model, device))
-        if isinstance(reference, nn.Module):
-            there = stack.enter_context(running(reference, device))
-        want: list[Seen] = []
-        have: list[Seen] = []
+    with (
+        private_buffers(norms.values()),
+        running(model, device) as run_device,
+        _reference_moments(reference, device) as reference_moments,
+    ):
+        targets: list[BatchMoments] = []
+        actual: list[BatchMoments] = []
         for batch in batches(loader, progress, "match batch norm"):
             inputs = inputs_of(batch)
-            if isinstance(reference, nn.Module):
-                want.append(measured(reference, inputs.to(there)))
-            else:
-                want.append(_recorded(reference.batches, len(want), inputs))
-            have.append(_repaired(model, expected, inputs.to(place), want[-1]))
-        if isinstance(reference, BatchnormStatistics) and len(want) < len(reference.batches):
-            raise ValueError(
-                f"loader yields {len(want)} batches; the statistics were measured on "
+            targets.append(reference_moments(inputs))
+            actual.append(_run_matched(model, original, inputs.to(run_device), targets[-1]))
+        if isinstance(reference, BatchnormStatistics) and len(targets) < len(reference.batches):
+            raise WavpruneError(
+                f"loader yields {len(targets)} batches; the statistics were measured on "
                 f"{len(reference.batches)}"
             )
-        target, found = pooled(want), pooled(have)
-        if target.keys() != found.keys():
-            names = ", ".join(sorted(target.keys() ^ found.keys())[:8])
-            raise ValueError(f"reference: only one of the two models runs its batch norms {names}")
-        before = _all_matched(expected, target, found)
-        for _ in range(PASSES if len(want) > 1 else 0):
-            # Every batch gets the mean and deviation that these statistics gave it, so that a
-            # change in one batch norm does not grow from one to the next.
-            have = _repeated(model, before, loader, place, have, progress)
-            if not have:
-                break
-            found = pooled(have)
-            after = _all_matched(expected, target, found)
-            moved, before = _moved(before, after, found), after
-            if moved <= SETTLED:
-                break
-        for name, values in before.items():
-            _write(norms[name], values)
+
+        def rerun(
+            statistics: ModelStatistics, previous: Sequence[BatchMoments]
+        ) -> list[BatchMoments]:
+            return _run_again(model, statistics, loader, run_device, previous, progress)
+
+        matched = _settled(original, pooled(targets), actual, rerun)
+    write_all(
+        [
+            (buffer, values)
+            for name, statistics in matched.items()
+            for buffer, values in zip(running_buffers(norms[name]), statistics[:2], strict=True)
+        ]
+    )
 
 
 def update_batchnorm(
@@ -207,7 +189,8 @@ def update_batchnorm(
     """Re-estimate the running statistics of every batch norm, by ``torch.optim.swa_utils``.
 
     It changes an unpruned model too, the more the fewer samples there are: ``match_batchnorm``
-    does not. Dropout is active while it runs, as in training.
+    does not. Dropout is active while the model runs, as in training; autocast is switched off. Only
+    the buffers of batch norms change, and after an error or an interrupt none.
 
     Args:
         model: the pruned model; its batch norms change in place.
@@ -217,7 +200,7 @@ def update_batchnorm(
 
     Raises:
         TypeError: the loader cannot be read twice, or a batch has no input tensor.
-        ValueError: the loader is empty.
+        WavpruneError: the loader is empty.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
@@ -225,172 +208,141 @@ def update_batchnorm(
         >>> int(net[1].num_batches_tracked)
         1
     """
-    norms = batch_norms(model)
-    momenta = {norm: norm.momentum for norm in norms.values()}
-    with ExitStack() as stack:
-        stack.enter_context(_undone_on_error(norms))
-        place = stack.enter_context(running(model, device))
+    check_model(model)
+    check_loader(loader)
+    momenta = [(norm, norm.momentum) for norm in model.modules() if isinstance(norm, BatchNorm)]
 
-        @stack.callback
-        def restore() -> None:
-            for norm, momentum in momenta.items():
-                norm.momentum = momentum
+    def restore_momenta() -> None:
+        for norm, momentum in momenta:
+            norm.momentum = momentum
 
-        inputs = (inputs_of(batch).to(place) for batch in batches(loader, progress, "batch norm"))
+    with (
+        private_buffers(model.modules()),
+        always(restore_momenta),
+        running(model, device) as run_device,
+        torch.autocast(run_device.type, enabled=False),
+    ):
+        inputs = (
+            inputs_of(batch).to(run_device) for batch in batches(loader, progress, "batch norm")
+        )
         update_bn(inputs, model)
+        estimated = [(norm, dict(norm._buffers)) for norm in batch_norms(model).values()]
+    write_all(
+        [
+            (buffer, values)
+            for norm, buffers in estimated
+            for name, values in buffers.items()
+            if values is not None and (buffer := norm._buffers[name]) is not None
+        ]
+    )
 
 
-def _buffers(norm: BatchNorm) -> tuple[torch.Tensor, torch.Tensor]:
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    return norm.running_mean, norm.running_var
-
-
-def _normalisations(norms: dict[str, BatchNorm]) -> Normalisations:
-    return {
-        name: Normalisation(_exact(mean), _exact(var), norm.eps)
-        for name, norm in norms.items()
-        for mean, var in (_buffers(norm),)
-    }
-
-
-def _exact(buffer: torch.Tensor) -> torch.Tensor:
-    return buffer.detach().to("cpu", torch.float64, copy=True)
-
-
-def _check_norms(norms: dict[str, BatchNorm], expected: Normalisations) -> None:
-    if list(norms) != list(expected):
-        missing = sorted(set(norms) ^ set(expected)) or list(norms)
-        raise ValueError(
-            f"reference: its batch norms are not those of the model; {', '.join(missing[:8])} "
-            "differ"
+def _check_same_norms(norms: dict[str, BatchNorm], original: ModelStatistics) -> None:
+    if list(norms) != list(original):
+        different = sorted(set(norms) ^ set(original)) or list(norms)
+        raise WavpruneError(
+            "reference: its batch norms are not those of the model; different: "
+            f"{', '.join(different[:8])}"
         )
     for name, norm in norms.items():
-        if norm.num_features != len(expected[name].mean) or norm.eps != expected[name].eps:
-            raise ValueError(
+        if norm.num_features != len(original[name].mean) or norm.eps != original[name].eps:
+            raise WavpruneError(
                 f"reference: batch norm {name!r} has {norm.num_features} channels and "
-                f"eps={norm.eps}, in the reference {len(expected[name].mean)} and "
-                f"{expected[name].eps}"
+                f"eps={norm.eps}, in the reference {len(original[name].mean)} and "
+                f"{original[name].eps}"
             )
 
 
 @contextmanager
-def _undone_on_error(norms: dict[str, BatchNorm]) -> Iterator[None]:
-    names = ("running_mean", "running_var", "num_batches_tracked")
-    kept = [(norm, name, getattr(norm, name).clone()) for norm in norms.values() for name in names]
-    try:
-        yield
-    except BaseException:
-        # By name: a move to another device and back makes new buffers.
-        for norm, name, before in kept:
-            getattr(norm, name).copy_(before)
-        raise
+def _reference_moments(
+    reference: nn.Module | BatchnormStatistics, device: str | torch.device | None
+) -> Iterator[Callable[[torch.Tensor], BatchMoments]]:
+    """A function that measures the unpruned model on the next batch, or looks it up."""
+    if isinstance(reference, nn.Module):
+        with running(reference, device) as run_device:
+            yield lambda inputs: measure_moments(reference, inputs.to(run_device))
+        return
+    recorded = iter(enumerate(reference.batches))
+
+    def look_up(inputs: torch.Tensor) -> BatchMoments:
+        index, moments = next(recorded, (len(reference.batches), None))
+        if moments is None:
+            raise WavpruneError(
+                f"loader yields more batches than the {index} that the statistics were measured on"
+            )
+        if not moments.measured_on(inputs):
+            raise WavpruneError(
+                f"loader: batch {index}, of shape {tuple(inputs.shape)}, is not the one that the "
+                f"statistics were measured on, of shape {moments.shape}; allowed: the same batches "
+                "in the same order, so neither shuffled nor augmented at random"
+            )
+        return moments
+
+    yield look_up
 
 
-def _repaired(
-    model: nn.Module,
-    expected: Normalisations,
-    inputs: torch.Tensor,
-    want: Seen,
-) -> Seen:
-    """Run a batch, each batch norm set to what is right for this batch alone."""
-    found: dict[str, list[Moments]] = {}
+def _run_matched(
+    model: nn.Module, original: ModelStatistics, inputs: torch.Tensor, target: BatchMoments
+) -> BatchMoments:
+    """Run a batch with every batch norm matched to this batch alone."""
+    actual: dict[str, list[Moments]] = {}
 
-    def see(name: str, norm: BatchNorm, moments: Moments) -> None:
-        calls = found.setdefault(name, [])
-        targets = want.moments.get(name, [])
-        if len(calls) == len(targets):
-            raise ValueError(
-                f"batch norm {name!r} ran more often than the {len(targets)} times that it ran in "
+    def match(name: str, norm: BatchNorm, moments: Moments) -> None:
+        calls = actual.setdefault(name, [])
+        target_calls = target.moments.get(name, [])
+        if len(calls) == len(target_calls):
+            raise WavpruneError(
+                f"batch norm {name!r} ran more than the {len(target_calls)} times that it ran in "
                 "the unpruned model"
             )
-        _write(norm, _matched(expected[name], targets[len(calls)], moments))
+        matched = original[name].matched(target_calls[len(calls)], moments)
+        for buffer, values in zip(running_buffers(norm), matched[:2], strict=True):
+            buffer.copy_(values)
         calls.append(moments)
 
-    watch(model, inputs, see)
-    return want._replace(moments=found)
+    observe(model, inputs, match)
+    return target._replace(moments=actual)
 
 
-def _repeated(
+def _run_again(
     model: nn.Module,
-    norms: Normalisations,
+    statistics: ModelStatistics,
     loader: Iterable[Any],
-    place: torch.device,
-    seen: Sequence[Seen],
+    device: torch.device,
+    previous: Sequence[BatchMoments],
     progress: bool,
-) -> list[Seen]:
-    """Run all batches again, each set to what ``norms`` gave it; nothing where they are others."""
-    found: list[Seen] = []
+) -> list[BatchMoments]:
+    """Run all batches again, each matched to its previous moments; empty if the loader shuffles."""
+    actual: list[BatchMoments] = []
     for batch in batches(loader, progress, "match batch norm"):
         inputs = inputs_of(batch)
-        if len(found) == len(seen) or not _is(seen[len(found)], inputs):
+        if len(actual) == len(previous) or not previous[len(actual)].measured_on(inputs):
             return []
-        found.append(_repaired(model, norms, inputs.to(place), seen[len(found)]))
-    return found if len(found) == len(seen) else []
+        target = previous[len(actual)]
+        actual.append(_run_matched(model, statistics, inputs.to(device), target))
+    return actual if len(actual) == len(previous) else []
 
 
-def _is(batch: Seen, inputs: torch.Tensor) -> bool:
-    # Another number of threads adds in another order.
-    total = total_of(inputs)
-    return batch.shape == tuple(inputs.shape) and math.isclose(total, batch.total, rel_tol=1e-9)
-
-
-def _recorded(known: Sequence[Seen], index: int, inputs: torch.Tensor) -> Seen:
-    """What was measured on these inputs."""
-    if index == len(known):
-        raise ValueError(
-            f"loader yields more batches than the {index} that the statistics were measured on"
-        )
-    batch = known[index]
-    if not _is(batch, inputs):
-        raise ValueError(
-            f"loader: batch {index}, of shape {tuple(inputs.shape)}, is not the one that the "
-            f"statistics were measured on, of shape {batch.shape}; allowed: the same batches in "
-            "the same order, so neither shuffled nor augmented at random"
-        )
-    return batch
-
-
-def _matched(norm: Normalisation, want: Moments, have: Moments) -> Normalisation:
-    """The formula at the top of this module, for every channel."""
-    V = norm.var + norm.eps
-    least = CONSTANT * V
-    ratio = torch.maximum(have.var, least) / torch.maximum(want.var, least)
-    # A running variance below 0 is none: what is nearly constant is amplified only so far.
-    ratio = torch.maximum(ratio, norm.eps / V)
-    mean = have.mean + (norm.mean - want.mean) * ratio.sqrt()
-    same = (have.mean == want.mean) & (have.var == want.var)
-    return Normalisation(
-        torch.where(same, norm.mean, mean),
-        torch.where(same, norm.var, (V * ratio - norm.eps).clamp_min(0)),
-        norm.eps,
-    )
-
-
-def _write(norm: BatchNorm, values: Normalisation) -> None:
-    mean, var = _buffers(norm)
-    mean.copy_(values.mean)
-    var.copy_(values.var)
-
-
-def _all_matched(
-    norms: Normalisations, want: dict[str, Moments], have: dict[str, Moments]
-) -> Normalisations:
-    return {name: _matched(norms[name], want[name], have[name]) for name in have}
-
-
-def _moved(before: Normalisations, after: Normalisations, seen: dict[str, Moments]) -> float:
-    """How far the change of the buffers moves a normalised input, in standard deviations.
-
-    It looks at the mean of the inputs and one deviation from it: the buffers themselves say
-    nothing of a channel that is constant.
-    """
-    return max(
-        float((_normalised(point, before[name]) - _normalised(point, after[name])).abs().max())
-        for name, moments in seen.items()
-        for point in (moments.mean, moments.mean + moments.var.sqrt())
-    )
-
-
-def _normalised(point: torch.Tensor, norm: Normalisation) -> torch.Tensor:
-    return (point - norm.mean) / (norm.var + norm.eps).sqrt()
+def _settled(
+    original: ModelStatistics,
+    targets: dict[str, Moments],
+    actual: list[BatchMoments],
+    rerun: Callable[[ModelStatistics, Sequence[BatchMoments]], list[BatchMoments]],
+) -> ModelStatistics:
+    """Statistics for all batches together, after as many passes as it takes."""
+    total = pooled(actual)
+    if targets.keys() != total.keys():
+        names = ", ".join(sorted(targets.keys() ^ total.keys())[:8])
+        raise WavpruneError(f"reference: only one of the two models runs its batch norms {names}")
+    matched = all_matched(original, targets, total)
+    for _ in range(MAX_PASSES if len(actual) > 1 else 0):
+        # Matched to the batch's own moments of the pass before, so that what a new statistic
+        # changes in one batch norm does not add up over those behind it.
+        actual = rerun(matched, actual)
+        if not actual:
+            break
+        total = pooled(actual)
+        previous, matched = matched, all_matched(original, targets, total)
+        if largest_shift(previous, matched, total) <= SETTLED:
+            break
+    return matched

@@ -1,46 +1,56 @@
-"""What the batch norms of a model see: mean and variance of their inputs."""
+"""Mean and variance of the inputs of every batch norm of a model."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
+from torch.utils.hooks import RemovableHandle
+
+from ..errors import WavpruneError
+from .running import always
 
 
 class Moments(NamedTuple):
     """Of the inputs of one batch norm, float64 on the CPU.
 
     Attributes:
-        number: values a channel.
+        num_values: values per channel.
         mean: ``(C,)``.
-        var: ``(C,)``, the population's.
+        var: ``(C,)``, the population variance.
     """
 
-    number: int
+    num_values: int
     mean: torch.Tensor
     var: torch.Tensor
 
 
-class Seen(NamedTuple):
-    """What the batch norms of a model saw of one batch.
+class BatchMoments(NamedTuple):
+    """Moments of one batch.
 
     Attributes:
         shape: the shape of the model's inputs.
-        total: the sum of their magnitudes: with the shape, it tells one batch from another.
-        moments: of the inputs of each batch norm, by its name, one entry a call.
+        magnitude: the sum of their magnitudes: with the shape, it tells one batch from another.
+        moments: name of each batch norm -> the moments of its inputs, one entry per call.
     """
 
     shape: tuple[int, ...]
-    total: float
+    magnitude: float
     moments: dict[str, list[Moments]]
+
+    def measured_on(self, inputs: torch.Tensor) -> bool:
+        """Whether these are the moments of this batch."""
+        # The order of a sum depends on the number of threads.
+        same = math.isclose(magnitude_of(inputs), self.magnitude, rel_tol=1e-9)
+        return same and self.shape == tuple(inputs.shape)
 
 
 def batch_norms(model: nn.Module) -> dict[str, BatchNorm]:
-    """The batch norms that have running statistics: the others read their own batch."""
+    """The batch norms with running statistics; the others use those of their own batch."""
     return {
         name: module
         for name, module in model.named_modules()
@@ -48,33 +58,47 @@ def batch_norms(model: nn.Module) -> dict[str, BatchNorm]:
     }
 
 
-def watch(
-    model: nn.Module, inputs: torch.Tensor, see: Callable[[str, BatchNorm, Moments], None]
+def observe(
+    model: nn.Module, inputs: torch.Tensor, observer: Callable[[str, BatchNorm, Moments], None]
 ) -> None:
-    """Run a batch, and show ``see`` the inputs of every batch norm just before it takes them."""
-    with ExitStack() as stack:
+    """Run a batch, and call ``observer`` just before each call of a batch norm.
+
+    Autocast is switched off: the moments belong to the model in its own precision.
+
+    Args:
+        model: the model to run.
+        inputs: ``(N, ...)``, on its device.
+        observer: gets the batch norm's name, the batch norm and the moments of its inputs.
+    """
+    handles: list[RemovableHandle] = []
+
+    def remove() -> None:
+        for handle in handles:
+            handle.remove()
+
+    with always(remove), torch.autocast(inputs.device.type, enabled=False):
         for name, norm in batch_norms(model).items():
 
             def hook(module: nn.Module, args: tuple[Any, ...], name: str = name) -> None:
-                see(name, cast(BatchNorm, module), _moments(name, args[0]))
+                observer(name, cast(BatchNorm, module), moments_of(name, args[0]))
 
-            stack.callback(norm.register_forward_pre_hook(hook).remove)
+            handles.append(norm.register_forward_pre_hook(hook))
         model(inputs)
 
 
-def measured(model: nn.Module, inputs: torch.Tensor) -> Seen:
-    """Run a batch, and return what every batch norm saw of it."""
-    found: dict[str, list[Moments]] = {}
-    watch(model, inputs, lambda name, _, moments: found.setdefault(name, []).append(moments))
-    return Seen(tuple(inputs.shape), total_of(inputs), found)
+def measure_moments(model: nn.Module, inputs: torch.Tensor) -> BatchMoments:
+    """Run a batch, and return the moments of the inputs of every batch norm."""
+    moments: dict[str, list[Moments]] = {}
+    observe(model, inputs, lambda name, _, call: moments.setdefault(name, []).append(call))
+    return BatchMoments(tuple(inputs.shape), magnitude_of(inputs), moments)
 
 
-def total_of(inputs: torch.Tensor) -> float:
-    """The sum of the magnitudes, in double."""
+def magnitude_of(inputs: torch.Tensor) -> float:
+    """The sum of the magnitudes, in float64."""
     return float(inputs.cpu().double().abs().sum())
 
 
-def pooled(batches: Sequence[Seen]) -> dict[str, Moments]:
+def pooled(batches: Sequence[BatchMoments]) -> dict[str, Moments]:
     """The moments of all calls of each batch norm together."""
     calls: dict[str, list[Moments]] = {}
     for batch in batches:
@@ -83,27 +107,38 @@ def pooled(batches: Sequence[Seen]) -> dict[str, Moments]:
     return {name: _merged(moments) for name, moments in calls.items()}
 
 
-def _moments(name: str, inputs: torch.Tensor) -> Moments:
-    # (N, C, values of a plane): one where there is no plane.
+def moments_of(name: str, inputs: torch.Tensor) -> Moments:
+    """The moments of one call's inputs.
+
+    Args:
+        name: of the batch norm, for the message.
+        inputs: ``(N, C, ...)``.
+
+    Raises:
+        WavpruneError: an input is not finite.
+    """
+    # (N, C, spatial size), 1 where there is no spatial axis.
     planes = inputs.detach().reshape(*inputs.shape[:2], -1)
     if planes.dtype not in (torch.float32, torch.float64):
         planes = planes.float()
-    # Twice over a plane in its own precision, then over all planes in double: as exact as double
-    # throughout, and several times as fast.
-    means = planes.mean(2, keepdim=True)
-    variances = (planes - means).square_().mean(2).cpu().double()
-    means = means[..., 0].cpu().double()
-    mean = means.mean(0)
-    var = variances.mean(0) + means.var(0, correction=0)
+    # Two passes over a plane in its own precision, then over the planes in float64: as exact as
+    # float64 throughout, and several times as fast.
+    plane_means = planes.mean(2, keepdim=True)
+    plane_vars = (planes - plane_means).square_().mean(2).cpu().double()
+    plane_means = plane_means[..., 0].cpu().double()
+    mean = plane_means.mean(0)
+    var = plane_vars.mean(0) + plane_means.var(0, correction=0)
     if not bool(torch.isfinite(var).all()):
-        raise ValueError(f"batch norm {name!r}: its inputs are not finite")
+        raise WavpruneError(f"batch norm {name!r}: its inputs are not finite")
     return Moments(planes.shape[0] * planes.shape[2], mean, var)
 
 
-def _merged(moments: Sequence[Moments]) -> Moments:
-    number = sum(each.number for each in moments)
-    shares = torch.tensor([[each.number / number] for each in moments], dtype=torch.float64)
-    means = torch.stack([each.mean for each in moments])
+def _merged(calls: Sequence[Moments]) -> Moments:
+    num_values = sum(call.num_values for call in calls)
+    shares = torch.tensor(
+        [[call.num_values / num_values] for call in calls], dtype=torch.float64, device="cpu"
+    )
+    means = torch.stack([call.mean for call in calls])
     mean = (shares * means).sum(0)
-    within = torch.stack([each.var for each in moments])
-    return Moments(number, mean, (shares * (within + (means - mean) ** 2)).sum(0))
+    variances = torch.stack([call.var for call in calls])
+    return Moments(num_values, mean, (shares * (variances + (means - mean) ** 2)).sum(0))

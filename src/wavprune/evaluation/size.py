@@ -9,21 +9,25 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..bases import family_of
+from ..common.tensors import memory_key
+from ..errors import WavpruneError
 from ..report import LayerStats, PruneReport
 
 
 def stored_bytes(model: nn.Module, report: PruneReport | None = None) -> int:
     """The bytes that a file of this model's state dict must hold.
 
-    A pruned layer is stored as one bit a coefficient, which says whether it was kept, and the kept
-    values in the weight's own dtype; the ``klt`` basis stores its ``K x K`` matrix too. Where the
-    dense weight is smaller than that, it is stored dense::
+    A pruned layer is stored as one bit per coefficient, which says whether it was kept, and the
+    kept values in the weight's own dtype; a basis that was computed from the layer (``"klt"``)
+    stores its ``K x K`` matrix too. Where the dense weight is smaller than that, it is stored
+    dense::
 
         min(numel * itemsize, ceil(coefficients / 8) + kept * itemsize [+ K * K * itemsize])
 
-    Structural zeros are no coefficients, so they cost nothing. Every other entry of the state dict
-    is stored dense, and a tensor that several entries share is stored once. Entropy coding and a
-    file's own header are left out: they are the same question for every method.
+    Structural zeros are not stored. Every other entry of the state dict is stored dense, and a
+    tensor that several entries share is stored once. Entropy coding and a file's own header are
+    left out, as they do not depend on the method.
 
     Args:
         model: the model whose state dict is stored.
@@ -33,7 +37,7 @@ def stored_bytes(model: nn.Module, report: PruneReport | None = None) -> int:
         Bytes.
 
     Raises:
-        ValueError: the report names a layer that the model does not have, or of another shape.
+        WavpruneError: the report names a layer that the model does not have, or of another shape.
 
     Example:
         >>> import wavprune
@@ -45,34 +49,46 @@ def stored_bytes(model: nn.Module, report: PruneReport | None = None) -> int:
         1296
     """
     state = model.state_dict()
-    seen: set[object] = set()
+    counted: set[object] = set()
     total = 0
-    for key, stats in _pruned(state, report).items():
-        seen.add(_place(key, state[key]))
-        total += layer_bytes(stats, state[key].element_size())
-    for key, value in state.items():
-        place = _place(key, value)
-        if isinstance(value, torch.Tensor) and place not in seen:
-            seen.add(place)
+    if report is not None:
+        for key, stats in _pruned_layers(state, report).items():
+            counted.add(memory_key(state[key]))
+            total += layer_bytes(report, stats, state[key].element_size())
+    for value in state.values():
+        if isinstance(value, torch.Tensor) and memory_key(value) not in counted:
+            counted.add(memory_key(value))
             total += value.numel() * value.element_size()
     return total
 
 
-def layer_bytes(stats: LayerStats, itemsize: int) -> int:
+def layer_bytes(report: PruneReport, stats: LayerStats, itemsize: int) -> int:
     """The bytes of one pruned layer's weight, by the formula of ``stored_bytes``.
 
     Args:
-        stats: the layer's row in a report.
+        report: what was pruned.
+        stats: the layer's row in it.
         itemsize: bytes of one value.
     """
-    pruned = -(-stats.coefficients // 8) + stats.kept * itemsize
-    if stats.wavelet == "klt":
-        pruned += math.prod(stats.shape[2:]) ** 2 * itemsize
+    pruned = -(-stats.coefficients // 8) + (stats.kept + basis_values(report, stats)) * itemsize
     return min(stats.numel * itemsize, pruned)
 
 
+def basis_values(report: PruneReport, stats: LayerStats) -> int:
+    """How many values a file must store for the basis of a layer itself.
+
+    Args:
+        report: what was pruned.
+        stats: the layer's row in it.
+    """
+    if stats.name in report.bases:
+        return report.bases[stats.name].stored_values
+    # A report that was read from a file has no bases: a data-driven one stores a K x K matrix.
+    return math.prod(stats.shape[2:]) ** 2 if family_of(stats.wavelet).data_driven else 0
+
+
 def exact_zeros(model: nn.Module, report: PruneReport | None = None) -> tuple[int, int]:
-    """How many weights are exactly 0, and of how many.
+    """How many weights are exactly 0, and how many there are.
 
     Args:
         model: the model to look at.
@@ -80,39 +96,29 @@ def exact_zeros(model: nn.Module, report: PruneReport | None = None) -> tuple[in
             axes, each once.
 
     Raises:
-        ValueError: the report names a layer that the model does not have, or of another shape.
+        WavpruneError: the report names a layer that the model does not have, or of another shape.
     """
     if report is None:
         weights = [weight.detach() for weight in model.parameters() if weight.ndim > 1]
     else:
         state = model.state_dict()
-        weights = [state[key] for key in _pruned(state, report)]
+        weights = [state[key] for key in _pruned_layers(state, report)]
     total = sum(weight.numel() for weight in weights)
     return total - sum(int(weight.count_nonzero()) for weight in weights), total
 
 
-def _pruned(state: Mapping[str, Any], report: PruneReport | None) -> dict[str, LayerStats]:
-    found = {}
-    for stats in report or ():
+def _pruned_layers(state: Mapping[str, Any], report: PruneReport) -> dict[str, LayerStats]:
+    """State dict key of each pruned weight -> its layer's row in the report."""
+    layers = {}
+    for stats in report:
         key = f"{stats.name}.weight" if stats.name else "weight"
         if key not in state:
-            raise ValueError(f"report: the model has no {key!r}; it has {_some(state)}")
+            shown = ", ".join(list(state)[:8]) + (", ..." if len(state) > 8 else "")
+            raise WavpruneError(f"report: the model has no {key!r}; it has {shown}")
         if tuple(state[key].shape) != tuple(stats.shape):
-            raise ValueError(
+            raise WavpruneError(
                 f"report: layer {stats.name!r} is {tuple(stats.shape)}, in the model "
                 f"{tuple(state[key].shape)}"
             )
-        found[key] = stats
-    return found
-
-
-def _some(state: Mapping[str, Any]) -> str:
-    return ", ".join(list(state)[:8]) + (", ..." if len(state) > 8 else "")
-
-
-def _place(key: str, value: Any) -> object:
-    if not isinstance(value, torch.Tensor) or value.layout != torch.strided or not value.numel():
-        return key
-    # A tensor on the meta device has no address of its own.
-    address = value.data_ptr()
-    return (address, value.shape, value.stride(), value.device) if address else key
+        layers[key] = stats
+    return layers

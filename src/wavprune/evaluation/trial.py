@@ -15,26 +15,31 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..bases.basis import LevelCollapsedWarning
+from ..bases import LevelCollapsedWarning
+from ..common.checks import choice
 from ..config import PruneConfig
+from ..engine.device import compute_device
 from ..engine.layers import LayerRef, select_layers
-from ..engine.run import compute_device, prune_layers, prune_model
+from ..engine.rules import rule_for
+from ..engine.run import prune_layers, prune_model
+from ..errors import WavpruneError
 from ..report import PruneReport
 from .batchnorm import BatchnormStatistics, batchnorm_statistics, match_batchnorm, update_batchnorm
-from .inference import check_loader
-from .metrics import Evaluation, Predictions, evaluate, predict
+from .loaders import check_loader
+from .metrics import Evaluation, evaluate
+from .predictions import Predictions, predict
 from .size import layer_bytes, stored_bytes
 
 REPAIRS = ("off", "update", "match")
 
 
 @dataclass(frozen=True)
-class Reference:
-    """What is measured once on the unpruned model, for all trials on it.
+class DenseReference:
+    """The unpruned model, measured once for all trials on it.
 
     Attributes:
         predictions: its logits and the labels.
-        statistics: what its batch norms see; None where they are not matched.
+        statistics: the inputs of its batch norms; None where they are not matched.
     """
 
     predictions: Predictions
@@ -49,7 +54,7 @@ class Reference:
         calibration: Iterable[Any] | None = None,
         device: str | torch.device | None = None,
         progress: bool = False,
-    ) -> Reference:
+    ) -> DenseReference:
         """Measure the unpruned model.
 
         Args:
@@ -62,7 +67,7 @@ class Reference:
             progress: show progress bars on standard error.
 
         Raises:
-            TypeError, ValueError: as ``predict`` and ``batchnorm_statistics``.
+            TypeError, WavpruneError: as ``predict`` and ``batchnorm_statistics``.
         """
         check_repair(batchnorm)
         data = loader if calibration is None else calibration
@@ -79,15 +84,16 @@ class Trial:
 
     Attributes:
         config: what was pruned, as it ran; None for the unpruned model.
-        report: what the pruning did; None for the unpruned model.
-        evaluation: what the pruned model is worth.
+        report: the report of the pruning; None for the unpruned model.
+        evaluation: the measures of the pruned model.
         batchnorm: how its batch norms were repaired: ``"off"``, ``"update"`` or ``"match"``.
-        matched: what it shares with the others: ``"kept"``, the count that its sparsity or another
-            trial's report asks for; ``"bytes"``, the size of a file; or an empty string.
+        matched: what it has in common with other trials: ``"kept"``, the kept count that its
+            sparsity or another trial's report asks for; ``"bytes"``, the size of a file; or an
+            empty string.
         prune_seconds: wall time of pruning.
         repair_seconds: wall time of the repair of the batch norms.
         evaluate_seconds: wall time of the evaluation.
-        model: the pruned copy; None where it was let go.
+        model: the pruned copy; None where it was not kept.
     """
 
     config: PruneConfig | None
@@ -107,44 +113,32 @@ class Trial:
 
     @property
     def basis(self) -> str:
-        """What a table calls it: the wavelet, or the method where there is none."""
-        if self.config is None:
+        """Its name in a table: the wavelet of ``"dwt"``, else the method."""
+        config = self.config
+        if config is None:
             return "unpruned"
-        if self.config.method != "dwt":
-            return self.config.method
-        return self.config.wavelet
+        if config.method == "dwt":
+            return config.wavelet
+        return f"{config.method} {config.wavelet}" if _uses_wavelet(config) else config.method
 
     def row(self) -> dict[str, Any]:
         """Settings, measures, totals and times by name: numbers, strings and None.
 
-        Settings that the method does not read are None. ``sparsity_requested`` is what was asked
-        for, ``sparsity`` what came of it.
+        Settings that do not apply to the method are None. ``sparsity_requested`` is what was asked
+        for, ``sparsity`` what was reached.
         """
-        config = self.config
-        dwt = config is not None and config.method == "dwt"
-        settings = {
-            "method": self.method,
-            "wavelet": config.wavelet if config and dwt else None,
-            "mode": config.mode if config and dwt else None,
-            "level": config.level if config and dwt else None,
-            "sparsity_requested": config.sparsity if config else None,
-            "percentile": config.percentile if config else None,
-            "scope": config.scope if config else None,
-            "seed": config.seed if config and config.method == "random" else None,
-            "batchnorm": self.batchnorm,
-            "matched": self.matched,
-        }
         measures = self.evaluation.to_dict()
         del measures["confusion"]
-        report = self.report
-        totals = {
-            "numel": report.numel if report else None,
-            "kept": report.kept if report else None,
-            "weight_zeros": report.weight_zeros if report else None,
-            "relative_error": report.relative_error if report else None,
-        }
+        totals = ("numel", "kept", "weight_zeros", "relative_error")
         times = ("prune_seconds", "repair_seconds", "evaluate_seconds")
-        return {**settings, **measures, **totals, **{name: getattr(self, name) for name in times}}
+        return {
+            **_settings(self.config),
+            "batchnorm": self.batchnorm,
+            "matched": self.matched,
+            **measures,
+            **{name: getattr(self.report, name) if self.report else None for name in totals},
+            **{name: getattr(self, name) for name in times},
+        }
 
 
 def run_trial(
@@ -154,7 +148,7 @@ def run_trial(
     *,
     batchnorm: str = "match",
     calibration: Iterable[Any] | None = None,
-    reference: Reference | None = None,
+    reference: DenseReference | None = None,
     match: PruneReport | int | None = None,
     timing: bool = True,
     device: str | torch.device | None = None,
@@ -169,8 +163,8 @@ def run_trial(
         batchnorm: ``"match"`` (``match_batchnorm``), ``"update"`` (``update_batchnorm``) or
             ``"off"``.
         calibration: batches to repair the batch norms on; None means those of ``loader``.
-        reference: ``Reference.measure`` on the same model and loaders, so that many trials share
-            it; None measures it here.
+        reference: ``DenseReference.measure`` on the same model and loaders, shared by many trials;
+            None measures it here.
         match: in place of the config's sparsity: a report, to prune as much (min-weight, random),
             or a number of bytes, to keep as much as a file of that size can hold.
         timing: measure the time of the forward passes.
@@ -181,7 +175,7 @@ def run_trial(
         The trial, with the pruned copy.
 
     Raises:
-        TypeError, ValueError: as ``fast.prune``, ``match_batchnorm`` and ``evaluate``; or no
+        TypeError, WavpruneError: as ``fast.prune``, ``match_batchnorm`` and ``evaluate``; or no
             sparsity makes the file small enough.
         ImportError: torchmetrics is not installed.
 
@@ -194,58 +188,112 @@ def run_trial(
     """
     check_repair(batchnorm)
     if config is None and match is not None:
-        raise ValueError("match goes with a config; the unpruned model is pruned to match nothing")
-    place = compute_device(device)
+        raise WavpruneError("match needs a config; the unpruned model has nothing to match")
+    run_device = compute_device(device)
     if reference is None:
-        reference = Reference.measure(model, loader, batchnorm, calibration, place, progress)
+        reference = DenseReference.measure(
+            model, loader, batchnorm, calibration, run_device, progress
+        )
     if config is not None and batchnorm == "match" and reference.statistics is None:
-        raise ValueError("reference: it was measured without statistics of batch norms to match")
-    pruned = copy.deepcopy(model).to(place)
-    budget, source = (match, None) if isinstance(match, int) else (None, match)
-    if config is not None and budget is not None:
-        fitted = fitting(pruned, config, budget)
-        if fitted is None:
-            raise ValueError(
-                f"match: {config.method} {config.wavelet} does not fit into {budget} bytes at any "
-                "sparsity: the masks alone are larger"
-            )
-        config = fitted
-    report = None
+        raise WavpruneError(
+            "reference: it was measured without the statistics that batchnorm='match' needs"
+        )
+    copied = _copy_of(model).to(run_device)
+    if config is not None and isinstance(match, int):
+        config = _fitted(copied, config, match)
+    report: PruneReport | None = None
     times = [time.perf_counter()]
     if config is not None:
-        report = prune_model(pruned, config, source)
+        source = None if isinstance(match, int) else match
+        report = prune_model(copied, config, source).wait()
     times.append(time.perf_counter())
     if config is not None:
-        _repair(pruned, batchnorm, reference, loader if calibration is None else calibration)
+        _repair(copied, batchnorm, reference, loader if calibration is None else calibration)
     times.append(time.perf_counter())
-    found = evaluate(
-        pruned, loader, reference.predictions, report, timing=timing, progress=progress
+    evaluation = evaluate(
+        copied, loader, reference.predictions, report, timing=timing, progress=progress
     )
     times.append(time.perf_counter())
     prune_seconds, repair_seconds, evaluate_seconds = (
-        after - before for before, after in pairwise(times)
+        end - start for start, end in pairwise(times)
     )
     return Trial(
         config=config,
         report=report,
-        evaluation=found,
+        evaluation=evaluation,
         batchnorm="off" if config is None else batchnorm,
         matched=_matched(config, match),
         prune_seconds=prune_seconds,
         repair_seconds=repair_seconds,
         evaluate_seconds=evaluate_seconds,
-        model=pruned,
+        model=copied,
     )
 
 
 def check_repair(batchnorm: object) -> None:
-    """Raise ValueError unless ``batchnorm`` is one of ``REPAIRS``."""
-    if batchnorm not in REPAIRS:
-        raise ValueError(f"unknown batchnorm {batchnorm!r}; allowed: {', '.join(REPAIRS)}")
+    """Raise unless ``batchnorm`` is one of ``REPAIRS``.
+
+    Raises:
+        TypeError: it is not a string.
+        WavpruneError: it is another string.
+    """
+    choice("batchnorm", batchnorm, REPAIRS)
+
+
+def fitting(model: nn.Module, config: PruneConfig, budget: int) -> PruneConfig | None:
+    """The settings with the smallest sparsity at which the model's file fits.
+
+    Only copies of the weights are pruned.
+
+    Args:
+        model: the unpruned model.
+        config: what to prune; its sparsity or percentile is replaced.
+        budget: bytes.
+
+    Returns:
+        The settings; None where the file does not fit at any sparsity.
+    """
+    refs = select_layers(model, config)
+    itemsizes = {ref.name: ref.weight.element_size() for ref in refs}
+    numel = sum(ref.weight.numel() for ref in refs)
+    dense_bytes = sum(ref.weight.numel() * ref.weight.element_size() for ref in refs)
+    other_bytes = stored_bytes(model) - dense_bytes
+
+    def keeping(kept: int) -> PruneConfig:
+        return dataclasses.replace(config, percentile=None, sparsity=(numel - kept) / numel)
+
+    def size(kept: int) -> int:
+        copies = [LayerRef(ref.name, ref.weight.detach().clone()) for ref in refs]
+        report = prune_layers(copies, keeping(kept))
+        return other_bytes + sum(
+            layer_bytes(report, stats, itemsizes[stats.name]) for stats in report
+        )
+
+    with warnings.catch_warnings():
+        # The trial itself warns.
+        warnings.simplefilter("ignore", LevelCollapsedWarning)
+        kept = bisect.bisect_right(range(1, numel + 1), budget, key=size)
+    return keeping(kept) if kept else None
+
+
+def _fitted(model: nn.Module, config: PruneConfig, budget: int) -> PruneConfig:
+    fitted = fitting(model, config, budget)
+    if fitted is None:
+        raise WavpruneError(
+            f"match: {config.method} {config.wavelet} does not fit into {budget} bytes at any "
+            "sparsity: the masks alone are larger"
+        )
+    return fitted
+
+
+def _copy_of(model: nn.Module) -> nn.Module:
+    # A copy made in inference mode could not be trained afterwards.
+    with torch.inference_mode(False):
+        return copy.deepcopy(model)
 
 
 def _repair(
-    model: nn.Module, batchnorm: str, reference: Reference, calibration: Iterable[Any]
+    model: nn.Module, batchnorm: str, reference: DenseReference, calibration: Iterable[Any]
 ) -> None:
     if batchnorm == "update":
         update_batchnorm(model, calibration)
@@ -260,27 +308,23 @@ def _matched(config: PruneConfig | None, match: PruneReport | int | None) -> str
     return "kept" if match is not None or (config and config.sparsity is not None) else ""
 
 
-def fitting(model: nn.Module, config: PruneConfig, budget: int) -> PruneConfig | None:
-    """The settings with the smallest sparsity at which the model's file fits; None: there is none.
+def _uses_wavelet(config: PruneConfig) -> bool:
+    return rule_for(config).basis is None
 
-    Only copies of the weights are pruned.
-    """
-    refs = select_layers(model, config)
-    sizes = {ref.name: ref.weight.element_size() for ref in refs}
-    numel = sum(ref.weight.numel() for ref in refs)
-    dense = sum(ref.weight.numel() * ref.weight.element_size() for ref in refs)
-    others = stored_bytes(model) - dense
 
-    def at(kept: int) -> PruneConfig:
-        return dataclasses.replace(config, percentile=None, sparsity=(numel - kept) / numel)
-
-    def size(kept: int) -> int:
-        copies = [LayerRef(ref.name, ref.weight.detach().clone()) for ref in refs]
-        report = prune_layers(copies, at(kept))
-        return others + sum(layer_bytes(stats, sizes[stats.name]) for stats in report)
-
-    with warnings.catch_warnings():
-        # The trial itself says so.
-        warnings.simplefilter("ignore", LevelCollapsedWarning)
-        after = bisect.bisect_right(range(1, numel + 1), budget, key=size)
-    return at(after) if after else None
+def _settings(config: PruneConfig | None) -> dict[str, Any]:
+    """The settings of a row; None for those that do not apply."""
+    if config is None:
+        names = ("wavelet", "mode", "level", "sparsity_requested", "percentile", "scope", "seed")
+        return {"method": "none", **dict.fromkeys(names)}
+    transform = _uses_wavelet(config)
+    return {
+        "method": config.method,
+        "wavelet": config.wavelet if transform else None,
+        "mode": config.mode if transform else None,
+        "level": config.level if transform else None,
+        "sparsity_requested": config.sparsity,
+        "percentile": config.percentile,
+        "scope": config.scope,
+        "seed": config.seed if config.method == "random" else None,
+    }

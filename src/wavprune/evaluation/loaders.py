@@ -1,0 +1,137 @@
+"""Batches of a loader: their inputs and labels, checked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sized
+from typing import Any
+
+import torch
+
+from ..common.progress import progress_bar
+from ..errors import WavpruneError
+
+INPUTS = "pixel_values"
+LABELS = ("labels", "label")
+
+
+def batches(loader: Iterable[Any], progress: bool = False, description: str = "") -> Iterator[Any]:
+    """The batches of a loader.
+
+    Args:
+        loader: a ``DataLoader``, or any other iterable that can be iterated over more than once.
+        progress: show a progress bar on standard error.
+        description: shown before the bar.
+
+    Raises:
+        TypeError: the loader is not iterable, or only once.
+        WavpruneError: the loader is empty.
+    """
+    check_loader(loader)
+    empty = True
+    with progress_bar(description, _num_batches(loader), "batches", progress) as advance:
+        for batch in loader:
+            empty = False
+            yield batch
+            advance(1)
+    if empty:
+        raise WavpruneError("loader is empty; it must yield at least one batch")
+
+
+def check_loader(loader: object, name: str = "loader") -> None:
+    """Check that a loader can be iterated over more than once.
+
+    Args:
+        loader: what the caller gave.
+        name: of the parameter, for the message.
+
+    Raises:
+        TypeError: it cannot.
+    """
+    if not isinstance(loader, Iterable):
+        raise TypeError(
+            f"{name} must yield batches, as a DataLoader does, not be of type "
+            f"{type(loader).__name__}"
+        )
+    if isinstance(loader, Iterator):
+        raise TypeError(
+            f"{name} is a {type(loader).__name__}, which can be read only once; give a DataLoader "
+            "or a list of batches"
+        )
+
+
+def inputs_of(batch: Any) -> torch.Tensor:
+    """The inputs ``(N, ...)`` of a batch.
+
+    Args:
+        batch: a tensor, a tuple or list that begins with one, or a mapping with ``pixel_values``.
+
+    Raises:
+        TypeError: the batch is something else.
+        WavpruneError: the batch is empty.
+    """
+    if isinstance(batch, Mapping):
+        inputs = batch.get(INPUTS)
+    elif isinstance(batch, tuple | list) and batch:
+        inputs = batch[0]
+    else:
+        inputs = batch
+    if not isinstance(inputs, torch.Tensor):
+        raise TypeError(
+            f"loader: a batch {_described(batch)} has no input tensor; allowed: a tensor, "
+            f"(inputs, labels), or a mapping with {INPUTS!r} and {LABELS[0]!r}"
+        )
+    if inputs.ndim == 0 or len(inputs) == 0:
+        raise WavpruneError(f"loader: a batch of shape {tuple(inputs.shape)} holds no sample")
+    return inputs
+
+
+def inputs_and_labels(batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """The inputs ``(N, ...)`` and labels ``(N,)``, int64, of a batch.
+
+    Args:
+        batch: ``(inputs, labels)``, or a mapping with ``pixel_values`` and ``labels``.
+
+    Raises:
+        TypeError: the batch is something else, or its labels are not integers.
+        WavpruneError: there are not as many labels as samples.
+    """
+    inputs = inputs_of(batch)
+    if isinstance(batch, Mapping):
+        labels = next((batch[key] for key in LABELS if key in batch), None)
+    else:
+        labels = batch[1] if isinstance(batch, tuple | list) and len(batch) > 1 else None
+    if labels is None:
+        raise TypeError(
+            f"loader: a batch {_described(batch)} has no labels; allowed: (inputs, labels), or a "
+            f"mapping with {INPUTS!r} and {LABELS[0]!r}"
+        )
+    if not isinstance(labels, torch.Tensor):
+        # Not on torch's default device, which may hold no values.
+        labels = torch.as_tensor(labels, device="cpu")
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise TypeError(
+            f"loader: labels must be integers, class indices, not {labels.dtype}; the first is "
+            f"{labels.flatten()[:1].tolist()}"
+        )
+    if labels.shape != (len(inputs),):
+        raise WavpruneError(
+            f"loader: a batch of {len(inputs)} samples has labels of shape {tuple(labels.shape)}; "
+            f"allowed: ({len(inputs)},)"
+        )
+    return inputs, labels.long()
+
+
+def _num_batches(loader: Iterable[Any]) -> int | None:
+    try:
+        return len(loader) if isinstance(loader, Sized) else None
+    except TypeError:
+        # A DataLoader of an iterable dataset has __len__, which raises.
+        return None
+
+
+def _described(batch: Any) -> str:
+    if isinstance(batch, Mapping):
+        return f"with the keys {list(batch)}"
+    if isinstance(batch, tuple | list):
+        return f"({', '.join(type(entry).__name__ for entry in batch)})"
+    return f"of type {type(batch).__name__}"
