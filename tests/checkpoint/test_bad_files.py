@@ -20,6 +20,7 @@ from torch import nn
 
 from tests.tools import fuzz_checkpoint
 from wavprune import PruneConfig, checkpoint
+from wavprune.checkpoint.records import FIELDS
 
 Change = Callable[[dict[str, Any]], object]
 
@@ -52,14 +53,15 @@ def rewrite(path: Path, change: Change, payload: Callable[[bytes], bytes] | None
 
 
 def set_field(name: str, value: object) -> Change:
-    from dataclasses import fields
-
-    from wavprune.checkpoint.record import Record
-
-    place = [each.name for each in fields(Record)].index(name)
-
     def change(content: dict[str, Any]) -> None:
-        content["layers"]["0.weight"][place] = value
+        content["layers"]["0.weight"][FIELDS.index(name)] = value
+
+    return change
+
+
+def set_basis(*fields: object) -> Change:
+    def change(content: dict[str, Any]) -> None:
+        content["bases"] = [list(fields)]
 
     return change
 
@@ -68,8 +70,8 @@ def set_field(name: str, value: object) -> Change:
     ("change", "message"),
     [
         (
-            lambda c: c.update(version=2),
-            "of version 2 of the format; this wavprune reads version 1",
+            lambda c: c.update(version=3),
+            "of version 3 of the format; this wavprune reads versions 1 to 2",
         ),
         (lambda c: c.pop("version"), "of version None"),
         (lambda c: c.pop("layers"), "lacks the layers"),
@@ -101,12 +103,28 @@ def set_field(name: str, value: object) -> Change:
         (set_field("coder", "gzip"), "its record says coder='gzip'"),
         (set_field("mask", "none"), "its record says kept="),
         (set_field("mask", "bits"), "its mask has .* bytes where 144 are due"),
-        (set_field("sizes", [0, 0, 5, 0, 0]), "its parts have 5 bytes, its tensor"),
-        (set_field("basis", ["dct", [3, 3], None, None, False, True]), "not, to the last bit"),
-        (set_field("basis", ["db99", [3, 3], None, None, False, True]), "record says basis="),
-        (set_field("basis", ["dct", [999, 999], None, None, False, True]), "record says basis="),
+        (set_field("sizes", [0, 36, 5, 0, 0]), "its parts have 41 bytes, its tensor"),
+        (set_field("basis", 1), "its metadata has bases of no layer"),
+        (set_field("basis", -1), "its metadata has bases of no layer"),
+        (set_field("basis", None), "its metadata has bases of no layer"),
+        (set_field("exponent", 1 << 20), "record says exponent="),
+        (set_field("exponent", True), "record says exponent=True"),
         (set_field("crc", 5), "its weights are not those that were saved"),
-        (set_field("M", 10), "'0.weight': "),
+        (lambda c: c.pop("bases"), "lacks the bases"),
+        (lambda c: c.update(bases=[]), "record says basis=0"),
+        (lambda c: c["bases"][0].__setitem__(3, 5), "the matrix of its basis 'uhaar' is damaged"),
+        (lambda c: c["bases"].append(c["bases"][0]), "has bases of no layer"),
+        (set_basis("x", [3, 3], 9), "is not one that this version writes"),
+        (set_basis("x", [3, 3], 9, 1), "record says sizes="),
+        (set_basis("x", [3, 5], 9, 1), "record says basis=0"),
+        (set_basis("x", [3, 3], 0, 1), "is not one that this version writes"),
+        (set_basis("x", [0, 3], 9, 1), "is not one that this version writes"),
+        (set_basis("x", [3, 3], 10, 1, [3, 3], True, False), "is not one that this version"),
+        (set_basis("x", [3, 3], 9, 1, [3, 4], True, True), "is not one that this version writes"),
+        (set_basis("x", [3, 3], 1 << 40, 1, [3, 3], True, True), "'0.weight': "),
+        (lambda c: c.update(aliases={"2.weight": "0.weight"}), "'2.weight' stands for '0.weight'"),
+        (lambda c: c.update(aliases={"0.weight": "1.bias"}), "the bytes of '0.weight'"),
+        (lambda c: c.update(aliases={"1.bias": "9.bias"}), "'1.bias' stands for '9.bias'"),
     ],
 )
 def test_what_a_file_says_wrongly_is_named(saved: Path, change: Change, message: str) -> None:
@@ -125,7 +143,7 @@ def test_a_file_that_is_not_compressed_is_refused(tmp_path: Path) -> None:
     save_file({"a": torch.ones(2)}, tmp_path / "a.safetensors")
     with pytest.raises(ValueError, match=r"has no 'wavprune': it is not compressed"):
         checkpoint.load(tmp_path / "a.safetensors")
-    with pytest.raises(ValueError, match="is no file"):
+    with pytest.raises(ValueError, match="does not exist"):
         checkpoint.load(tmp_path / "b.safetensors")
 
 
@@ -165,7 +183,7 @@ def test_damage_anywhere_gives_the_weights_or_a_clear_error(
 BOMB = """
 import resource, sys
 from wavprune import checkpoint
-from wavprune.checkpoint import coders, decode, synthesis
+from wavprune.checkpoint import decoding, synthesis
 import torch, zstandard, constriction
 used = int(open("/proc/self/statm").read().split()[5]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_DATA, (used + (1 << 28), used + (1 << 28)))
@@ -194,10 +212,10 @@ def test_a_bomb_does_not_go_off(saved: Path, lie: str) -> None:
         record = content["layers"]["0.weight"]
         import zlib
 
-        sizes = next(each for each in record if isinstance(each, list) and len(each) == 5)
-        mask = data[size:][sizes[2] :]
+        sizes = record[FIELDS.index("sizes")]
+        before, rest = data[size:][: sum(sizes[:2])], data[size:][sum(sizes[:3]) :]
         sizes[2] = len(bomb)
-        payload = bomb + mask
+        payload = before + bomb + rest
         content["checksums"]["0.weight"] = zlib.crc32(payload)
         header["__metadata__"]["wavprune"] = json.dumps(content)
         header["0.weight"]["shape"] = [len(payload)]

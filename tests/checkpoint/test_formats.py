@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tests.support import checkpoints
+from wavprune import PruneConfig
 from wavprune.checkpoint.formats import open_checkpoint
 
 
@@ -21,8 +22,8 @@ def test_lists_the_4d_weights_and_nothing_else(tmp_path: Path) -> None:
 
 
 def test_reads_every_layer(tmp_path: Path) -> None:
-    checkpoint = open_checkpoint(checkpoints.save(tmp_path / "a.safetensors"))
-    found = {f"{ref.name}.weight": ref.weight for ref in checkpoint.weights()}
+    refs = checkpoints.read(checkpoints.save(tmp_path / "a.safetensors"))
+    found = {f"{ref.name}.weight": ref.weight for ref in refs}
     state = checkpoints.state()
     checkpoints.assert_same(found, {name: state[name] for name in found})
 
@@ -34,7 +35,7 @@ def test_reading_never_writes(tmp_path: Path) -> None:
         else:
             checkpoints.save(path)
         before = path.read_bytes()
-        for ref in open_checkpoint(path).weights():
+        for ref in checkpoints.read(path):
             ref.weight.zero_()
         assert path.read_bytes() == before
 
@@ -47,7 +48,7 @@ def test_reads_at_any_offset(tmp_path: Path, pad: int) -> None:
         {"conv.weight": ("F64", [1, 2, 3, 3], weight.numpy().tobytes())},
         pad,
     )
-    (ref,) = open_checkpoint(path).weights()
+    (ref,) = checkpoints.read(path)
     assert torch.equal(ref.weight, weight)
 
 
@@ -60,9 +61,8 @@ def test_a_dtype_that_torch_has_not_is_named(tmp_path: Path) -> None:
     path = checkpoints.save_raw(
         tmp_path / "a.safetensors", {"conv.weight": ("F4", [1, 1, 2, 2], b"\0\0")}
     )
-    checkpoint = open_checkpoint(path)
     with pytest.raises(ValueError, match=r"'conv'.*dtype F4"):
-        list(checkpoint.weights())
+        checkpoints.read(path)
 
 
 @pytest.mark.parametrize("zipped", [True, False])
@@ -86,7 +86,7 @@ def test_a_compressed_archive_is_read_right(tmp_path: Path) -> None:
     ):
         for name in stored.namelist():
             deflated.writestr(name, stored.read(name))
-    found = {ref.name: ref.weight for ref in open_checkpoint(tmp_path / "b.pt").weights()}
+    found = {ref.name: ref.weight for ref in checkpoints.read(tmp_path / "b.pt")}
     assert torch.equal(found["first"], checkpoints.state()["first.weight"])
 
 
@@ -147,7 +147,7 @@ def test_bytes_that_are_no_checkpoint(tmp_path: Path, content: bytes) -> None:
 def test_nothing_to_prune(tmp_path: Path, content: Any) -> None:
     torch.save(content, tmp_path / "a.pt")
     with pytest.raises(ValueError, match=r"holds no 4-D '\*\.weight' tensor"):
-        open_checkpoint(tmp_path / "a.pt")
+        open_checkpoint(tmp_path / "a.pt").select(PruneConfig())
 
 
 @pytest.mark.parametrize("name", ["a.onnx", "model.safetensors.index.json", "noending"])

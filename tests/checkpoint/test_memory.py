@@ -20,7 +20,7 @@ SLACK = 200 << 20
 RUN = """
 import resource, sys
 import wavprune.cli
-from wavprune.checkpoint import coders, saving
+from wavprune.checkpoint import saving
 import torch, zstandard, constriction
 torch.set_num_threads(1)
 used = int(open("/proc/self/statm").read().split()[5]) * resource.getpagesize()

@@ -131,7 +131,7 @@ def test_a_shard_with_nothing_to_prune_is_copied(tmp_path: Path) -> None:
     directory = checkpoints.save_sharded(tmp_path / "in")
     report = prune_file(directory, tmp_path / "out", PruneConfig(targets=("first",)))
     assert [layer.name for layer in report] == ["first"]
-    assert report.settings["targets"] == ("first",)
+    assert report.settings.targets == ("first",)
     before, after = contents(directory), contents(tmp_path / "out")
     assert before.keys() == after.keys()
     assert {name for name in before if before[name] != after[name]} == {checkpoints.SHARDS[1]}
@@ -293,14 +293,14 @@ def test_force_replaces_a_model_directory_and_no_other(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"in", "out"}
 
 
-def test_a_link_is_replaced_and_not_what_it_leads_to(tmp_path: Path, source: Path) -> None:
+def test_a_link_stays_and_what_it_leads_to_is_replaced(tmp_path: Path, source: Path) -> None:
     (tmp_path / "link.safetensors").symlink_to(source)
     before = source.read_bytes()
     link = tmp_path / "link.safetensors"
     prune_file(link, link, HAAR, force=True)
-    assert source.read_bytes() == before
-    assert not link.is_symlink()
-    assert link.read_bytes() != before
+    assert link.readlink() == source
+    assert source.read_bytes() != before
+    assert contents(tmp_path).keys() == {"in.safetensors", "link.safetensors"}
 
 
 def _file(path: Path) -> Path:
@@ -323,13 +323,13 @@ def _directory(path: Path) -> Path:
         (_file, "out.pt", r"out\.pt must end in \.safetensors, as .*in\.safetensors does"),
         (_file, "out", r"out must end in \.safetensors"),
         (_file, "folder.safetensors", r"is a directory, but .*in\.safetensors is a file"),
-        (_file, "..", r"is no name to write to"),
+        (_file, "..", r"invalid output path"),
         (_state_dict, "out.safetensors", r"must end in \.pt or \.pth or \.bin, as .*in\.pt does"),
         (_directory, "missing/out", r"there is no directory .*missing"),
         (_directory, "out.safetensors", r"names a file, but .*in is a directory"),
         (_directory, "some.txt", r"names a file, but .*in is a directory"),
-        (_directory, "in/out", r"lie in one another"),
-        (_directory, "in/../../test", r"lie in one another"),
+        (_directory, "in/out", r"contains the other"),
+        (_directory, "in/../../test", r"contains the other"),
         (_directory, "in", r"exists already; only --force"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Compressed checkpoints: what is kept of each layer, quantised and entropy-coded.
+"""Compressed checkpoints: what is kept of each layer, quantized and entropy-coded.
 
 A compressed file is a valid safetensors file. Its weights decode to the same bits on every machine
 and backend: those that ``save`` has reported.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,45 +13,68 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..atomic import replaced
-from .coders import bytes_of
-from .container import COPIED_AT_ONCE, KEY, read_header, written
-from .decode import decode
-from .formats import DTYPES, Entry
-from .record import Contents, Record, parse
+from ..common.atomic import replaced
+from ..engine.ambient import neutral
+from ..errors import WavpruneError
+from .compressor import bytes_of
+from .container import COPIED_AT_ONCE, KEY, tensor_writer
+from .decoding import decode, parts_of
+from .formats.safetensors import DTYPES, Entry, read_header
+from .records import Contents, Record, parse
+from .saving import output_path
+from .stored_basis import Floats, StoredBasis
 
 # A file that says it holds more bytes than this for each of its own is not believed.
 RATIO = 1024
 ALWAYS = 1 << 26
+# Matrices up to this size stay until the file is read, for the next layer of that basis.
+CACHED_MATRIX = 1 << 16
 
 
 class _File(NamedTuple):
     path: Path
     entries: dict[str, Entry]
     contents: Contents
+    matrices: dict[StoredBasis, Floats]
+
+    def stored(self, name: str) -> str:
+        """The tensor that a name stands for."""
+        return self.contents.aliases.get(name, name)
 
 
+@neutral()
 def load(path: str | os.PathLike[str], *, max_bytes: int | None = None) -> dict[str, torch.Tensor]:
     """The state dict of a compressed file.
 
     Args:
         path: a file that ``save`` or ``wavprune compress`` wrote.
-        max_bytes: how many bytes all tensors together may have; None means 1,024 times those of the
-            file and 64 MiB more, so that a small file cannot fill the memory.
+        max_bytes: how many bytes all tensors together may have, and what decoding any of them may
+            take beside, where that is more than 64 MiB. None means 1,024 times those of the file
+            and 64 MiB more, so that a small file cannot fill the memory.
 
     Returns:
         Ordinary tensors on the CPU, with the bits that the ``SaveReport`` has the checksums of.
+        Tied weights are one tensor. What has a dtype that torch lacks comes as its bytes, with a
+        warning.
 
     Raises:
-        ValueError: there is no such file, it is broken in any way, of another version, or too
+        WavpruneError: there is no such file, it is broken in any way, of a later version, or too
             large.
         ImportError: the extra ``checkpoint`` is not installed.
     """
     file = _open(path, max_bytes)
     with file.path.open("rb") as data:
-        return {name: _tensor(file, name, data) for name in file.contents.checksums}
+        tensors = {name: _tensor(file, name, data) for name in file.entries}
+    foreign = [name for name, entry in file.entries.items() if entry.dtype not in DTYPES]
+    if foreign:
+        warnings.warn(
+            f"{file.path}: torch lacks the dtypes of {', '.join(foreign)}; they are given as bytes",
+            stacklevel=2,
+        )
+    return {name: tensors[file.stored(name)] for name in file.contents.checksums}
 
 
+@neutral()
 def decompress(
     path: str | os.PathLike[str],
     output: str | os.PathLike[str],
@@ -59,71 +83,84 @@ def decompress(
 ) -> int:
     """Write the state dict of a compressed file as an ordinary safetensors file.
 
-    No more than one tensor is in memory at a time.
+    No more than one tensor is in memory at a time. Tied weights are written under each name.
 
     Args:
         path: as for ``load``.
         output: the ``.safetensors`` file to write, which appears when it is complete.
-        max_bytes: as for ``load``.
+        max_bytes: as for ``load``, tied weights counted under each name.
 
     Returns:
         The bytes of the new file.
 
     Raises:
-        ValueError: as for ``load``; or ``output`` is no ``.safetensors`` file.
+        WavpruneError: as for ``load``; or ``output`` is no ``.safetensors`` file.
     """
-    target = Path(output)
-    if target.suffix.lower() != ".safetensors" or target.is_dir():
-        raise ValueError(f"output must be a file that ends in .safetensors, not {str(output)!r}")
-    if not target.parent.is_dir():
-        raise ValueError(f"{target}: there is no directory {target.parent}")
-    file = _open(path, max_bytes)
+    target = output_path("output", output)
+    file = _open(path, max_bytes, aliases=True)
     with (
         replaced(target) as new,
-        written(new) as writer,
+        tensor_writer(new) as writer,
         file.path.open("rb") as data,
         new.open("wb") as out,
     ):
-        for name in sorted(file.entries, key=lambda name: -_itemsize(file, name)):
-            for part in _bytes_of(file, name, data):
+        names = [*file.entries, *file.contents.aliases]
+        for name in sorted(names, key=lambda name: -_itemsize(file, name)):
+            for part in _bytes_of(file, file.stored(name), data):
                 writer.write(part)
             writer.close(name, *_kind(file, name))
         return writer.finish(out, file.contents.metadata)
 
 
-def _open(path: str | os.PathLike[str], max_bytes: int | None) -> _File:
+def _open(path: str | os.PathLike[str], max_bytes: int | None, aliases: bool = False) -> _File:
     path = Path(path)
     entries, metadata = read_header(path)
+    entries = dict(sorted(entries.items(), key=lambda item: item[1].start))
     with _named(path):
         if KEY not in metadata:
-            raise ValueError(f"its metadata has no {KEY!r}: it is not compressed")
+            raise WavpruneError(f"its metadata has no {KEY!r}: it is not compressed")
         contents = parse(metadata[KEY])
-        if contents.checksums.keys() != entries.keys():
-            raise ValueError("its checksums are not of the tensors that it holds")
+        if contents.checksums.keys() != entries.keys() | contents.aliases.keys():
+            raise WavpruneError("its checksums are not of the tensors that it holds")
+        twice = entries.keys() & contents.aliases.keys()
+        if twice:
+            raise WavpruneError(f"it holds the bytes of {min(twice)!r}, and says it does not")
         for name in contents.layers:
             if name not in entries or entries[name].dtype != "U8" or len(entries[name].shape) != 1:
-                raise ValueError(f"it does not hold the bytes of {name!r}")
-        size = sum(_size(record) for record in contents.layers.values()) + sum(
-            entry.stop - entry.start
-            for name, entry in entries.items()
-            if name not in contents.layers
+                raise WavpruneError(f"it does not hold the bytes of {name!r}")
+        file = _File(path, entries, contents, {})
+        _check_memory(file, max_bytes, aliases)
+    return file
+
+
+def _check_memory(file: _File, max_bytes: int | None, aliases: bool) -> None:
+    names = [*file.entries, *(file.contents.aliases if aliases else ())]
+    size = sum(_size(file, name) for name in names)
+    limit = RATIO * file.path.stat().st_size + ALWAYS if max_bytes is None else max_bytes
+    if size > limit:
+        raise WavpruneError(
+            f"it says that its tensors have {size:,} bytes; allowed: up to {limit:,}, or what "
+            "max_bytes says"
         )
-        limit = RATIO * path.stat().st_size + ALWAYS if max_bytes is None else max_bytes
-        if size > limit:
-            raise ValueError(
-                f"it says that its tensors have {size:,} bytes; allowed: up to {limit:,}, or what "
-                "max_bytes says"
+    for name, record in file.contents.layers.items():
+        if record.working_bytes > max(limit, ALWAYS):
+            raise WavpruneError(
+                f"decoding {name!r} takes {record.working_bytes:,} bytes; allowed: up to "
+                f"{max(limit, ALWAYS):,}, or what max_bytes says"
             )
-    return _File(path, entries, contents)
 
 
-def _size(record: Record) -> int:
+def _size(file: _File, name: str) -> int:
+    record = file.contents.layers.get(file.stored(name))
+    if record is None:
+        return file.entries[file.stored(name)].size
     return record.numel * DTYPES[record.dtype].itemsize
 
 
 def _kind(file: _File, name: str) -> tuple[str, tuple[int, ...]]:
-    record = file.contents.layers.get(name)
-    return file.entries[name][:2] if record is None else (record.dtype, record.shape)
+    stored = file.stored(name)
+    record = file.contents.layers.get(stored)
+    return file.entries[stored][:2] if record is None else (record.dtype, record.shape)
 
 
 def _itemsize(file: _File, name: str) -> int:
@@ -136,39 +173,63 @@ def _named(path: Path, name: str | None = None) -> Iterator[None]:
     """Errors that say which file, and which of its tensors."""
     try:
         yield
-    except ValueError as error:
+    except WavpruneError as error:
         of = "" if name is None else f", {name!r}"
-        raise ValueError(f"{path}{of}: {error}") from error
+        raise WavpruneError(f"{path}{of}: {error}") from error
 
 
 def _read(file: _File, name: str, data: BufferedReader) -> bytearray:
     entry = file.entries[name]
-    content = bytearray(entry.stop - entry.start)
+    content = bytearray(entry.size)
     data.seek(entry.start)
     if data.readinto(content) != len(content):
-        raise ValueError("the file ended while it was read")
+        raise WavpruneError("the file ended while it was read")
     _check(zlib.crc32(content), file, name)
     return content
 
 
 def _check(crc: int, file: _File, name: str) -> None:
     if crc != file.contents.checksums[name]:
-        raise ValueError("its checksum differs: the file is damaged")
+        raise WavpruneError("its checksum differs: the file is damaged")
 
 
 def _tensor(file: _File, name: str, data: BufferedReader) -> torch.Tensor:
     with _named(file.path, name):
         record = file.contents.layers.get(name)
         if record is not None:
-            return decode(record, memoryview(_read(file, name, data)))
+            parts = parts_of(record, memoryview(_read(file, name, data)))
+            return decode(record, parts, _matrix(file, name, record, parts, data))
         entry = file.entries[name]
-        if entry.dtype not in DTYPES:
-            raise ValueError(f"torch has no dtype {entry.dtype}")
-        if entry.start == entry.stop:
-            return torch.empty(entry.shape, dtype=DTYPES[entry.dtype])
-        content = _read(file, name, data)
-        values = torch.frombuffer(content, dtype=torch.uint8)
-        return values.view(DTYPES[entry.dtype]).view(entry.shape)
+        dtype = DTYPES.get(entry.dtype)
+        if not entry.size:
+            shape = entry.shape if dtype else (0,)
+            return torch.empty(shape, dtype=dtype or torch.uint8)
+        values = torch.frombuffer(_read(file, name, data), dtype=torch.uint8)
+        return values if dtype is None else values.view(dtype).view(entry.shape)
+
+
+def _matrix(
+    file: _File, name: str, record: Record, parts: dict[str, memoryview], data: BufferedReader
+) -> Floats | None:
+    """The synthesis matrix of a layer, from the tensor that holds it."""
+    basis = record.basis
+    if basis is None:
+        return None
+    if basis in file.matrices:
+        return file.matrices[basis]
+    if basis.tensor == name:
+        part: bytes | memoryview = parts["matrix"]
+    else:
+        holder = file.contents.layers[basis.tensor]
+        scales, size = holder.sizes[:2]
+        if scales + size > file.entries[basis.tensor].size:
+            raise WavpruneError(f"{basis.tensor!r} is too short for the basis that it holds")
+        data.seek(file.entries[basis.tensor].start + scales)
+        part = data.read(size)
+    matrix = basis.matrix(part)
+    if matrix.size <= CACHED_MATRIX:
+        file.matrices[basis] = matrix
+    return matrix
 
 
 def _bytes_of(file: _File, name: str, data: BufferedReader) -> Iterator[Any]:
@@ -179,11 +240,11 @@ def _bytes_of(file: _File, name: str, data: BufferedReader) -> Iterator[Any]:
     entry = file.entries[name]
     crc = 0
     data.seek(entry.start)
-    left = entry.stop - entry.start
+    left = entry.size
     while left:
         part = data.read(min(left, COPIED_AT_ONCE))
         if not part:
-            raise ValueError(f"{file.path}, {name!r}: the file ended while it was read")
+            raise WavpruneError(f"{file.path}, {name!r}: the file ended while it was read")
         crc = zlib.crc32(part, crc)
         left -= len(part)
         yield part

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -12,18 +12,24 @@ import numpy.typing as npt
 import torch
 
 from ..backends import masks
-from ..backends.protocol import Batch, Target, resolve
-from ..bases.basis import Basis, basis_for
+from ..bases import Basis, basis_for
+from ..common.cache import ByteCache
 from ..config import AUTO, PruneConfig
 from ..engine.auto import bases_for
-from ..engine.layers import LayerRef, non_finite, select_names
-from ..engine.run import prune_layers
-from ..report import LayerStats, PruneReport
-from .encode import Layer, transform
-from .record import CHUNK, DTYPES, LARGEST_KERNEL, BasisName, matrix_of
-from .sources import NAMES, Tensor
+from ..engine.layers import LayerRef, non_finite
+from ..errors import WavpruneError
+from ..report import PruneReport
+from .formats.names import Weight, layer_name, select
+from .formats.safetensors import DTYPE_NAMES
+from .layer import Layer, transform
+from .quantisers import exponent_for
+from .records import CHUNK, DTYPES
+from .selection import Kept, axis_functions, kept_by_report, prune_with_masks
+from .sources import Source, Tensor
+from .stored_basis import Floats, StoredBasis, store
 
-SUFFIX = ".weight"
+LARGEST_KERNEL = 1024
+CACHE_BYTES = 1 << 24
 # Kernels that are looked at to choose a basis.
 SAMPLE = 1 << 12
 # What is below this share of the root mean square costs no bits at the steps that are in use.
@@ -37,106 +43,173 @@ class Plan:
     Attributes:
         config: prune, and store what is kept.
         report: store what was pruned.
-        wavelet: prune nothing.
+        quantised: prune nothing; the basis, targets and ignore of these settings count.
     """
 
-    config: PruneConfig | None
-    report: PruneReport | None
-    wavelet: PruneConfig | None
+    config: PruneConfig | None = None
+    report: PruneReport | None = None
+    quantised: PruneConfig | None = None
 
     def layer(self, tensor: Tensor) -> Layer:
         """A weight, ready to be stored.
 
         Raises:
-            ValueError: it is not finite, or its basis cannot be stored.
+            WavpruneError: it is not finite, or its basis cannot be stored.
         """
-        name = tensor.name.removesuffix(SUFFIX)
+        name = layer_name(tensor.name)
         ref = LayerRef(name, tensor.read())
-        if not math.isfinite(_norm(ref.weight)):
-            count = non_finite(ref.weight)
-            raise ValueError(
-                f"layer {name!r}: {count} of {ref.weight.numel()} weights are NaN or infinite, or "
-                "the sum of their squares is; allowed: finite weights"
-            )
+        size = _size_of(ref)
         if self.config is not None:
-            found = _prune(ref, self.config)
+            kept = prune_with_masks(ref, self.config)
             # It was pruned in place. What is stored comes from the weight as it is, read again when
             # the pruned one is gone.
             del ref
-            return _layer(LayerRef(name, tensor.read()), found, self.config)
+            return _layer(LayerRef(name, tensor.read()), kept, size)
         if self.report is not None:
-            return _pruned_before(ref, self.report[name], self.report)
-        assert self.wavelet is not None
-        return _whole(ref, self.wavelet)
+            stats = self.report[_reported_name(name, self.report)]
+            return _layer(ref, kept_by_report(ref, stats, self.report), size)
+        assert self.quantised is not None
+        return _layer(ref, Kept(_cheapest_basis(ref.weight, self.quantised)), size)
 
 
-def choose_tensors(tensors: Sequence[Tensor], plan: Plan) -> list[Tensor]:
-    """The tensors that are compressed.
+def plan_of(
+    report: PruneReport | None,
+    config: PruneConfig | None,
+    wavelet: str | None,
+    targets: Sequence[str] | str | None,
+    ignore: Sequence[str] | str | None,
+) -> Plan:
+    """The plan of the arguments of ``save``.
 
     Raises:
-        ValueError: none is, a pattern or a layer of the report is not there, or a tensor is of a
+        TypeError: an argument is of the wrong type.
+        WavpruneError: arguments do not go together.
+    """
+    if report is not None and not isinstance(report, PruneReport):
+        raise TypeError(f"report must be a PruneReport, not {type(report).__name__}")
+    if config is not None and not isinstance(config, PruneConfig):
+        raise TypeError(f"config must be a PruneConfig, not {type(config).__name__}")
+    own = {"wavelet": wavelet, "targets": targets, "ignore": ignore}
+    own = {name: value for name, value in own.items() if value is not None}
+    if report is None and config is None:
+        settings = {"wavelet": AUTO} | own
+        return Plan(quantised=PruneConfig(**settings))  # type: ignore[arg-type]  # it checks them
+    if own or (report is not None and config is not None):
+        names = [*(["report"] if report else []), *(["config"] if config else []), *own]
+        raise WavpruneError(
+            f"{', '.join(names)} were given; give one of report, config, or wavelet, targets and "
+            "ignore: a report and a config say themselves which layers and which basis"
+        )
+    if config is not None and config.scope == "global":
+        raise WavpruneError(
+            "config: scope='global' ranks all layers together, and they are read one by one; prune "
+            "first and give the report"
+        )
+    return Plan(config=config, report=report)
+
+
+def choose_tensors(source: Source, plan: Plan) -> list[Tensor]:
+    """The tensors that are compressed; of tied weights, the one that is stored.
+
+    Raises:
+        WavpruneError: none is, a pattern or a layer of the report is not there, or a tensor is of a
             dtype that cannot be.
     """
-    weights = {t.name.removesuffix(SUFFIX): t for t in tensors if _is_weight(t)}
     if plan.report is not None:
-        for stats in plan.report:
-            found = weights.get(stats.name)
-            if found is None or found.shape != tuple(stats.shape):
-                there = "no such weight" if found is None else f"one of {found.shape}"
-                raise ValueError(
-                    f"report: layer {stats.name!r} is {tuple(stats.shape)}; the model has {there}"
-                )
-        names = [stats.name for stats in plan.report]
+        chosen = _reported(source.weights, plan.report)
     else:
-        config = plan.config or plan.wavelet
+        config = plan.config or plan.quantised
         assert config is not None
-        every = [name for name, t in weights.items() if config.targets or len(t.shape) == 4]
-        if not every:
-            raise ValueError("the model has no 4-D '*.weight' tensor, so nothing is compressed")
-        names = select_names(every, config)
-    chosen = [weights[name] for name in names]
-    for tensor in chosen:
+        chosen = select(source.weights, config, source.prefix)
+        if not chosen:
+            two_axes = [weight.layer for weight in source.weights]
+            hint = f"; targets can name its 2-D ones: {', '.join(two_axes[:8])}" if two_axes else ""
+            raise WavpruneError(
+                f"the model has no 4-D '*.weight' tensor, so nothing is compressed{hint}"
+            )
+    keys = dict.fromkeys(source.aliases.get(weight.key, weight.key) for weight in chosen)
+    tensors = [source.tensors[key] for key in keys]
+    for tensor in tensors:
         if tensor.dtype not in DTYPES:
-            raise ValueError(
-                f"layer {tensor.name.removesuffix(SUFFIX)!r}: its weight has dtype {tensor.dtype}; "
+            raise WavpruneError(
+                f"layer {layer_name(tensor.name)!r}: its weight has dtype {tensor.dtype}; "
                 f"allowed: {', '.join(DTYPES)}; ignore that layer"
             )
+    return tensors
+
+
+def _reported(weights: Iterable[Weight], report: PruneReport) -> list[Weight]:
+    by_layer = {weight.layer: weight for weight in weights}
+    chosen = []
+    for stats in report:
+        # A bare layer is its own model, and has no name.
+        weight = by_layer.get(stats.name or "weight")
+        if weight is None or weight.shape != tuple(stats.shape):
+            there = "no such weight" if weight is None else f"one of {weight.shape}"
+            raise WavpruneError(
+                f"report: layer {stats.name!r} is {tuple(stats.shape)}; the model has {there}"
+            )
+        chosen.append(weight)
     return chosen
 
 
-def _norm(weight: torch.Tensor) -> float:
-    """The Frobenius norm of a contiguous weight, summed in parts."""
-    wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
-    total = 0.0
-    for part in torch.split(weight.view(-1), CHUNK):
-        values = part.to(wide).numpy()
-        total += float(np.vdot(values, values))
-    return math.sqrt(total)
+def _reported_name(name: str, report: PruneReport) -> str:
+    return "" if name == "weight" and all(stats.name != name for stats in report) else name
 
 
-def _is_weight(tensor: Tensor) -> bool:
-    return (
-        (tensor.name.endswith(SUFFIX) or tensor.name == "weight")
-        and len(tensor.shape) in (2, 4)
-        and 0 not in tensor.shape
-    )
+@dataclass(frozen=True, slots=True)
+class _Size:
+    peak: float
+    exponent: int
+    norm: float
 
 
-def _whole(ref: LayerRef, config: PruneConfig) -> Layer:
+def _size_of(ref: LayerRef) -> _Size:
+    """How large the values of a contiguous weight are.
+
+    Raises:
+        WavpruneError: a value is NaN or infinite.
+    """
     weight = ref.weight
+    parts = torch.split(weight.view(-1), CHUNK)
+    peaks = torch.stack([torch.stack(torch.aminmax(part)).abs().max() for part in parts])
+    peak = float(peaks.max())
+    if not math.isfinite(peak):
+        count = non_finite(weight)
+        raise WavpruneError(
+            f"layer {ref.name!r}: {count} of {weight.numel()} weights are NaN or infinite; "
+            "allowed: finite weights"
+        )
+    exponent = exponent_for(peak)
+    compute_dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
+    total = 0.0
+    for part in parts:
+        if exponent:
+            values = np.ldexp(part.to(torch.float64).numpy(), -exponent)
+        else:
+            values = part.to(compute_dtype).numpy()
+        total += float(np.vdot(values, values))
+    return _Size(peak, exponent, math.sqrt(total))
+
+
+def _cheapest_basis(weight: torch.Tensor, config: PruneConfig) -> Basis:
+    """The basis of a weight of which nothing is pruned."""
     if weight.ndim == 2:
         # A transform of a whole matrix takes longer than everything else.
-        return _layer(ref, _Kept(basis_for(replace(config, wavelet="identity"), weight)), config)
+        return basis_for(replace(config, wavelet="identity"), weight)
     bases = bases_for(config, weight)
-    basis = bases[0] if len(bases) == 1 else min(bases, key=_rate(weight))
-    return _layer(ref, _Kept(basis), config)
+    return bases[0] if len(bases) == 1 else min(bases, key=_rate(weight))
 
 
 def _rate(weight: torch.Tensor) -> Callable[[Basis], float]:
     """The bits that each basis takes, but for a constant: Laplace variables' at one step."""
     kernels = weight.flatten(0, 1).flatten(1)
-    kernels = kernels[:: max(1, len(kernels) // SAMPLE)].to(torch.float32)
-    sample = kernels.numpy()
+    kernels = kernels[:: max(1, len(kernels) // SAMPLE)]
+    exponent = exponent_for(float(kernels.abs().max()))
+    if exponent:
+        sample = np.ldexp(kernels.to(torch.float64).numpy(), -exponent).astype(np.float32)
+    else:
+        sample = kernels.to(torch.float32).numpy()
     floor = FLOOR * math.sqrt(float(np.vdot(sample, sample)) / sample.size) or 1.0
 
     def rate(basis: Basis) -> float:
@@ -147,103 +220,75 @@ def _rate(weight: torch.Tensor) -> Callable[[Basis], float]:
     return rate
 
 
-class _Kept(NamedTuple):
-    basis: Basis
-    by_importance: bool = True
-    mask: torch.Tensor | None = None
-
-
-def _prune(ref: LayerRef, config: PruneConfig) -> _Kept:
-    found: list[_Kept] = []
-
-    def record(batches: Sequence[Batch], kept: Sequence[torch.Tensor]) -> None:
-        found.extend(
-            _Kept(batch.basis, batch.by_importance, mask)
-            for batch, mask in zip(batches, kept, strict=True)
-        )
-
-    prune_layers([ref], config, record=record)
-    return found[0]
-
-
-def _pruned_before(ref: LayerRef, stats: LayerStats, report: PruneReport) -> Layer:
-    config = PruneConfig(
-        method="min_weight" if stats.wavelet == "identity" else "dwt",
-        wavelet=stats.wavelet,
-        level=stats.level_requested,
-        mode=stats.mode or "periodization",
-        force_level=bool(report.settings.get("force_level")),
-    )
-    basis = basis_for(config, ref.weight) if stats.wavelet != "klt" else None
-    if basis is None or basis.expansive:
-        raise ValueError(
-            f"layer {ref.name!r}: what was kept cannot be told from weights that were pruned in "
-            f"{stats.wavelet!r}; give the weights before that, and config"
-        )
-    dtype = torch.float64 if ref.weight.dtype == torch.float64 else torch.float32
-    batch = Batch(
-        ref.kernels(basis.kernel), basis, report.settings.get("percentile") is None, dtype
-    )
-    backend = resolve("auto", [batch], masks=True)
-    threshold = backend.threshold([([batch], Target(keep=stats.kept))])
-    (mask,) = backend.masks([batch], threshold)  # type: ignore[attr-defined]  # resolved with masks
-    return _layer(ref, _Kept(basis, batch.by_importance, mask), config)
-
-
-def _layer(ref: LayerRef, kept: _Kept, config: PruneConfig) -> Layer:
-    basis, by_importance, mask = kept
-    weight = ref.weight
-    if basis.factors is not None or math.prod(basis.kernel) > LARGEST_KERNEL:
-        size = "x".join(map(str, basis.kernel))
-        raise ValueError(
-            f"layer {ref.name!r}: {size} kernels are too large to be stored in {basis.name!r}; "
+def _layer(ref: LayerRef, kept: Kept, size: _Size) -> Layer:
+    basis = kept.basis
+    if not basis.is_dense or basis.num_values > LARGEST_KERNEL:
+        shape = "x".join(map(str, basis.kernel))
+        raise WavpruneError(
+            f"layer {ref.name!r}: {shape} kernels are too large to be stored in {basis.name!r}; "
             f"allowed: kernels of at most {LARGEST_KERNEL} values, or method='min_weight'"
         )
-    operator = basis.importance_operator if by_importance else basis.coefficient_operator
-    analysis = synthesis = None
-    name = BasisName("identity", (1, 1))
-    if not operator.identity:
-        analysis = operator.analysis.astype(np.float32)
-        synthesis = matrix_of(operator)
-        name = BasisName(
-            basis.name,
-            basis.kernel,
-            basis.mode,
-            basis.level_requested,
-            config.force_level,
-            by_importance,
-        )
-    K = 1 if synthesis is None else len(synthesis)
-    kernels = weight.reshape(-1, K)
+    matrices = _matrices_of(basis, kept.by_importance)
+    analysis, synthesis = matrices.analysis, matrices.synthesis
     keep = None
-    if mask is not None:
+    if kept.mask is not None:
         coefficients = 1 if analysis is None else len(analysis)
-        keep = _keeper(mask, coefficients, flat=operator.identity)
+        keep = _keeper(kept.mask, coefficients, flat=analysis is None)
     return Layer(
-        NAMES[weight.dtype],
-        tuple(ref.weight.shape),
-        kernels,
-        _norm(weight),
-        name,
-        analysis,
-        synthesis,
-        keep,
+        dtype=DTYPE_NAMES[ref.weight.dtype],
+        shape=tuple(ref.weight.shape),
+        kernels=ref.weight.reshape(-1, 1 if synthesis is None else len(synthesis)),
+        peak=size.peak,
+        exponent=size.exponent,
+        norm=size.norm,
+        basis=matrices.basis,
+        basis_bytes=matrices.basis_bytes,
+        analysis=analysis,
+        synthesis=synthesis,
+        keep=keep,
     )
+
+
+class _Matrices(NamedTuple):
+    """A basis as it is stored, and what computes with it; all empty for the identity."""
+
+    basis: StoredBasis | None = None
+    basis_bytes: bytes = b""
+    analysis: Floats | None = None
+    synthesis: Floats | None = None
+
+    @property
+    def nbytes(self) -> int:
+        matrices = (self.analysis, self.synthesis)
+        return sum(matrix.nbytes for matrix in matrices if matrix is not None)
+
+
+_CACHE = ByteCache[_Matrices](CACHE_BYTES, lambda matrices: matrices.nbytes)
+
+
+def _matrices_of(basis: Basis, by_importance: bool) -> _Matrices:
+    def make() -> _Matrices:
+        operator = basis.importance_operator if by_importance else basis.coefficient_operator
+        if operator.identity:
+            return _Matrices()
+        axes = axis_functions(basis)
+        stored, payload = store(basis.name, basis.kernel, operator, axes, by_importance)
+        analysis = operator.analysis.astype(np.float32)
+        return _Matrices(stored, payload, analysis, stored.matrix(payload))
+
+    if basis.data_driven:
+        return make()
+    return _CACHE.get((basis, by_importance), make)
 
 
 def _keeper(
     mask: torch.Tensor, M: int, *, flat: bool
 ) -> Callable[[int, int], npt.NDArray[np.bool_]]:
-    """The mask ``(M, count)`` of some kernels; the first stands at the beginning of a block."""
+    """The mask ``(M, count)`` of some kernels, which start at the beginning of a block."""
 
-    def keep(first: int, count: int) -> npt.NDArray[np.bool_]:
-        start = first // masks.BLOCK * M * 2
-        part = mask[start : start + masks.mask_bytes(count, M, flat=flat)]
+    def keep(start: int, count: int) -> npt.NDArray[np.bool_]:
+        offset = start // masks.BLOCK * M * 2
+        part = mask[offset : offset + masks.mask_bytes(count, M, flat=flat)]
         return masks.unpack(part, count, M, flat=flat).numpy().T
 
     return keep
-
-
-def quantising(wavelet: str, targets: object, ignore: object) -> PruneConfig:
-    """The settings that say in which basis weights are stored of which nothing is pruned."""
-    return PruneConfig(wavelet=wavelet or AUTO, targets=targets, ignore=ignore)  # type: ignore[arg-type]  # it checks them

@@ -6,36 +6,30 @@ What is written has a temporary name until it is complete.
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from ..atomic import replaced
+from ..common.atomic import recover, replaced
 from ..config import PruneConfig
-from ..engine.layers import LayerRef, select_names, unique_layers
+from ..engine.ambient import neutral
+from ..engine.layers import LayerRef, unique_layers
 from ..engine.run import prune_layers
-from ..report import Outcome, PruneReport
+from ..errors import WavpruneError
+from ..report import Outcome, PruneReport, RunSettings
 from .formats import (
     INDEX,
     SAFETENSORS,
     SINGLE,
     STATE_DICTS,
-    Checkpoint,
     WeightFile,
     open_checkpoint,
 )
-
-# A copy of a model directory holds the pruned weights and no others.
-WEIGHTS = (
-    *SAFETENSORS,
-    *STATE_DICTS,
-    *(".ckpt", ".gguf", ".h5", ".keras", ".msgpack", ".npy", ".npz", ".onnx", ".onnx_data"),
-    *(".ot", ".pb", ".pickle", ".pkl", ".tflite"),
-)
-CACHES = (".git", ".cache")
+from .formats.directory import copy_others
+from .formats.names import warn_skipped
 
 
+@neutral()
 def prune_file(
     source: str | os.PathLike[str],
     target: str | os.PathLike[str] | None,
@@ -45,7 +39,9 @@ def prune_file(
     dry_run: bool = False,
     progress: bool = False,
 ) -> PruneReport:
-    """Prune the 4-D ``*.weight`` tensors of a checkpoint into a new one.
+    """Prune the ``*.weight`` tensors of a checkpoint into a new one.
+
+    All 4-D ones without ``targets``; 2-D ones only where ``targets`` names them.
 
     Args:
         source: what ``open_checkpoint`` takes.
@@ -54,32 +50,42 @@ def prune_file(
         config: what to do.
         force: replace what is at ``target``.
         dry_run: check everything and prune a private copy in memory; ``target`` may be None.
-        progress: show a tqdm bar on standard error.
+        progress: show a progress bar on standard error.
 
     Returns:
         The report, one entry a layer, in the order of the files and of the tensors in them.
 
     Raises:
-        ValueError: ``source`` cannot be pruned or ``target`` cannot be written.
+        WavpruneError: ``source`` cannot be pruned or ``target`` cannot be written.
         OSError: reading or writing failed. Nothing is left behind in either case.
     """
+    target = None if target is None else Path(target)
     if target is None and not dry_run:
-        raise ValueError("target is None; allowed only with dry_run=True")
-    checkpoint = open_checkpoint(source)
-    chosen = frozenset(select_names(checkpoint.layers, config))
+        raise WavpruneError("target is None; allowed only with dry_run=True")
+    if target is not None and not dry_run and target.parent.is_dir():
+        recover(target)
+    checkpoint = open_checkpoint(source, _scratch(target, dry_run))
+    chosen = frozenset(checkpoint.select(config))
     if target is not None:
-        target = Path(target)
         _check_target(checkpoint.path, target, force)
+    warn_skipped(checkpoint.path, checkpoint.skipped)
     if target is None or dry_run:
         return _prune(checkpoint.files, [None] * len(checkpoint.files), chosen, config, progress)
-    with replaced(target) as new:
+    with replaced(target, overwrite=force) as new:
         if not checkpoint.path.is_dir():
             return _prune(checkpoint.files, [new], chosen, config, progress)
         new.mkdir()
-        copies = [new / file.path.name for file in checkpoint.files]
+        names = [file.path.name for file in checkpoint.files]
+        copies = [new / name for name in names]
         report = _prune(checkpoint.files, copies, chosen, config, progress)
-        _copy_others(checkpoint, new, in_place=target.exists() and target.samefile(source))
+        in_place = target.exists() and target.samefile(source)
+        copy_others(checkpoint.path, new, names, checkpoint.index, in_place=in_place)
     return report
+
+
+def _scratch(target: Path | None, dry_run: bool) -> Path | None:
+    """Where a private copy of the source may lie for a while."""
+    return None if target is None or dry_run or not target.parent.is_dir() else target.parent
 
 
 def _prune(
@@ -99,11 +105,12 @@ def _prune(
     with ExitStack() as stack:
         refs: list[LayerRef] = []
         for file, copy in zip(files, copies, strict=True):
-            layers = [layer for layer in file.layers if layer in chosen]
+            layers = [weight.layer for weight in file.weights if weight.layer in chosen]
             refs += stack.enter_context(file.open(layers, copy))
         if not refs:
-            return PruneReport(Outcome((), 0.0, 0.0), {})
-        return prune_layers(unique_layers(refs), config, progress=progress)
+            return PruneReport(Outcome((), 0.0, 0.0), RunSettings.of(config))
+        # Read before the file appears: an error must leave nothing.
+        return prune_layers(unique_layers(refs), config, progress=progress).wait()
 
 
 def _merged(reports: Sequence[PruneReport]) -> PruneReport:
@@ -112,58 +119,43 @@ def _merged(reports: Sequence[PruneReport]) -> PruneReport:
         squared_norm=sum(report.squared_norm for report in reports),
         squared_error=sum(report.squared_error for report in reports),
     )
-    return PruneReport(outcome, reports[0].settings)
+    bases = {name: basis for report in reports for name, basis in report.bases.items()}
+    return PruneReport(outcome, reports[0].settings, bases)
 
 
 def _check_target(source: Path, target: Path, force: bool) -> None:
     if target.name in ("", ".."):
-        raise ValueError(f"{target} is no name to write to; give the directory's own")
+        raise WavpruneError(f"invalid output path {str(target)!r}; give the directory's own name")
     if not target.parent.is_dir():
-        raise ValueError(f"{target}: there is no directory {target.parent}")
+        raise WavpruneError(f"{target}: there is no directory {target.parent}")
     suffix = target.suffix.lower()
     if source.is_dir():
         if suffix in (*SAFETENSORS, *STATE_DICTS) or target.is_file():
-            raise ValueError(f"{target} names a file, but {source} is a directory; name one too")
+            raise WavpruneError(f"{target} names a file, but {source} is a directory; name one too")
         _check_directory(source, target)
     else:
         kind = SAFETENSORS if source.suffix.lower() in SAFETENSORS else STATE_DICTS
         if suffix not in kind:
-            raise ValueError(f"{target} must end in {' or '.join(kind)}, as {source} does")
+            raise WavpruneError(f"{target} must end in {' or '.join(kind)}, as {source} does")
         if target.is_dir():
-            raise ValueError(f"{target} is a directory, but {source} is a file; name a file")
-    if not force and (target.exists() or target.is_symlink()):
-        raise ValueError(f"{target} exists already; only --force replaces it")
+            raise WavpruneError(f"{target} is a directory, but {source} is a file; name a file")
+        if target.exists() and not target.is_file():
+            raise WavpruneError(f"{target} is not a regular file, and is not replaced")
+    if not force and os.path.lexists(target):
+        raise WavpruneError(f"{target} exists already; only --force replaces it")
 
 
 def _check_directory(source: Path, target: Path) -> None:
     """Raise where writing or replacing the target would destroy more than a model."""
     inner, outer = source.resolve(), target.resolve()
     if inner != outer and (inner in outer.parents or outer in inner.parents):
-        raise ValueError(f"{source} and {target} lie in one another; allowed: separate directories")
+        raise WavpruneError(
+            f"one of {source} and {target} contains the other; allowed: separate directories"
+        )
     if target.exists():
         known = any((target / name).exists() for name in (SINGLE, INDEX))
         if not known and any(target.iterdir()):
-            raise ValueError(
+            raise WavpruneError(
                 f"{target} is not replaced, for it is no model: it holds neither {SINGLE} nor "
                 f"{INDEX}; remove it first"
             )
-
-
-def _copy_others(checkpoint: Checkpoint, new: Path, *, in_place: bool) -> None:
-    """Copy what makes a model directory complete: all of it in place, else all but weights."""
-    pruned = {file.path.name for file in checkpoint.files}
-
-    def left_out(directory: str, names: list[str]) -> set[str]:
-        done = pruned if Path(directory) == checkpoint.path else set()
-        if in_place:
-            return done
-        return done | {name for name in names if name in CACHES or _holds_weights(name)} - {
-            checkpoint.index
-        }
-
-    shutil.copytree(checkpoint.path, new, ignore=left_out, dirs_exist_ok=True)
-
-
-def _holds_weights(name: str) -> bool:
-    """True for weight files of every format, and for the indices of their shards."""
-    return Path(name.removesuffix(".index.json")).suffix.lower() in WEIGHTS

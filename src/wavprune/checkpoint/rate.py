@@ -1,4 +1,4 @@
-"""The step at which a file has the bytes that were asked for."""
+"""The step at which a file has the number of bytes that was asked for."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from .encode import Layer, quantise
+from ..errors import WavpruneError
+from .layer import Layer
 from .plan import Plan
-from .record import chunks_of
+from .quantisers import quantise
+from .records import chunks_of
 from .sources import Tensor
-from .synthesis import Floats
+from .stored_basis import Floats
 
 # How far from its target a file may be.
 TOLERANCE = 0.015
@@ -23,7 +25,7 @@ FINEST, COARSEST = 2.0**-14, 1.0
 
 
 class Search:
-    """Finds the step: from samples first, then from what files of that step came to.
+    """Finds the step: from samples of the layers first, then from the files of the steps tried.
 
     Args:
         target: bytes of the file.
@@ -32,7 +34,7 @@ class Search:
         plan: what is kept of them.
 
     Attributes:
-        step: the next to try; None when the last one was near enough.
+        step: the next to try; None when the last one was close enough.
     """
 
     def __init__(self, target: float, rest: float, tensors: Sequence[Tensor], plan: Plan) -> None:
@@ -49,11 +51,11 @@ class Search:
         self.step: float | None = math.exp(high)
         self._samples = samples
 
-    def found(self, size: int) -> None:
-        """Say what the file of ``step`` came to.
+    def report(self, size: int) -> None:
+        """Say how many bytes the file of ``step`` has.
 
         Raises:
-            ValueError: no step reaches the target.
+            WavpruneError: no step reaches the target.
         """
         assert self.step is not None
         self._tried.append((math.log(self.step), float(size)))
@@ -61,8 +63,8 @@ class Search:
             self.step = None
             return
         if len(self._tried) == ROUNDS:
-            nearest = min(self._tried, key=lambda each: abs(each[1] - self.target))[1]
-            raise ValueError(
+            nearest = min(self._tried, key=lambda tried: abs(tried[1] - self.target))[1]
+            raise WavpruneError(
                 f"no step brings the file to {self.target:,.0f} bytes; the nearest has "
                 f"{nearest:,.0f}, of which the tensors that stay as they are may be most"
             )
@@ -76,7 +78,7 @@ class Search:
             share = (below[1] - self.target) / (below[1] - above[1])
             # Sizes that do not fall evenly must not hold the search at one end.
             return below[0] + min(max(share, 0.05), 0.95) * (above[0] - below[0])
-        # What the samples say the slope is.
+        # The slope that the samples have.
         bytes_at = [sum(_bytes(s, math.exp(at + d)) for s in self._samples) for d in (0.0, 0.1)]
         slope = min((bytes_at[1] - bytes_at[0]) / 0.1, -1.0)
         return at + min(max((self.target - size) / slope, -1.5), 1.5)
@@ -91,11 +93,11 @@ class _Sample(NamedTuple):
 def _sample(layer: Layer) -> _Sample:
     """Coefficients of kernels from all over a layer, and how many each stands for."""
     chunks = chunks_of(len(layer.kernels), layer.M)
-    each = max(16, SAMPLE // layer.M // len(chunks) // 16 * 16)
-    parts = [layer.coefficients(first, min(each, count)) for first, count in chunks]
-    found = np.concatenate(parts, axis=1)
-    scale = len(layer.kernels) * layer.M / found.size
-    return _Sample(found, scale, layer.norm or 1.0)
+    per_chunk = max(16, SAMPLE // layer.M // len(chunks) // 16 * 16)
+    parts = [layer.coefficients(start, min(per_chunk, count)) for start, count in chunks]
+    coefficients = np.concatenate(parts, axis=1)
+    scale = len(layer.kernels) * layer.M / coefficients.size
+    return _Sample(coefficients, scale, layer.norm or 1.0)
 
 
 def _bytes(sample: _Sample, step: float) -> float:

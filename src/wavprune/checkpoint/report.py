@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 
@@ -16,12 +16,13 @@ class SavedLayer:
         shape: of its weight.
         wavelet: its basis.
         values: ``"float32"``, ``"float16"`` or ``"symbols"``, whole numbers times a scale.
-        coder: what wrote them: ``"zstd"`` or ``"ans"``.
+        coder: what wrote them, such as ``"zstd"`` or ``"ans"``.
         coefficients: how many the layer has.
         kept: how many are stored.
         bytes: of all that is stored of it.
-        squared_error: squared Frobenius norm of the weight as it is loaded less as it was.
-        squared_norm: squared Frobenius norm of the weight as it was.
+        error: Frobenius norm of the weight as it is loaded less as it was.
+        norm: Frobenius norm of the weight as it was.
+        relative_error: of the two; 0 for a zero weight.
         checksum: CRC-32 of the weight as it is loaded.
     """
 
@@ -33,8 +34,9 @@ class SavedLayer:
     coefficients: int
     kept: int
     bytes: int
-    squared_error: float
-    squared_norm: float
+    error: float
+    norm: float
+    relative_error: float
     checksum: int
 
     @property
@@ -48,9 +50,14 @@ class SavedLayer:
         return 8 * self.bytes / self.numel
 
     @property
-    def relative_error(self) -> float:
-        """Frobenius norm of the change over that of the weight; 0 for a zero weight."""
-        return _relative(self.squared_error, self.squared_norm)
+    def squared_error(self) -> float:
+        """Squared Frobenius norm of the change."""
+        return self.error * self.error
+
+    @property
+    def squared_norm(self) -> float:
+        """Squared Frobenius norm of the weight as it was."""
+        return self.norm * self.norm
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +67,13 @@ class SaveReport:
     Attributes:
         path: where it is.
         bytes: of the whole file.
-        uncompressed: bytes of all tensors as they were.
+        uncompressed: bytes of all tensors as they were, tied ones once.
         layers: one entry a compressed layer.
         step: the step that a target came to, or that was asked for; else None.
         seconds: wall time.
+        skipped: layers that are stored as they are because they cannot be compressed, and why.
+        left_out: entries of a nested checkpoint that are not in the file: what is no tensor, or
+            lies beside the state dict.
     """
 
     path: Path
@@ -72,6 +82,8 @@ class SaveReport:
     layers: tuple[SavedLayer, ...]
     step: float | None
     seconds: float
+    skipped: dict[str, str] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
 
     @property
     def numel(self) -> int:
@@ -86,9 +98,6 @@ class SaveReport:
     @property
     def relative_error(self) -> float:
         """Frobenius norm of the change over that of the weights, all layers as one vector."""
-        error = sum(layer.squared_error for layer in self.layers)
-        return _relative(error, sum(layer.squared_norm for layer in self.layers))
-
-
-def _relative(error: float, norm: float) -> float:
-    return math.sqrt(error / norm) if norm else 0.0
+        # hypot neither overflows nor underflows where squares do.
+        norm = math.hypot(*(layer.norm for layer in self.layers))
+        return math.hypot(*(layer.error for layer in self.layers)) / norm if norm else 0.0

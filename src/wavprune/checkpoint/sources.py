@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from .coders import bytes_of
-from .container import read_header
-from .formats import DTYPES, SafetensorsFile, open_checkpoint
+from ..common.tensors import memory_key
+from ..errors import WavpruneError
+from .formats import open_checkpoint
+from .formats.names import Weight, weights_of
+from .formats.nesting import Nested, flatten
+from .formats.safetensors import BITS, DTYPE_NAMES, METADATA, SafetensorsFile, reader_of
+from .formats.torchfile import TorchFile
 
 # What other libraries look for.
 PLAIN = {"format": "pt"}
-NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 class Tensor(NamedTuple):
@@ -27,7 +31,8 @@ class Tensor(NamedTuple):
         dtype: as safetensors calls it.
         shape: of the tensor.
         size: bytes.
-        read: gives it, contiguous, on the CPU, for the reader alone to change.
+        read: gives it, contiguous, on the CPU, for the reader alone to change; as bytes where torch
+            lacks the dtype.
     """
 
     name: str
@@ -41,84 +46,129 @@ class Source(NamedTuple):
     """A model's tensors.
 
     Attributes:
-        tensors: all of them.
+        tensors: all of them by name, each memory once.
+        aliases: name -> name of the tensor that is the same memory (tied weights).
+        names: of all tensors and aliases, in the model's order.
+        weights: those of layers, aliases among them.
         metadata: of the file they come from.
+        skipped: layers that cannot be compressed, and why; they are stored as they are.
+        left_out: entries of a nested checkpoint that are not stored: no tensors, or beside the
+            state dict.
+        prefix: what was taken off every name.
     """
 
-    tensors: list[Tensor]
+    tensors: dict[str, Tensor]
+    aliases: dict[str, str]
+    names: list[str]
+    weights: list[Weight]
     metadata: dict[str, str]
+    skipped: dict[str, str]
+    left_out: tuple[str, ...] = ()
+    prefix: str = ""
+
+    @property
+    def size(self) -> int:
+        """Bytes of all tensors."""
+        return sum(tensor.size for tensor in self.tensors.values())
 
 
-def tensors_of(model: nn.Module | Mapping[str, torch.Tensor] | str | os.PathLike[str]) -> Source:
+def tensors_of(
+    model: nn.Module | Mapping[str, Any] | str | os.PathLike[str], scratch: Path | None = None
+) -> Source:
     """The tensors of a model, of a state dict or of a checkpoint on disk.
+
+    Args:
+        model: where they are.
+        scratch: see ``open_checkpoint``.
 
     Raises:
         TypeError: it is none of those.
-        ValueError: an entry is no dense tensor of a dtype that safetensors has, or the path holds
-            no checkpoint.
+        WavpruneError: an entry is no dense tensor of a dtype that safetensors has, or the path
+            holds no checkpoint.
     """
     if isinstance(model, nn.Module):
         model = model.state_dict()
     if isinstance(model, Mapping):
-        return Source([_in_memory(name, tensor) for name, tensor in model.items()], dict(PLAIN))
+        return _of_nested(flatten(model))
     if not isinstance(model, str | os.PathLike):
         raise TypeError(
             "model must be a torch.nn.Module, a state dict or the path of a checkpoint, not "
             f"{type(model).__name__}"
         )
-    checkpoint = open_checkpoint(model)
-    tensors: list[Tensor] = []
+    checkpoint = open_checkpoint(model, scratch)
+    tensors: dict[str, Tensor] = {}
     metadata: dict[str, str] = {}
     for file in checkpoint.files:
-        if not isinstance(file, SafetensorsFile):
-            return Source(_of_state_dict(file.path), dict(PLAIN))
-        entries, own = read_header(file.path)
-        metadata |= own
-        tensors += [
-            Tensor(name, e.dtype, e.shape, e.stop - e.start, _reader(file.path, *e))
-            for name, e in entries.items()
-        ]
-    return Source(tensors, metadata)
+        if isinstance(file, TorchFile):
+            return _of_nested(file.nested)
+        assert isinstance(file, SafetensorsFile)
+        metadata |= file.metadata
+        tensors |= {
+            name: Tensor(name, e.dtype, e.shape, e.size, reader_of(file.path, e))
+            # In the order of their bytes.
+            for name, e in sorted(file.tensors.items(), key=lambda item: item[1].start)
+        }
+    weights, skipped = weights_of({name: tensor.shape for name, tensor in tensors.items()})
+    return Source(tensors, {}, list(tensors), weights, metadata, skipped)
 
 
-def _in_memory(name: str, tensor: Any) -> Tensor:
+def _of_nested(nested: Nested) -> Source:
+    tensors: dict[str, Tensor] = {}
+    aliases: dict[str, str] = {}
+    names: list[str] = []
+    known: dict[Hashable, str] = {}
+    left_out = list(nested.others)
+    for path, tensor in nested.tensors.items():
+        if not path.startswith(nested.prefix):
+            left_out.append(path)
+            continue
+        name = path.removeprefix(nested.prefix)
+        if name == METADATA:
+            raise WavpruneError(
+                f"a tensor is called {METADATA!r}, which safetensors keeps for itself; rename it"
+            )
+        names.append(name)
+        first = known.setdefault(memory_key(tensor), name)
+        if first == name:
+            tensors[name] = _in_memory(name, tensor)
+        else:
+            aliases[name] = first
+    weights, skipped = nested.weights, nested.skipped
+    if nested.prefix:
+        # Without the prefix, a layer may have another name.
+        weights, skipped = weights_of(
+            {name: nested.tensors[nested.prefix + name].shape for name in names}
+        )
+    entries = tuple(dict.fromkeys(_entry(path, nested.prefix) for path in left_out))
+    return Source(tensors, aliases, names, weights, dict(PLAIN), skipped, entries, nested.prefix)
+
+
+def _entry(path: str, prefix: str) -> str:
+    """The whole name within the state dict, else that of the entry beside it."""
+    if path.startswith(prefix):
+        return path.removeprefix(prefix)
+    beside = 0
+    for part in prefix.split("."):
+        if not path.startswith(f"{part}.", beside):
+            break
+        beside += len(part) + 1
+    return path[:beside] + path[beside:].partition(".")[0]
+
+
+def _in_memory(name: str, tensor: torch.Tensor) -> Tensor:
     reason = None
-    if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
-        reason = f"is a {type(tensor).__name__}"
-    elif tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
-        reason = "is sparse, quantised or on the meta device"
-    elif tensor.dtype not in NAMES:
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+        reason = "is sparse, quantized or on the meta device"
+    elif is_traceable_wrapper_subclass(tensor):
+        reason = f"is a {type(tensor).__name__}, a wrapper around other tensors"
+    elif tensor.dtype not in DTYPE_NAMES:
         reason = f"has dtype {tensor.dtype}"
     if reason is not None:
-        raise ValueError(
-            f"{name!r} {reason}; allowed: dense tensors of {', '.join(NAMES.values())}"
-        )
+        raise WavpruneError(f"{name!r} {reason}; allowed: dense tensors of {', '.join(BITS)}")
 
     def read() -> torch.Tensor:
-        own: torch.Tensor = tensor.detach()
+        own = tensor.detach().resolve_conj().resolve_neg()
         return own.to("cpu", copy=True, memory_format=torch.contiguous_format)
 
     size = tensor.numel() * tensor.element_size()
-    return Tensor(name, NAMES[tensor.dtype], tuple(tensor.shape), size, read)
-
-
-def _reader(
-    path: Path, dtype: str, shape: tuple[int, ...], start: int, stop: int
-) -> Callable[[], torch.Tensor]:
-    def read() -> torch.Tensor:
-        data = torch.empty(stop - start, dtype=torch.uint8)
-        with path.open("rb") as file:
-            file.seek(start)
-            if file.readinto(bytes_of(data.numpy())) != stop - start:
-                raise ValueError(f"{path} ended while it was read")
-        # What torch has no name for is copied as bytes.
-        return data.view(DTYPES[dtype]).view(shape) if dtype in DTYPES else data
-
-    return read
-
-
-def _of_state_dict(path: Path) -> list[Tensor]:
-    content = torch.load(path, map_location="cpu", weights_only=True)
-    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        content = content["state_dict"]
-    return [_in_memory(name, tensor) for name, tensor in content.items()]
+    return Tensor(name, DTYPE_NAMES[tensor.dtype], tuple(tensor.shape), size, read)

@@ -1,10 +1,8 @@
 """From coefficients back to weights, to the same bits on every machine.
 
-The matrix is rounded to float32 and widened again, so that what libraries compute differently in
-the last places of float64 is gone. Every weight is ``c[m0] * S[k, m0] + c[m1] * S[k, m1] + ...``
-over the entries of its row that are not 0, in rising order, each product and each sum rounded to
-float64; then it is rounded to float32, and that to the weight's dtype. Nothing goes through BLAS,
-whose order of sums depends on the processor.
+Every weight is ``c[m0] * S[k, m0] + c[m1] * S[k, m1] + ...`` over the entries of its row that are
+not 0, in rising order, each product and each sum rounded to float64; then it is rounded to float32.
+Nothing goes through BLAS, whose order of sums depends on the processor.
 """
 
 from __future__ import annotations
@@ -22,6 +20,9 @@ try:
 except ImportError:
     ops = None  # type: ignore[assignment]  # without a compiler, numpy does it
 
+# The plans of larger matrices would fill the cache.
+LARGEST_PLAN = 1 << 16
+
 
 def synthesise(coefficients: Floats, matrix: Floats, *, compiled: bool = True) -> Floats:
     """Kernels from their coefficients.
@@ -38,19 +39,20 @@ def synthesise(coefficients: Floats, matrix: Floats, *, compiled: bool = True) -
         >>> synthesise(np.float32([[1, 2], [3, 4]]), np.float32([[1, 1], [1, -1]])).tolist()
         [[4.0, -2.0], [6.0, -2.0]]
     """
-    # The plan is cached by the matrix's values, which is sensible for small ones alone.
-    if compiled and ops is not None and matrix.size <= 1 << 16:
-        rows = torch.from_numpy(np.ascontiguousarray(coefficients.T, dtype=np.float64))
-        plan = _plan(matrix.tobytes(), *matrix.shape)
-        kernels: torch.Tensor = torch.ops.wavprune.idwt2(rows, plan, len(matrix))
-        return kernels.numpy().astype(np.float32)
+    if compiled and ops is not None and matrix.size <= LARGEST_PLAN:
+        # Inference tensors do not pass through autograd's part of the operator.
+        with torch.inference_mode():
+            rows = torch.from_numpy(np.ascontiguousarray(coefficients.T, dtype=np.float64))
+            plan = _plan(matrix.tobytes(), *matrix.shape)
+            kernels: torch.Tensor = torch.ops.wavprune.idwt2(rows, plan, len(matrix))
+            return kernels.numpy().astype(np.float32)
     values = coefficients.astype(np.float64)
     result = np.zeros((values.shape[1], len(matrix)), dtype=np.float32)
     for k, row in enumerate(matrix.astype(np.float64)):
-        places = np.flatnonzero(row)
-        if len(places):
-            total = values[places[0]] * row[places[0]]
-            for m in places[1:]:
+        nonzero = np.flatnonzero(row)
+        if len(nonzero):
+            total = values[nonzero[0]] * row[nonzero[0]]
+            for m in nonzero[1:]:
                 total += values[m] * row[m]
             result[:, k] = total
     return result

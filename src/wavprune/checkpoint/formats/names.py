@@ -1,0 +1,140 @@
+"""Which tensors of a state dict are weights of layers, and how layers are chosen by name.
+
+Every command asks here, so that a layer has one name and one answer in all of them.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+from ...config import PruneConfig
+from ...engine.layers import select_names
+from ...errors import WavpruneError
+
+WEIGHT = "weight"
+SUFFIX = f".{WEIGHT}"
+# What stands for a weight that is computed when the network runs.
+COMPUTED = {
+    "weight_v": "is computed from weight_g and weight_v",
+    "weight_orig": "is computed from weight_orig and a mask",
+    "parametrizations.weight.original": "is computed by a parametrization",
+    "parametrizations.weight.original1": "is computed by a parametrization",
+}
+
+
+class SkippedLayerWarning(UserWarning):
+    """Layers of a checkpoint were left as they are although their kind is pruned or compressed."""
+
+
+class Weight(NamedTuple):
+    """The weight of a layer.
+
+    Attributes:
+        layer: the layer's name: that of its tensor without ``".weight"``.
+        key: the tensor's name.
+        shape: of the tensor, 4-D or 2-D.
+    """
+
+    layer: str
+    key: str
+    shape: tuple[int, ...]
+
+
+def layer_name(key: str) -> str:
+    """The name of the layer whose weight is the tensor of this name.
+
+    Example:
+        >>> layer_name("stage1.conv.weight"), layer_name("weight")
+        ('stage1.conv', 'weight')
+    """
+    return key.removesuffix(SUFFIX)
+
+
+def weights_of(shapes: Mapping[str, Sequence[int]]) -> tuple[list[Weight], dict[str, str]]:
+    """The weights among some tensors, and the layers that look like one but cannot be pruned.
+
+    Args:
+        shapes: name and shape of every tensor.
+
+    Returns:
+        The 4-D and 2-D ``*.weight`` tensors, or a bare ``weight``, in their order; and, by layer,
+        why it is skipped.
+    """
+    weights: dict[str, Weight] = {}
+    skipped: dict[str, str] = {}
+    for key, size in shapes.items():
+        if WEIGHT not in key:
+            continue
+        shape = tuple(size)
+        if 0 in shape:
+            continue
+        if key == WEIGHT or key.endswith(SUFFIX):
+            layer = layer_name(key)
+            layer = key if layer in weights else layer
+            if len(shape) in (2, 4):
+                weights[layer] = Weight(layer, key, shape)
+            elif len(shape) in (3, 5):
+                skipped[layer] = f"its weight is {len(shape)}-D"
+            continue
+        for ending, reason in COMPUTED.items():
+            if len(shape) in (3, 4, 5) and (key == ending or key.endswith(f".{ending}")):
+                layer = key.removesuffix(ending).removesuffix(".") or WEIGHT
+                skipped[layer] = f"its weight {reason}"
+    return list(weights.values()), skipped
+
+
+def select(weights: Sequence[Weight], config: PruneConfig, prefix: str = "") -> list[Weight]:
+    """The weights that ``targets`` and ``ignore`` select.
+
+    Args:
+        weights: of the whole checkpoint.
+        config: without ``targets`` all 4-D weights are selected; 2-D ones only where they are
+            named.
+        prefix: what stands before every name in a nested file, such as ``"state_dict."``; patterns
+            may have it or not, whether the layers' names here do or not.
+
+    Raises:
+        WavpruneError: a pattern matches nothing, or nothing is left.
+    """
+    allowed = [w for w in weights if config.targets is not None or len(w.shape) == 4]
+    if not allowed:
+        return []
+    # Each layer under its name and, where the file nests, with and without the common prefix.
+    spellings = {w.layer: w for w in allowed}
+    if prefix:
+        bare = {w.layer.removeprefix(prefix): w for w in allowed}
+        spellings |= bare | {prefix + name: w for name, w in bare.items()}
+    names = list(spellings)
+    chosen = {spellings[name].key for name in select_names(names, replace(config, ignore=None))}
+    if config.ignore is not None:
+        # Only its check of the patterns counts here: it names the parameter.
+        _check_ignore(names, config)
+        by_pattern = replace(config, targets=config.ignore, ignore=None)
+        chosen -= {spellings[name].key for name in select_names(names, by_pattern)}
+    if not chosen:
+        raise WavpruneError(
+            f"no layer is left to prune: ignore={list(config.ignore or ())} drops all that "
+            f"targets={list(config.targets or ['*'])} selects"
+        )
+    return [w for w in allowed if w.key in chosen]
+
+
+def _check_ignore(names: Sequence[str], config: PruneConfig) -> None:
+    # A name that is no layer's is never dropped, so that the patterns alone can be at fault.
+    select_names([*names, "\0"], replace(config, targets=None, ignore=config.ignore))
+
+
+def warn_skipped(path: object, skipped: Mapping[str, str]) -> None:
+    """Warn of layers that are left as they are, by name and with the reason."""
+    if skipped:
+        message = f"{path}: left as they are: {describe_skipped(skipped)}"
+        warnings.warn(message, SkippedLayerWarning, stacklevel=3)
+
+
+def describe_skipped(skipped: Mapping[str, str], most: int = 8) -> str:
+    """Skipped layers and why, in one line."""
+    shown = [f"{name} ({reason})" for name, reason in list(skipped.items())[:most]]
+    return ", ".join(shown) + (f" and {len(skipped) - most} more" if len(skipped) > most else "")
