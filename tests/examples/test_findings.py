@@ -4,6 +4,7 @@ import copy
 import importlib
 import math
 import shutil
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -26,6 +27,12 @@ def findings() -> ModuleType:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(ROOT / "examples")
         return importlib.import_module("findings")
+
+
+@pytest.fixture(scope="module")
+def page(findings: ModuleType) -> ModuleType:
+    """The module that writes the page; its folder is on the path once ``findings`` is imported."""
+    return sys.modules["findings_page"]
 
 
 def runs_of(accuracies: dict[str, list[list[float]]], unpruned: float = 0.99) -> pd.DataFrame:
@@ -53,27 +60,27 @@ def runs_of(accuracies: dict[str, list[list[float]]], unpruned: float = 0.99) ->
     return pd.DataFrame(rows).assign(sweep="study", samples=500)
 
 
-def study_of(findings: ModuleType, accuracies: dict[str, list[list[float]]]) -> Any:
+def study_of(page: ModuleType, accuracies: dict[str, list[list[float]]]) -> Any:
     layers = pd.DataFrame({"sweep": []})
-    return findings.Study(runs_of(accuracies), layers, "study")
+    return page.Study(runs_of(accuracies), layers, "study")
 
 
 MIN_WEIGHT = [[0.99, 0.98, 0.9, 0.7], [0.99, 0.98, 0.9, 0.8]]
 
 
 def test_a_verdict_says_where_a_basis_is_behind_and_by_how_many_answers(
-    findings: ModuleType,
+    page: ModuleType,
 ) -> None:
     uhaar = [[0.5, 0.98, 0.89, 0.9], [0.5, 0.99, 0.9, 0.85]]
-    verdict = study_of(findings, {"uhaar": uhaar, "min_weight": MIN_WEIGHT}).verdict("uhaar")
+    verdict = study_of(page, {"uhaar": uhaar, "min_weight": MIN_WEIGHT}).verdict("uhaar")
     assert "at 2 of the 3 sparsities from 50% up" in verdict
     assert "behind at 90% by 0.50 points (5 of the 1,000 answers of 2 networks)" in verdict
     assert "lead of `uhaar` is +12.5 points at 95%, where it has lost 24.0. That reaches" in verdict
 
 
-def test_a_verdict_on_a_basis_that_wins_everywhere_or_not_enough(findings: ModuleType) -> None:
+def test_a_verdict_on_a_basis_that_wins_everywhere_or_not_enough(page: ModuleType) -> None:
     better = [[value + 0.01 for value in values] for values in MIN_WEIGHT]
-    verdict = study_of(findings, {"dct": better, "min_weight": MIN_WEIGHT}).verdict("dct")
+    verdict = study_of(page, {"dct": better, "min_weight": MIN_WEIGHT}).verdict("dct")
     assert "at least as accurate as min-weight at every sparsity from 50% up" in verdict
     assert (
         "lead of `dct` is +1.0 points at 95%, where it has lost 24.0. That does not reach"
@@ -81,29 +88,29 @@ def test_a_verdict_on_a_basis_that_wins_everywhere_or_not_enough(findings: Modul
     )
 
 
-def test_a_verdict_where_min_weight_loses_little(findings: ModuleType) -> None:
+def test_a_verdict_where_min_weight_loses_little(page: ModuleType) -> None:
     good = [[0.99, 0.99, 0.98, 0.9]]
-    verdict = study_of(findings, {"dct": good, "min_weight": good}).verdict("dct")
+    verdict = study_of(page, {"dct": good, "min_weight": good}).verdict("dct")
     assert "Min-weight loses less than 20 points at all of them." in verdict
 
 
-def test_a_lead_is_taken_between_prunings_of_the_same_network(findings: ModuleType) -> None:
+def test_a_lead_is_taken_between_prunings_of_the_same_network(page: ModuleType) -> None:
     # Over networks both methods have the same mean, lowest and highest accuracy.
     uhaar = [[0.99, 0.98, 0.9, 0.8], [0.99, 0.98, 0.9, 0.7]]
-    table = study_of(findings, {"uhaar": uhaar, "min_weight": MIN_WEIGHT}).leads("uhaar")
+    table = study_of(page, {"uhaar": uhaar, "min_weight": MIN_WEIGHT}).leads("uhaar")
     assert table.splitlines()[-1] == "| 95% | 24.0 | +0.0 (-10.0 to +10.0) |"
 
 
 @pytest.mark.parametrize("wavelet", ["uhaar", "dct", "identity"])
 @pytest.mark.parametrize("sparsity", [0.5, 0.9, 0.99])
 def test_white_noise_has_the_error_that_the_page_says_in_every_basis(
-    findings: ModuleType, wavelet: str, sparsity: float
+    page: ModuleType, wavelet: str, sparsity: float
 ) -> None:
     torch.manual_seed(0)
     conv = nn.Conv2d(128, 256, 3)
     nn.init.normal_(conv.weight)
     report = wavprune.fast.prune(conv, wavelet=wavelet, sparsity=sparsity)
-    assert report.relative_error == pytest.approx(findings.noise_error(sparsity), rel=5e-3)
+    assert report.relative_error == pytest.approx(page.noise_error(sparsity), rel=5e-3)
 
 
 def test_the_tables_hold_what_the_results_file_holds(findings: ModuleType, tmp_path: Path) -> None:

@@ -97,3 +97,47 @@ def test_another_ending_is_refused_and_nothing_is_written(results: Path, tmp_pat
 def test_a_missing_results_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"none\.db does not exist; allowed: a file that a sweep"):
         export(tmp_path / "none.db", tmp_path / "out.csv")
+
+
+@pytest.fixture
+def hostile(tmp_path: Path) -> Path:
+    row = {
+        "guid": "a",
+        "started": "2026-01-01T00:00:00+00:00",
+        "finished": "2026-01-01T00:00:01+00:00",
+        "status": "failed",
+        "method": "dwt",
+        "batchnorm": "off",
+        "matched": "",
+        "settings": "{}",
+        "versions": "{}",
+        "loss": -0.5,
+        "model": "=1+1",
+        "data": "@SUM(A1)",
+        "error": "-2+3",
+        "traceback": "\tx",
+        "sweep": "+x",
+    }
+    with Store(tmp_path / "hostile.db", create=True) as store:
+        store.add(row)
+    return tmp_path / "hostile.db"
+
+
+def test_a_spreadsheet_takes_no_text_for_a_formula(hostile: Path, tmp_path: Path) -> None:
+    export(hostile, tmp_path / "out.csv")
+    row = pd.read_csv(tmp_path / "out.csv", dtype=str).iloc[0]
+    assert row[["model", "data", "error", "traceback", "sweep"]].tolist() == [
+        "'=1+1",
+        "'@SUM(A1)",
+        "'-2+3",
+        "'\tx",
+        "'+x",
+    ]
+    assert (row["loss"], row["method"]) == ("-0.5", "dwt")
+
+
+@pytest.mark.parametrize("ending", ["parquet", "json"])
+def test_formats_without_formulas_keep_texts(hostile: Path, tmp_path: Path, ending: str) -> None:
+    export(hostile, tmp_path / f"out.{ending}")
+    frame: pd.DataFrame = getattr(pd, f"read_{ending}")(tmp_path / f"out.{ending}")
+    assert frame[["model", "data", "error"]].to_numpy().tolist() == [["=1+1", "@SUM(A1)", "-2+3"]]

@@ -4,6 +4,7 @@ import base64
 import html
 import re
 import shutil
+import sqlite3
 import subprocess
 import xml.etree.ElementTree as ET
 from collections import Counter
@@ -21,6 +22,7 @@ from wavprune.sweep.settings import parse_sweep
 from wavprune.sweep.store import Store
 
 HOSTILE = '<script>alert("x")</script>'
+FIRST_FORMAT = Path(__file__).parents[1] / "sweep" / "data" / "results-format-1.sql"
 VOID = {"meta", "img", "br", "link", "input"}
 
 pytestmark = pytest.mark.filterwarnings("ignore::wavprune.LevelCollapsedWarning")
@@ -170,8 +172,8 @@ def test_the_words_say_what_the_runs_say(
     runs, layers = tables
     (network,) = summary.networks(runs)
     assert network.models == (HOSTILE, "demo-1")
-    (comparison,) = summary.comparisons(network)
-    assert comparison.sparsities == (0.5, 0.9)
+    (panel_summary,) = summary.panel_summaries(network)
+    assert panel_summary.sparsities == (0.5, 0.9)
     for label, method, wavelet in (
         ("uhaar", "dwt", "uhaar"),
         ("bior4.4", "dwt", "bior4.4"),
@@ -180,14 +182,14 @@ def test_the_words_say_what_the_runs_say(
     ):
         of = runs[(runs["method"] == method) & (runs["sparsity_requested"] == 0.9)]
         of = of[of["wavelet"] == wavelet] if wavelet else of
-        cell = comparison.rows[label][1]
+        cell = panel_summary.rows[label][1]
         assert cell["y"] == pytest.approx(of["top1"].mean())
         assert (cell["low"], cell["high"]) == (of["top1"].min(), of["top1"].max())
         assert cell["runs"] == len(of)
-    assert comparison.rows["random"][0] == {}
+    assert panel_summary.rows["random"][0] == {}
     texts = {text for _, text in Document(page).texts}
-    assert set(comparison.sentences) <= texts
-    assert len(comparison.sentences) == 3
+    assert set(panel_summary.sentences) <= texts
+    assert len(panel_summary.sentences) == 3
     assert summary.collapsed(runs, layers)[0] in texts
     assert "bior4.4" in summary.collapsed(runs, layers)[0]
     assert "uhaar" not in summary.collapsed(runs, layers)[0]
@@ -212,8 +214,8 @@ def panel(**accuracies: list[float]) -> pd.DataFrame:
 def test_sentences_on_what_holds_and_what_leads() -> None:
     runs = panel(uhaar=[0.98, 0.975, 0.96], dct=[0.98, 0.96, 0.975], min_weight=[0.98, 0.94, 0.6])
     (network,) = summary.networks(runs)
-    (comparison,) = summary.comparisons(network)
-    assert comparison.sentences == (
+    (panel_summary,) = summary.panel_summaries(network)
+    assert panel_summary.sentences == (
         "Within 1 point of the unpruned network's 98%: uhaar up to 80%; dct and min-weight up to "
         "50%.",
         "At 50%: all the same, 98%.",
@@ -238,6 +240,25 @@ def test_the_pictured_run_is_the_sparsest_that_holds() -> None:
     beside = summary.companions(network, run)
     assert list(beside["label"]) == ["uhaar", "dct", "min-weight"]
     assert set(beside["sparsity"]) == {0.8}
+
+
+def test_bases_that_never_transformed_a_kernel_are_told_by_their_layers() -> None:
+    layers = pd.DataFrame(
+        [
+            # guid, wavelet, mode, level_used, shape
+            ("a", "sym20", "zero", 0, "4x4x3x3"),
+            ("a", "identity", None, 0, "4x4x1x1"),
+            ("b", "outside", None, 0, "4x4x3x3"),
+            ("c", "db1", "zero", 1, "4x4x3x3"),
+            ("c", "db1", "zero", 0, "4x4x2x2"),
+            ("d", "identity", None, 0, "4x4x3x3"),
+        ],
+        columns=["guid", "wavelet", "mode", "level_used", "shape"],
+    ).assign(method="dwt")
+    wavelets = {"a": "sym20", "b": "outside", "c": "db1", "d": "auto"}
+    runs = pd.DataFrame({"guid": wavelets.keys(), "wavelet": wavelets.values(), "model": "net"})
+    (sentence,) = summary.collapsed(runs, layers)
+    assert sentence.startswith("Too long for every kernel of net: sym20. No transform ran")
 
 
 def test_where_no_accuracy_holds_the_best_is_pictured() -> None:
@@ -340,3 +361,14 @@ console.log(body.rows.map((row) => row.name).join(), headings[%d].set["aria-sort
         "10.0,0.9,-1.5, descending",
         ",-1.5,10.0,0.9 ascending",
     ]
+
+
+def test_a_page_of_the_first_format_shows_every_run(tmp_path: Path) -> None:
+    path = tmp_path / "results.db"
+    connection = sqlite3.connect(path)
+    connection.executescript(FIRST_FORMAT.read_text())
+    connection.close()
+    write_page(path, tmp_path / "page.html")
+    text = (tmp_path / "page.html").read_text()
+    assert "3 finished runs, 1 failed" in text
+    assert all(f">{guid}</td>" in text for guid in ("f4c6724a", "a5026de6", "e0ae8509"))

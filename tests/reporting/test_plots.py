@@ -259,7 +259,7 @@ def test_histograms_that_do_not_fit_are_an_error() -> None:
         plots.coefficient_histogram({"a": {"edges": [0, 1], "counts": [1, 2]}})
 
 
-def test_kernels_are_a_grid_in_one_colour_scale() -> None:
+def test_kernels_are_a_grid_in_one_color_scale() -> None:
     before = torch.randn(5, 2, 3, 3, generator=torch.Generator().manual_seed(0)).numpy()
     after = np.where(np.abs(before) > 1, before, 0)
     figure = plots.kernels_before_after(before, after)
@@ -322,3 +322,20 @@ def test_pyplot_has_no_figure_afterwards() -> None:
         "import matplotlib.pyplot as plt; assert plt.get_fignums() == []"
     )
     subprocess.run([sys.executable, "-W", "error", "-c", script], check=True)
+
+
+def test_a_mix_of_bases_is_not_called_by_one_of_them(report: PruneReport) -> None:
+    mixed = report.to_dataframe()
+    mixed.loc[mixed["name"] == "0.last", "wavelet"] = "identity"
+    assert legend(plots.error_by_layer(mixed)) == ["auto"]
+
+
+def test_a_basis_from_outside_is_drawn_like_any_other() -> None:
+    frame = pd.concat(
+        [runs(), runs().query("wavelet == 'haar'").assign(wavelet="hadamard")], ignore_index=True
+    )
+    figure = plots.accuracy_by_sparsity(frame)
+    assert legend(figure) == ["unpruned", "uhaar", "haar", "hadamard", "min-weight", "random"]
+    color, marker = series.basis_style("hadamard")
+    assert line(figure, "hadamard").get_color() == color
+    assert line(figure, "hadamard").get_marker() == marker

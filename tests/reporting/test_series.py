@@ -5,7 +5,7 @@ import itertools
 import pandas as pd
 import pytest
 
-from wavprune.config import OWN_BASES, WAVELETS
+from wavprune.config import WAVELETS
 from wavprune.reporting import series
 
 
@@ -14,9 +14,12 @@ def runs(**columns: object) -> pd.DataFrame:
     return frame.assign(top1=0.5) if "top1" not in frame else frame
 
 
-def test_every_basis_looks_like_itself_and_unlike_its_neighbours() -> None:
-    styles = {name: series.basis_style(name) for name in (*OWN_BASES, *WAVELETS, "min-weight")}
-    assert len(set(map(series.basis_style, ("uhaar", "haar", "dct", "klt", "auto")))) == 5
+KNOWN = ("auto", "uhaar", "haar", "dct", "klt", "identity", "min-weight", "random")
+
+
+def test_every_basis_looks_like_itself_and_unlike_its_neighbors() -> None:
+    styles = {name: series.basis_style(name) for name in (*KNOWN, *WAVELETS)}
+    assert len({styles[name] for name in KNOWN}) == len(KNOWN)
     for one, other in itertools.pairwise(WAVELETS):
         assert styles[one] != styles[other]
     assert styles == {name: series.basis_style(name) for name in reversed(styles)}
@@ -95,3 +98,23 @@ def test_what_is_not_comparable_is_in_another_panel() -> None:
     assert sum(map(len, panels.values())) == 3
     targets = series.panels(runs(targets=["fc1", ""]))
     assert set(targets) == {"targets fc1", "no targets"}
+
+
+def test_bases_from_outside_have_a_style_of_their_name() -> None:
+    names = [f"own-{i}" for i in range(30)]
+    styles = [series.basis_style(name) for name in names]
+    assert styles == [series.basis_style(name) for name in names]
+    assert len(set(styles)) > 10
+    assert not set(styles) & {series.basis_style(name) for name in KNOWN}
+    assert all(len(color) == 7 for color, _ in styles)
+
+
+def test_a_method_from_outside_is_labeled_by_its_basis_too_where_it_has_several() -> None:
+    frame = pd.DataFrame(
+        {
+            "method": ["dwt", "saliency", "saliency", "min_weight"],
+            "wavelet": ["haar", "haar", "dct", None],
+        }
+    )
+    assert list(series.labels(frame)) == ["haar", "saliency, haar", "saliency, dct", "min-weight"]
+    assert list(series.labels(frame.iloc[[0, 1, 3]])) == ["haar", "saliency", "min-weight"]

@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 import torch
 from pydantic import TypeAdapter
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from tests.support import sweeps
 from wavprune import demo
-from wavprune.sweep.models import load_model, model_identity
+from wavprune.sweep.models import identify, load_model, model_identity
 from wavprune.sweep.sources import ModelSource
 
 SOURCE: TypeAdapter[Any] = TypeAdapter(ModelSource)
@@ -79,6 +79,73 @@ def test_pickled_weights_are_refused(tmp_path: Path) -> None:
     torch.save({}, path / "pytorch_model.bin")
     with pytest.raises(ValueError, match=r"pytorch_model\.bin and no safetensors file; allowed"):
         loaded(tmp_path, {"directory": "net"})
+
+
+def renamed(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {f"module.{key}": value for key, value in state.items()}
+
+
+def without(part: str) -> Any:
+    return lambda state: {key: value for key, value in state.items() if part not in key}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (without("classifier"), r"2 of the network's tensors are not in it, such as 'classifier"),
+        (without("stages.1.layers.0.layer.0.convolution"), "1 of the network's tensors are not"),
+        (renamed, r"tensors in it are not the network's, such as 'module\."),
+        (lambda state: {**state, "extra": torch.zeros(1)}, "1 tensors in it are not .* 'extra'"),
+        (lambda state: {**state, "classifier.1.bias": torch.zeros(9)}, "cannot be loaded: .*size"),
+    ],
+    ids=["no head", "no convolution", "other prefix", "more tensors", "other size"],
+)
+def test_a_hugging_face_directory_is_complete_or_refused(
+    tmp_path: Path, change: Any, message: str
+) -> None:
+    path = directory(tmp_path / "net", weights=True) / "model.safetensors"
+    save_file(change(load_file(path)), path, {"format": "pt"})
+    with pytest.raises(ValueError, match=f"(?s){message}"):
+        loaded(tmp_path, {"directory": "net"})
+
+
+def test_a_counter_that_only_training_reads_may_be_missing(tmp_path: Path) -> None:
+    path = directory(tmp_path / "net", weights=True) / "model.safetensors"
+    expected = load_file(path)
+    save_file(without("num_batches_tracked")(expected), path, {"format": "pt"})
+    found = loaded(tmp_path, {"directory": "net"}).state_dict()
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+def test_random_numbers_drawn_by_a_module_do_not_change_the_weights(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(
+        "import torch\ntorch.rand(7)\ndef make():\n    return torch.nn.Linear(3, 3)\n"
+    )
+    first, again = (loaded(tmp_path, {"factory": "net:make"}) for _ in range(2))
+    assert model_identity(first) == model_identity(again)
+
+
+def test_the_code_of_a_factory_is_part_of_what_a_model_is(tmp_path: Path) -> None:
+    text = """
+import torch
+class Net(torch.nn.Module):
+    def forward(self, x):
+        return torch.relu(x)
+"""
+    told = SOURCE.validate_python({"factory": "net:Net"}, context={"root": tmp_path})
+    ids = set()
+    for activation in ("relu", "tanh", "relu"):
+        (tmp_path / "net.py").write_text(text.replace("relu", activation))
+        ids.add(identify(told, load_model(told)))
+    assert len(ids) == 2
+
+
+def test_addresses_are_not_part_of_a_structure() -> None:
+    class Net(nn.Module):
+        def extra_repr(self) -> str:
+            return repr(lambda x: x)
+
+    assert model_identity(Net()) == model_identity(Net())
 
 
 @pytest.mark.parametrize(

@@ -17,11 +17,11 @@ import yaml
 
 from tests.support import sweeps
 from wavprune import LevelCollapsedWarning, PruneConfig
-from wavprune.evaluation.compare import run_trial
+from wavprune.evaluation.trial import run_trial
 from wavprune.sweep.data import load_data
+from wavprune.sweep.grid import expand
 from wavprune.sweep.models import load_model
 from wavprune.sweep.runner import run_sweep
-from wavprune.sweep.settings import expand
 from wavprune.sweep.store import Store
 
 # What a run measures that does not depend on when and where it ran.
@@ -229,6 +229,24 @@ def test_a_warning_of_many_runs_is_said_once(root: Path, db: Path) -> None:
         assert (store.layers()["level_used"] == 0).all()
 
 
+def test_a_warning_of_a_networks_own_kind_reaches_the_caller(tmp_path: Path, db: Path) -> None:
+    sweeps.folder(tmp_path)
+    text = """
+import warnings
+class OwnWarning(UserWarning):
+    pass
+class Net(Net):
+    def forward(self, x):
+        warnings.warn("a word", OwnWarning)
+        return super().forward(x)
+"""
+    (tmp_path / "net.py").write_text(sweeps.MODULE + text)
+    content = sweeps.content(model={"factory": "net:Net"}, grid={"sparsity": [0.5, 0.6]})
+    with pytest.warns(UserWarning, match="a word") as caught:
+        assert run_sweep(sweeps.sweep(tmp_path, content), db, jobs=2).failed == 0
+    assert len(caught) == 1
+
+
 def test_a_failed_run_is_a_row_with_its_error(
     root: Path, db: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -249,6 +267,61 @@ def test_a_failed_run_is_a_row_with_its_error(
     again = run_sweep(sweep, db, jobs=1, retry_failed=True)
     assert (again.ok, again.known) == (2, 5)
     assert runs(db)["status"].tolist() == ["ok"] * 7
+
+
+def test_a_network_that_exits_is_a_failed_row_and_ends_nothing(root: Path, db: Path) -> None:
+    grid = {"method": "min_weight", "sparsity": [0.3, 0.95]}
+    summary = run_sweep(sweeps.sweep(root, sweeps.content("Quitting", grid=grid)), db, jobs=1)
+    assert (summary.ok, summary.failed) == (2, 1)
+    assert runs(db)["error"].dropna().tolist() == ["SystemExit: 0"]
+
+
+def test_a_weight_that_is_not_finite_fails_every_run_that_prunes_it(root: Path, db: Path) -> None:
+    grid = {"method": ["dwt", "min_weight"], "wavelet": "haar", "matched": ["", "kept"]}
+    summary = run_sweep(sweeps.sweep(root, sweeps.content("Unfinished", grid=grid)), db, jobs=1)
+    assert (summary.ok, summary.failed) == (1, 3)
+    errors = runs(db).query("method != 'none'")["error"]
+    assert errors.str.contains("layer 'spare': 9 of 576 weights are NaN or infinite").all()
+
+
+NETWORK = """
+import torch
+from tests.support.sweeps import Net, loader
+class Edited(Net):
+    def forward(self, x):
+        return super().forward(x) * FACTOR
+"""
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_an_edited_network_is_measured_as_it_is_now(tmp_path: Path, db: Path, jobs: int) -> None:
+    sweeps.folder(tmp_path)
+    grid = {"method": "min_weight", "sparsity": [0.5, 0.6]}
+    content = sweeps.content(model={"factory": "net:Edited"}, grid=grid)
+    for factor in (1, 2):
+        text = sweeps.MODULE + NETWORK.replace("FACTOR", str(factor))
+        (tmp_path / "net.py").write_text(text)
+        summary = run_sweep(sweeps.sweep(tmp_path, content), db, jobs=jobs)
+        assert (summary.ok, summary.known) == (3, 0)
+    frame = runs(db)
+    pairs = frame.groupby(frame["sparsity_requested"].fillna(0))["loss"]
+    assert (pairs.nunique() == 2).all()
+    assert (frame["guid"].nunique(), frame["relative_error"].nunique()) == (6, 2)
+
+
+def test_a_network_that_changes_during_a_sweep_is_not_measured(
+    tmp_path: Path, db: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweeps.folder(tmp_path)
+    numbers = iter(range(10))
+    monkeypatch.setattr(sweeps, "next_number", lambda: next(numbers), raising=False)
+    (tmp_path / "net.py").write_text(
+        "from tests.support import sweeps\n"
+        "def make():\n    return sweeps.Net(4 + sweeps.next_number())\n"
+    )
+    content = sweeps.content(model={"factory": "net:make"}, grid={"sparsity": 0.5})
+    assert run_sweep(sweeps.sweep(tmp_path, content), db, jobs=1).failed == 2
+    assert runs(db)["error"].str.contains("is not the one that the sweep started with").all()
 
 
 def test_a_run_that_kills_its_process_is_a_failed_row_and_ends_no_other(
@@ -346,7 +419,7 @@ def test_a_cluster_of_two_workers_does_the_same(root: Path, db: Path, cluster: s
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"jobs": 0}, "jobs must be 1 or more, not 0"),
+        ({"jobs": 0}, "jobs must be an integer, 1 or more, not 0"),
         ({"cluster": "slurm"}, "unknown cluster 'slurm'; allowed: ray, dask"),
         ({"address": "1.2.3.4:5"}, "address='1.2.3.4:5' is a cluster's; name it: ray, dask"),
     ],

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import uuid
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wavprune import PruneConfig
-from wavprune.sweep.settings import Run, expand, parse_sweep, read_sweep
+from wavprune.sweep import schema
+from wavprune.sweep.grid import Run, expand
+from wavprune.sweep.settings import parse_sweep, read_sweep
 from wavprune.sweep.sources import FolderData
 
 GRID = {"method": ["dwt", "min_weight", "random"], "wavelet": ["haar", "dct"], "sparsity": 0.8}
@@ -99,7 +103,9 @@ def test_kept_matches_the_other_methods_to_each_dwt_run() -> None:
     }
     assert len(followers) == len(pairs) == 8
     assert all(run.config and run.config.percentile is None for run in followers)
-    assert {run.columns()["sparsity_requested"] for run in followers} == {None}
+    assert {schema.values(schema.SETTINGS, run)["sparsity_requested"] for run in followers} == {
+        None
+    }
 
 
 def test_bytes_matches_each_dwt_run_to_min_weight() -> None:
@@ -187,3 +193,15 @@ def test_a_broken_file_says_so(tmp_path: Path, text: str, message: str) -> None:
 def test_a_missing_file_says_so(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"none\.yaml: No such file"):
         read_sweep(tmp_path / "none.yaml")
+
+
+def test_the_former_name_of_the_package_still_works() -> None:
+    script = (
+        "from wavprune.experiment.settings import parse_sweep\n"
+        "from wavprune.experiment.models import load_model\n"
+        "import wavprune.sweep.models\n"
+        "sweep = parse_sweep({'model': 'demo', 'data': 'demo', 'grid': {}})\n"
+        "load_model(sweep.models[0])\n"
+        "assert load_model is wavprune.sweep.models.load_model\n"
+    )
+    subprocess.run([sys.executable, "-W", "error", "-c", script], check=True)

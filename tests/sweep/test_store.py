@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import json
 import sqlite3
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,10 @@ import pytest
 from torch import nn
 
 import wavprune
-from wavprune.sweep.store import SCHEMA, Store
+from wavprune.sweep import schema
+from wavprune.sweep.store import Store
 
+FIRST_FORMAT = Path(__file__).parent / "data" / "results-format-1.sql"
 RUN = {
     "sweep": "s",
     "started": "2026-01-01T00:00:00.5+00:00",
@@ -126,15 +130,110 @@ def test_a_file_that_is_no_results_file_is_left_alone(path: Path) -> None:
     assert path.read_bytes() == before
 
 
-def test_a_file_of_another_schema_says_so(path: Path) -> None:
+def test_a_file_of_a_newer_version_says_so(path: Path) -> None:
     Store(path, create=True).close()
     connection = sqlite3.connect(path)
-    connection.execute(f"PRAGMA user_version = {SCHEMA + 1}")
+    connection.execute(f"PRAGMA user_version = {schema.VERSION + 1}")
     connection.close()
-    with pytest.raises(ValueError, match=f"another version of wavprune .schema {SCHEMA + 1}"):
+    with pytest.raises(ValueError, match=f"newer version of wavprune .format {schema.VERSION + 1}"):
         Store(path)
 
 
 def test_there_are_no_pictures_of_a_run_that_is_not_there(path: Path) -> None:
     with Store(path, create=True) as store, pytest.raises(KeyError, match="a"):
         store.pictures("a")
+
+
+@pytest.fixture
+def first_format(path: Path) -> Path:
+    """A results file as the first version of the store wrote it."""
+    connection = sqlite3.connect(path)
+    connection.executescript(FIRST_FORMAT.read_text())
+    connection.close()
+    return path
+
+
+@pytest.fixture
+def next_format(monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of a column that only the next version of the format has."""
+    column = schema.Column("coverage", float, "Pruned share of the parameters", since=99)
+    monkeypatch.setattr(schema, "RUNS", (*schema.RUNS, column))
+    monkeypatch.setattr(schema, "VERSION", 99)
+    return column.name
+
+
+def version_of(path: Path) -> int:
+    connection = sqlite3.connect(path)
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    connection.close()
+    return int(version)
+
+
+def test_the_first_format_is_read_with_every_value(first_format: Path) -> None:
+    assert version_of(first_format) == 1
+    with Store(first_format) as store:
+        runs, layers = store.runs(), store.layers()
+        pictures = store.pictures(runs["guid"][1])
+        assert len(store.known()) == 4
+        assert len(store.known(retry_failed=True)) == 3
+    assert runs["method"].tolist() == ["none", "dwt", "min_weight", "dwt"]
+    assert runs["status"].tolist() == ["ok", "ok", "ok", "failed"]
+    assert runs["kept"].tolist()[1:3] == [27, 27]
+    assert runs["loss"].tolist()[:2] == pytest.approx([1.42054554388, 1.42049474438], abs=1e-11)
+    assert runs["error"][3].startswith("ValueError: targets")
+    assert json.loads(runs["settings"][1])["config"]["wavelet"] == "uhaar"
+    assert layers["name"].tolist() == ["conv1", "conv2"] * 2
+    assert layers["threshold"][0] == pytest.approx(0.11053511500358155)
+    assert sum(map(sum, pictures["confusion"])) == 64
+    assert [entry["layer"] for entry in pictures["histograms"]] == ["conv1", "conv2"]
+
+
+def test_a_file_of_an_earlier_format_is_read_where_it_cannot_be_written(
+    first_format: Path, next_format: str
+) -> None:
+    before = first_format.read_bytes()
+    first_format.chmod(0o444)
+    with Store(first_format) as store:
+        runs = store.runs()
+    assert runs[next_format].isna().all()
+    assert str(runs[next_format].dtype) == "float64"
+    assert first_format.read_bytes() == before
+
+
+def test_a_run_added_to_an_earlier_format_brings_the_file_to_this_one(
+    first_format: Path, next_format: str
+) -> None:
+    with Store(first_format, create=True) as store:
+        assert store.add(row("a", **{next_format: 0.75}))
+        runs = store.runs()
+    assert runs[next_format].tolist()[-1] == 0.75
+    assert runs[next_format].isna().tolist() == [True] * 4 + [False]
+    assert version_of(first_format) == 99
+    with Store(first_format) as store:
+        pd.testing.assert_frame_equal(store.runs(), runs)
+
+
+def test_two_processes_may_bring_a_file_to_this_format(
+    first_format: Path, next_format: str
+) -> None:
+    with Store(first_format) as one, Store(first_format) as other:
+        assert one.add(row("a", **{next_format: 0.5}))
+        assert other.add(row("b", **{next_format: 0.25}))
+        assert one.runs()[next_format].tolist()[-2:] == [0.5, 0.25]
+
+
+def test_a_file_that_lacks_columns_of_its_format_is_refused(first_format: Path) -> None:
+    connection = sqlite3.connect(first_format)
+    connection.execute("ALTER TABLE runs DROP COLUMN top1")
+    connection.close()
+    with pytest.raises(ValueError, match=r"is not a results file of format 1: .* no column top1"):
+        Store(first_format)
+
+
+@pytest.mark.parametrize("data", [zlib.compress(b"[" + b"0," * 2**26), b"nonsense", b"", "text"])
+def test_damaged_pictures_are_one_error_and_bounded(path: Path, data: object) -> None:
+    with Store(path, create=True) as store:
+        store.add(row("a"), pictures={"confusion": [[1]]})
+        store._connection.execute("UPDATE pictures SET confusion = ?", (data,))
+        with pytest.raises(ValueError, match="the pictures of run a cannot be read"):
+            store.pictures("a")

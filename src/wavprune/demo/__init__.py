@@ -14,23 +14,27 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler, TensorDataset
 
+from ..common.checks import choice
+from ..common.optional import require
+from ..errors import WavpruneError
+
 SPLITS = ("train", "test")
 SEEDS = (0, 1, 2)
 
 Network = TypeVar("Network", bound=nn.Module)
 
-_TESTED = 600
-_BRIGHTEST = 16
+_TEST_IMAGES = 600
+_MAX_VALUE = 16
 
 
 class Block(nn.Module):
     """Two 3x3 convolutions beside a shortcut, as in ResNet-18.
 
     Args:
-        inputs: channels that come in.
-        outputs: channels that go out.
-        stride: of the first convolution and, where it is not 1 or the channels change, of a 1x1
-            convolution in the shortcut.
+        inputs: number of input channels.
+        outputs: number of output channels.
+        stride: of the first convolution and, if it is not 1 or the number of channels changes, of
+            a 1x1 convolution in the shortcut.
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
@@ -51,7 +55,7 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-    """A ResNet for 8x8 images: a stem and three blocks of 16, 32 and 64 channels, 76,000 weights.
+    """A ResNet for 8x8 images: one convolution and three blocks of 16, 32 and 64 channels.
 
     Example:
         >>> ResNet()(torch.zeros(2, 1, 8, 8)).shape
@@ -100,15 +104,15 @@ def digits(split: str = "test", batch_size: int = 200) -> DataLoader[tuple[torch
     """Handwritten digits, always in the same order.
 
     Args:
-        split: ``"train"``, 1197 images, or ``"test"``, 600; every digit has the same share in both.
-        batch_size: images a batch.
+        split: ``"train"``, 1197 images, or ``"test"``, 600, with the same share of every digit.
+        batch_size: images per batch.
 
     Returns:
         Batches of images ``(N, 1, 8, 8)``, float32 from 0 (paper) to 1 (ink), and of labels
         ``(N,)``, int64 from 0 to 9.
 
     Raises:
-        ValueError: an argument is not allowed.
+        WavpruneError: an argument is not allowed.
         ImportError: scikit-learn is not installed.
 
     Example:
@@ -116,27 +120,23 @@ def digits(split: str = "test", batch_size: int = 200) -> DataLoader[tuple[torch
         >>> images.shape, labels.shape
         (torch.Size([32, 1, 8, 8]), torch.Size([32]))
     """
-    if split not in SPLITS:
-        raise ValueError(f"unknown split {split!r}; allowed: {', '.join(SPLITS)}")
-    try:
-        from sklearn.datasets import load_digits
-        from sklearn.model_selection import train_test_split
-    except ImportError as error:
-        raise ImportError("digits needs scikit-learn; pip install 'wavprune[demo]'") from error
-    images, labels = load_digits(return_X_y=True)
-    train, test = train_test_split(
-        range(len(labels)), test_size=_TESTED, random_state=0, stratify=labels
+    choice("split", split, SPLITS)
+    datasets = require("sklearn.datasets", extra="demo", purpose="the digits")
+    selection = require("sklearn.model_selection", extra="demo", purpose="the digits")
+    images, labels = datasets.load_digits(return_X_y=True)
+    train, test = selection.train_test_split(
+        range(len(labels)), test_size=_TEST_IMAGES, random_state=0, stratify=labels
     )
-    chosen = train if split == "train" else test
+    indices = train if split == "train" else test
     dataset = TensorDataset(
-        torch.from_numpy(images[chosen] / _BRIGHTEST).float().reshape(-1, 1, 8, 8),
-        torch.from_numpy(labels[chosen]).long(),
+        torch.from_numpy(images[indices] / _MAX_VALUE).float().reshape(-1, 1, 8, 8),
+        torch.from_numpy(labels[indices]).long(),
     )
-    # The sampler gives whole batches of indices: one indexing a batch instead of one an image.
+    # The sampler yields the indices of whole batches, so the tensors are indexed once per batch.
     batches = BatchSampler(SequentialSampler(dataset), batch_size, drop_last=False)
-    # A loader draws from the global random state whenever it starts, unless it has its own.
-    own = torch.Generator()
-    return DataLoader(dataset, batch_size=None, sampler=batches, generator=own)
+    # Without a generator of its own, a loader advances the global random state.
+    generator = torch.Generator()
+    return DataLoader(dataset, batch_size=None, sampler=batches, generator=generator)
 
 
 def resnet(seed: int = 0) -> ResNet:
@@ -146,7 +146,7 @@ def resnet(seed: int = 0) -> ResNet:
         seed: which of the trainings: 0, 1 or 2.
 
     Raises:
-        ValueError: there is no training with this seed.
+        WavpruneError: there is no training with this seed.
 
     Example:
         >>> sum(m.weight.numel() for m in resnet().modules() if isinstance(m, nn.Conv2d))
@@ -162,7 +162,7 @@ def mlp(seed: int = 0) -> MLP:
         seed: which of the trainings: 0, 1 or 2.
 
     Raises:
-        ValueError: there is no training with this seed.
+        WavpruneError: there is no training with this seed.
 
     Example:
         >>> [tuple(m.weight.shape) for m in mlp().modules() if isinstance(m, nn.Linear)]
@@ -172,13 +172,13 @@ def mlp(seed: int = 0) -> MLP:
 
 
 def weights_path(name: str, seed: int) -> Path:
-    """Where the weights of a training lie in the package."""
+    """The file with the weights of a training."""
     return Path(__file__).with_name(f"{name}-{seed}.safetensors")
 
 
 def _trained(network: Network, name: str, seed: int) -> Network:
     if seed not in SEEDS:
-        raise ValueError(f"unknown seed {seed!r}; allowed: {', '.join(map(str, SEEDS))}")
-    # Half precision on disk; load_state_dict widens it to the network's float32.
+        raise WavpruneError(f"unknown seed {seed!r}; allowed: {', '.join(map(str, SEEDS))}")
+    # Half precision in the file; load_state_dict converts to the network's float32.
     network.load_state_dict(load_file(weights_path(name, seed)))
     return network.eval()

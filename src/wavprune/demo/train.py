@@ -1,8 +1,8 @@
 """Train the demo's networks: ``python -m wavprune.demo.train``.
 
-Each network sees the 1197 training digits, shifted by up to a pixel, and is never shown the test
-digits. The same versions of torch and scikit-learn on the same kind of processor give the same
-weights; they take a few minutes on one core.
+Each network is trained on the 1197 training digits, shifted by up to a pixel, and never sees the
+test digits. The same versions of torch and scikit-learn on the same kind of processor give the same
+weights; training takes a few minutes on one core.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import save
 from torch import nn
 from torch.nn import functional
-from tqdm import tqdm
 
-from ..atomic import replaced
+from ..common.atomic import replaced
+from ..common.progress import progress_bar
 from . import MLP, SEEDS, ResNet, digits, weights_path
 
 NETWORKS: dict[str, type[nn.Module]] = {"resnet": ResNet, "mlp": MLP}
@@ -31,7 +31,7 @@ DECAY = 5e-4
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
     default=weights_path("resnet", 0).parent,
-    help="Where the weights go. [default: into the package]",
+    help="Folder for the weights. [default: the package]",
 )
 @click.option("--epochs", type=click.IntRange(min=1), default=EPOCHS, show_default=True)
 def main(out: Path, epochs: int) -> None:
@@ -52,10 +52,10 @@ def train(
 
     Args:
         network_type: called without arguments, gives the network.
-        seed: draws the first weights, the order of the images and their shifts. The global
-            random state stays as it is.
-        epochs: how often every image is seen, 1 or more.
-        label: shown beside a progress bar on standard error; None means no bar.
+        seed: of the initial weights, the order of the images and their shifts. The global random
+            state stays as it is.
+        epochs: passes over the images, 1 or more.
+        label: of a progress bar on standard error; None shows no bar.
 
     Returns:
         The network, in evaluation mode.
@@ -69,19 +69,21 @@ def train(
             network.parameters(), lr=RATE, momentum=0.9, weight_decay=DECAY, nesterov=True
         )
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=epochs * steps)
-        for _ in tqdm(range(epochs), desc=label, unit="epoch", disable=label is None):
-            for chosen in torch.split(torch.randperm(len(images)), BATCH):
-                logits = network(shifted(images[chosen]))
-                loss = functional.cross_entropy(logits, labels[chosen])
-                optimizer.zero_grad()
-                torch.autograd.backward(loss)
-                optimizer.step()
-                schedule.step()
+        with progress_bar(label or "", epochs, "epochs", label is not None) as advance:
+            for _ in range(epochs):
+                for batch in torch.split(torch.randperm(len(images)), BATCH):
+                    logits = network(shifted(images[batch]))
+                    loss = functional.cross_entropy(logits, labels[batch])
+                    optimizer.zero_grad()
+                    torch.autograd.backward(loss)
+                    optimizer.step()
+                    schedule.step()
+                advance(1)
     return network.eval()
 
 
 def shifted(images: torch.Tensor) -> torch.Tensor:
-    """Every image ``(N, C, H, W)`` moved by -1, 0 or 1 pixel along each axis, drawn at random."""
+    """Images ``(N, C, H, W)``, each shifted at random by -1, 0 or 1 pixel along each axis."""
     height, width = images.shape[-2:]
     windows = functional.pad(images, (1, 1, 1, 1)).unfold(2, height, 1).unfold(3, width, 1)
     down, right = torch.randint(3, (2, len(images)))
@@ -89,9 +91,9 @@ def shifted(images: torch.Tensor) -> torch.Tensor:
 
 
 def stored(network: nn.Module, path: Path) -> nn.Module:
-    """Write a network in half precision and give it back as it will be loaded.
+    """Write a network in half precision, and return it with the weights that loading will give.
 
-    Vectors, which batch norm and the biases are, stay in single precision: they are few.
+    Vectors (batch norms and biases) stay in single precision: they are few.
     """
     state = {
         name: value.half() if value.ndim > 1 else value
@@ -105,9 +107,9 @@ def stored(network: nn.Module, path: Path) -> nn.Module:
 
 @torch.no_grad()
 def accuracy(network: nn.Module) -> float:
-    """The part of the test digits that a network names rightly, from 0 to 1."""
-    rights = [(network(images).argmax(1) == labels) for images, labels in digits("test")]
-    return float(torch.cat(rights).double().mean())
+    """The accuracy on the test digits, from 0 to 1."""
+    correct = [(network(images).argmax(1) == labels) for images, labels in digits("test")]
+    return float(torch.cat(correct).double().mean())
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Results as files that other programs read."""
+"""Results as tables in files that other programs read."""
 
 from __future__ import annotations
 
@@ -6,16 +6,20 @@ import math
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ..atomic import replaced
+from ..common.atomic import replaced
+from ..common.optional import require
+from ..errors import WavpruneError
 from ..sweep.store import Store
 
 if TYPE_CHECKING:
     import pandas as pd
 
 # What WaveletTransforms called the methods.
-PHASES = {"dwt": "selective", "min_weight": "min", "random": "random"}
+_PHASES = {"dwt": "selective", "min_weight": "min", "random": "random"}
+
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def export(
@@ -27,24 +31,27 @@ def export(
 ) -> int:
     """Write the runs of a results file, or their layers, as a table.
 
+    The columns are those of ``docs/results.md``. In a CSV file a text that a spreadsheet would take
+    for a formula has an apostrophe in front of it.
+
     Args:
-        results: the file of a sweep.
+        results: a results file.
         output: a ``.csv``, ``.parquet`` or ``.json`` (a list of objects) file, which appears when
             it is complete.
-        layers: one row a layer of each run, not one a run; the run's ``guid`` tells which.
-        wavelettransforms: one row a layer, with the columns that WaveletTransforms' logs have.
+        layers: one row per layer instead of one per run; its ``guid`` is that of the run.
+        wavelettransforms: one row per layer, with the columns of WaveletTransforms' logs.
 
     Returns:
         How many rows were written.
 
     Raises:
-        ValueError: ``results`` is no results file, or ``output`` has another ending.
+        WavpruneError: ``results`` is not a results file, or ``output`` has another ending.
         ImportError: pandas or, for Parquet, pyarrow is not installed.
     """
     output = Path(output)
     write = _WRITERS.get(output.suffix.lower())
     if write is None:
-        raise ValueError(f"{output} has an unknown ending; allowed: {', '.join(_WRITERS)}")
+        raise WavpruneError(f"{output} has an unknown ending; allowed: {', '.join(_WRITERS)}")
     with Store(results) as store:
         if wavelettransforms:
             frame = wavelettransforms_table(store)
@@ -56,23 +63,23 @@ def export(
 
 
 def wavelettransforms_table(store: Store) -> pd.DataFrame:
-    """One row a layer of each pruned run, with WaveletTransforms' columns.
+    """One row per layer of each pruned run, with WaveletTransforms' columns.
 
-    ``Threshold`` is its knob: the percentile or, where a sparsity was given, that. ``Phase`` is
-    ``"selective"``, ``"min"`` or ``"random"``. ``Non-zero Params`` counts weights that are not 0
-    afterwards; ``Total Pruned Count`` is ``Original Parameter Count`` less the values kept, so it
-    counts no structural zeros, which WaveletTransforms counted.
+    ``Threshold`` is its setting of that name: the percentile or, where none was given, the
+    sparsity. ``Phase`` is ``"selective"``, ``"min"`` or ``"random"``. ``Non-zero Params`` counts
+    the weights that are not 0 afterwards. ``Total Pruned Count`` is ``Original Parameter Count``
+    minus the kept values, so unlike WaveletTransforms it does not count structural zeros.
     """
     runs = store.runs().set_index("guid")
     layers = store.layers()
-    asked = runs["percentile"].fillna(runs["sparsity_requested"]).fillna(runs["sparsity"])
+    amounts = runs["percentile"].fillna(runs["sparsity_requested"]).fillna(runs["sparsity"])
     numel = layers["shape"].map(lambda shape: math.prod(map(int, shape.split("x"))))
     numel = numel.astype("Int64")
     frame = layers[["guid"]].rename(columns={"guid": "GUID"})
     frame["Wavelet"] = layers["wavelet"]
     frame["Level"] = layers["level_used"]
-    frame["Threshold"] = layers["guid"].map(asked)
-    frame["Phase"] = layers["method"].map(PHASES)
+    frame["Threshold"] = layers["guid"].map(amounts)
+    frame["Phase"] = layers["method"].map(_PHASES)
     frame["Original Parameter Count"] = numel
     frame["Non-zero Params"] = numel - layers["weight_zeros"]
     frame["Total Pruned Count"] = numel - layers["kept"]
@@ -81,7 +88,17 @@ def wavelettransforms_table(store: Store) -> pd.DataFrame:
 
 
 def _write_csv(frame: pd.DataFrame, path: Path) -> None:
-    frame.to_csv(path, index=False)
+    texts = {name: column.map(_escaped) for name, column in frame.items() if _is_text(column)}
+    frame.assign(**texts).to_csv(path, index=False)  # type: ignore[arg-type]  # names are strings
+
+
+def _is_text(column: pd.Series[Any]) -> bool:
+    return column.dtype.kind == "O"
+
+
+def _escaped(cell: object) -> object:
+    # Spreadsheets evaluate such cells; Excel, LibreOffice and Google Sheets know the apostrophe.
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA) else cell
 
 
 def _write_json(frame: pd.DataFrame, path: Path) -> None:
@@ -89,10 +106,7 @@ def _write_json(frame: pd.DataFrame, path: Path) -> None:
 
 
 def _write_parquet(frame: pd.DataFrame, path: Path) -> None:
-    try:
-        import pyarrow  # noqa: F401  # pandas' own message names no extra
-    except ImportError as error:
-        raise ImportError("Parquet needs pyarrow; pip install 'wavprune[sweep]'") from error
+    require("pyarrow", extra="sweep", purpose="Parquet")
     frame.to_parquet(path, index=False, engine="pyarrow")
 
 

@@ -1,23 +1,26 @@
-"""Which runs are one line of a picture, what it is called, and how it looks everywhere.
+"""Which runs form one line of a picture, its label, and its style.
 
-Runs are rows of a DataFrame, with the columns that the results file of a sweep has: ``method`` and
-``wavelet``, the other settings of ``PruneConfig``, and what was measured. A column of settings that
-is missing is taken for one that does not vary.
+Runs are rows of a DataFrame, with the columns of a results file (see ``sweep.schema``): ``method``
+and ``wavelet``, the other settings, and what was measured. A setting whose column is missing does
+not vary.
 """
 
 from __future__ import annotations
 
+import zlib
 from typing import Any
 
 import pandas as pd
 
 from ..config import WAVELETS
+from ..sweep.schema import SETTINGS
 
 # The method of the rows that are the unpruned network.
 UNPRUNED = "none"
 # What wavelets are compared with.
 BASELINES = ("min-weight", "random")
 
+# Colors that the color-blind can tell apart, of Okabe and Ito (2008) and Tol (2021).
 _STYLES = {
     "auto": ("#009E73", "P"),
     "uhaar": ("#0072B2", "o"),
@@ -28,20 +31,20 @@ _STYLES = {
     "min-weight": ("#000000", "s"),
     "random": ("#999999", "X"),
 }
-# Coprime lengths: neighbours in PyWavelets' list look unlike each other.
-_COLOURS = ("#CC79A7", "#882255", "#332288", "#999933", "#8C510A")
+# The cycles of all others. Their lengths are coprime, so neighbors in PyWavelets' list differ.
+_COLORS = ("#CC79A7", "#882255", "#332288", "#999933", "#8C510A")
 _MARKERS = ("<", ">", "p", "h", "*", "8", "H")
-_ORDER = {label: place for place, label in enumerate((*_STYLES, *WAVELETS))}
+_ORDER = {label: index for index, label in enumerate((*_STYLES, *WAVELETS))}
 
 # Runs that differ in one of these are not compared in one panel ...
-_PANELS = ("data", "scope", "batchnorm", "targets", "ignore")
+_PANELS = tuple(column.name for column in SETTINGS if column.role == "panel")
 # ... those that differ in one of these are not one line, and what is left is repetition.
-_VARIANTS = ("mode", "level", "force_level", "matched")
+_VARIANTS = tuple(column.name for column in SETTINGS if column.role == "variant")
 _REPAIRS = {"off": "not repaired", "update": "re-estimated", "match": "matched"}
 
 
 def basis_label(method: str, wavelet: str | None) -> str:
-    """What pictures and pages call a method: ``"dwt"`` by its basis.
+    """The name of a method in pictures and pages: the basis of ``"dwt"``.
 
     Example:
         >>> basis_label("dwt", "uhaar"), basis_label("min_weight", None)
@@ -51,9 +54,9 @@ def basis_label(method: str, wavelet: str | None) -> str:
 
 
 def basis_style(label: str) -> tuple[str, str]:
-    """The colour and matplotlib's marker of a basis or method, the same in every picture.
+    """The color and matplotlib's marker of a basis or method, the same in every picture.
 
-    The colours are ones that the colour-blind tell apart, of Okabe and Ito (2008) and Tol (2021).
+    Well-known ones have a style of their own, all others take theirs from a cycle, by their name.
 
     Example:
         >>> basis_style("uhaar")
@@ -61,8 +64,8 @@ def basis_style(label: str) -> tuple[str, str]:
     """
     if label in _STYLES:
         return _STYLES[label]
-    place = _ORDER.get(label, len(_ORDER))
-    return _COLOURS[place % len(_COLOURS)], _MARKERS[place % len(_MARKERS)]
+    index = _ORDER[label] if label in _ORDER else zlib.crc32(label.encode())
+    return _COLORS[index % len(_COLORS)], _MARKERS[index % len(_MARKERS)]
 
 
 def bases(runs: pd.DataFrame) -> pd.Series[str]:
@@ -72,7 +75,7 @@ def bases(runs: pd.DataFrame) -> pd.Series[str]:
 
 
 def labels(runs: pd.DataFrame) -> pd.Series[str]:
-    """What tells each run's line from the others: its basis, and of its settings those that vary.
+    """The label of each run's line: its basis, and those of its settings that vary.
 
     Example:
         >>> runs = pd.DataFrame({"method": "dwt", "wavelet": ["db2", "db2", "dct"]})
@@ -83,16 +86,17 @@ def labels(runs: pd.DataFrame) -> pd.Series[str]:
     named = basis.copy()
     for column in _VARIANTS:
         if column in runs:
-            values = pd.Series(
-                [_variant(column, value) for value in runs[column]], runs.index, dtype=object
-            )
+            texts = [
+                _variant(column, *pair) for pair in zip(runs["method"], runs[column], strict=True)
+            ]
+            values = pd.Series(texts, runs.index, dtype=object)
             varies = values.groupby(basis).transform("nunique") > 1
             named = named.where(~varies | (values == ""), named + ", " + values)
     return named
 
 
 def panels(runs: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Title -> the runs that are compared with each other; one set has the title ``""``.
+    """Title -> the runs that are compared with each other; a single panel has the title ``""``.
 
     Example:
         >>> runs = pd.DataFrame({"scope": ["layer", "global"], "batchnorm": ["match", "match"]})
@@ -113,8 +117,8 @@ def panels(runs: pd.DataFrame) -> dict[str, pd.DataFrame]:
 def lines(runs: pd.DataFrame, x: str, y: str) -> pd.DataFrame:
     """The points of a panel's lines.
 
-    Runs that differ in their seed or model alone are one point. Their amounts are the same where
-    the same was asked for, and else where the same was reached, to a thousandth.
+    Runs that differ only in their seed or model are one point: those for which the same amount was
+    requested or, where none was, those that reached the same, to a thousandth.
 
     Args:
         runs: the pruned runs of one panel.
@@ -122,9 +126,8 @@ def lines(runs: pd.DataFrame, x: str, y: str) -> pd.DataFrame:
         y: the column along the vertical axis.
 
     Returns:
-        One row a point, line by line, the methods that all else is compared with last: ``label``,
-        ``basis``, ``x``, the means of ``x`` and ``y``; ``low`` and ``high``, the extremes of ``y``;
-        ``runs``, how many there are.
+        One row per point, line by line, the baselines last: ``label``, ``basis``; ``x`` and ``y``,
+        the means; ``low`` and ``high``, the extremes of ``y``; ``runs``, the number of runs.
 
     Example:
         >>> runs = pd.DataFrame({"method": "random", "wavelet": None, "sparsity": [0.5, 0.5]})
@@ -133,32 +136,33 @@ def lines(runs: pd.DataFrame, x: str, y: str) -> pd.DataFrame:
         0  0.5  0.5  0.25  0.75
     """
     named = runs.assign(label=labels(runs), basis=bases(runs), point=_points(runs, x))
-    found = named.groupby(["label", "basis", "point"], as_index=False).agg(
+    points = named.groupby(["label", "basis", "point"], as_index=False).agg(
         x=(x, "mean"), y=(y, "mean"), low=(y, "min"), high=(y, "max"), runs=(y, "size")
     )
-    found["rank"] = [
+    points["rank"] = [
         (basis in BASELINES, _ORDER.get(basis, len(_ORDER)), label)
-        for basis, label in zip(found["basis"], found["label"], strict=True)
+        for basis, label in zip(points["basis"], points["label"], strict=True)
     ]
-    found = found.sort_values(["rank", "x"], ignore_index=True)
-    return found.drop(columns=["rank", "point"]).astype(
+    points = points.sort_values(["rank", "x"], ignore_index=True)
+    return points.drop(columns=["rank", "point"]).astype(
         dict.fromkeys(("x", "y", "low", "high"), "float64")
     )
 
 
 def _points(runs: pd.DataFrame, x: str) -> list[str]:
-    """What repetitions share."""
+    """A key for each run that its repetitions share."""
     points = []
     for row in runs.to_dict("records"):
-        asked = ("sparsity_requested", "percentile") if not row.get("matched") else ()
-        column = next((name for name in asked if pd.notna(row.get(name))), None)
+        requested = ("sparsity_requested", "percentile") if not row.get("matched") else ()
         reached = "sparsity" if "sparsity" in row else x
-        amount = column or reached
+        amount = next((name for name in requested if pd.notna(row.get(name))), reached)
         points.append(f"{amount}={float(row[amount]):.3f}")
     return points
 
 
-def _variant(column: str, value: Any) -> str:
+def _variant(column: str, method: str, value: Any) -> str:
+    if column == "wavelet" and method == "dwt":
+        return ""  # the basis is its label already
     if column == "level":
         return "full depth" if pd.isna(value) else f"level {value:g}"
     if pd.isna(value) or not value:

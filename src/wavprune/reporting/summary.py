@@ -1,4 +1,4 @@
-"""What the runs of a results file say, in tables and words."""
+"""The results of runs in tables and sentences."""
 
 from __future__ import annotations
 
@@ -12,24 +12,23 @@ import pandas as pd
 from . import series
 from .series import BASELINES, UNPRUNED
 
-# Accuracy that holds is within this of the unpruned network's.
+# How much accuracy a run may lose and still count as accurate as the unpruned network.
 TOLERANCE = 0.01
-# What does not tell one network from another: its trainings are repetitions.
+# Settings of a model in which trainings of the same network may differ.
 _TRAINING = ("name", "seed", "weights", "arguments", "root")
-
 
 Rows: TypeAlias = dict[str, tuple[dict[Hashable, Any], ...]]
 
 
 @dataclass(frozen=True)
 class Network:
-    """A network and its trainings, on one data set.
+    """A network, trained once or several times, on one data set.
 
     Attributes:
-        models: the trainings' names.
-        data: what accuracy was measured on.
-        unpruned: the finished runs of the unpruned trainings.
-        pruned: their other finished runs.
+        models: the names of the trainings.
+        data: the data that accuracy was measured on.
+        unpruned: the finished runs of the unpruned networks.
+        pruned: all other finished runs.
     """
 
     models: tuple[str, ...]
@@ -46,9 +45,9 @@ class Network:
 def networks(runs: pd.DataFrame) -> list[Network]:
     """The networks of a results file, in the order in which they first finished.
 
-    Models that differ in their seed, weights or a factory's arguments alone, and have as many
-    parameters, are trainings of one network: their accuracies become one mean. A training that
-    lacks some of the others' runs would tilt it, so it is shown as a network of its own.
+    Models with the same number of parameters that differ only in their seed, their weights or the
+    arguments of a factory are trainings of one network, whose accuracies are averaged. A training
+    that lacks some of the others' runs would bias the mean, so it is a network of its own.
 
     Args:
         runs: the finished runs.
@@ -59,18 +58,18 @@ def networks(runs: pd.DataFrame) -> list[Network]:
             runs["model"], runs["settings"], runs["data"], runs["parameters"].tolist(), strict=True
         )
     ]
-    found = []
-    for _, rows in runs.groupby(pd.Series(keys, index=runs.index, dtype=object), sort=False):
-        for models in _alike(rows):
-            own = rows[rows["model"].isin(models)]
-            unpruned = own["method"] == UNPRUNED
-            data = str(own["data"].iloc[0])
-            found.append(Network(models, data, own[unpruned], own[~unpruned]))
-    return found
+    result = []
+    for _, group in runs.groupby(pd.Series(keys, index=runs.index, dtype=object), sort=False):
+        for models in _complete_and_others(group):
+            rows = group[group["model"].isin(models)]
+            unpruned = rows["method"] == UNPRUNED
+            data = str(rows["data"].iloc[0])
+            result.append(Network(models, data, rows[unpruned], rows[~unpruned]))
+    return result
 
 
-def _alike(runs: pd.DataFrame) -> list[tuple[str, ...]]:
-    """The models that have every setting that any of them has, together; each other by itself."""
+def _complete_and_others(runs: pd.DataFrame) -> list[tuple[str, ...]]:
+    """All models that were run with every setting, and each other model by itself."""
     tried: dict[str, set[str]] = {}
     for model, text in zip(runs["model"], runs["settings"], strict=True):
         settings = {key: value for key, value in json.loads(text).items() if key != "model"}
@@ -81,14 +80,14 @@ def _alike(runs: pd.DataFrame) -> list[tuple[str, ...]]:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class PanelSummary:
     """The accuracies of a panel: runs that differ in method, amount and repetition.
 
     Attributes:
-        title: the panel's settings; empty where there is one panel.
-        sparsities: ascending, what the columns are.
-        rows: label -> one row of ``series.lines`` a sparsity, empty where it was not tried.
-        sentences: what they say.
+        title: the settings of the panel; empty where it is the only one.
+        sparsities: of the columns, ascending.
+        rows: label -> one row of ``series.lines`` per sparsity, empty where it was not tried.
+        sentences: the main results.
     """
 
     title: str
@@ -101,9 +100,9 @@ class Comparison:
         return max(float(row[column]["y"]) for row in self.rows.values() if row[column])
 
 
-def comparisons(network: Network) -> list[Comparison]:
-    """What each panel of a network's runs says."""
-    found = []
+def panel_summaries(network: Network) -> list[PanelSummary]:
+    """A summary of each panel of a network's runs."""
+    summaries = []
     for title, panel in series.panels(network.pruned).items():
         points = series.lines(panel, "sparsity", "top1")
         points["at"] = points["x"].round(2)
@@ -114,37 +113,42 @@ def comparisons(network: Network) -> list[Comparison]:
             )
             for label, line in points.groupby("label", sort=False)
         }
-        sentences = (*_holding(network, rows, sparsities), *_leading(rows, sparsities))
-        found.append(Comparison(title, sparsities, rows, sentences))
-    return found
+        sentences = (*_accurate_up_to(network, rows, sparsities), *_best_at_each(rows, sparsities))
+        summaries.append(PanelSummary(title, sparsities, rows, sentences))
+    return summaries
 
 
 def chosen_run(network: Network) -> tuple[pd.Series[Any], str] | None:
-    """The run to picture, and why: the sparsest whose accuracy still holds.
+    """The run to picture, and why: the sparsest that is as accurate as the unpruned network.
 
-    Random pruning is left out. Where no accuracy holds, it is the most accurate run.
+    Random pruning is left out. Where no run is accurate enough, it is the most accurate one.
     """
     runs = network.pruned[network.pruned["method"] != "random"]
     if runs.empty:
         return None
-    lost = _lost(network, runs)
-    holds = runs[lost <= TOLERANCE + 1e-9]
-    if holds.empty:
-        order, why = ["top1", "sparsity"], "the most accurate"
+    lost = _lost_accuracy(network, runs)
+    accurate = runs[lost <= TOLERANCE + 1e-9]
+    if accurate.empty:
+        candidates, order, reason = runs, ["top1", "sparsity"], "the most accurate"
         if lost.notna().any():
-            why += f", for none is within {_points(TOLERANCE)} of the unpruned network"
-        holds = runs
+            reason += f", for none is within {_points(TOLERANCE)} of the unpruned network"
     else:
-        order = ["sparsity", "top1"]
-        why = f"the sparsest within {_points(TOLERANCE)} of the unpruned network"
-    keys = holds[order].astype("float64").round(4)
-    return holds.loc[keys.sort_values(order, ascending=False, kind="stable").index[0]], why
+        candidates, order = accurate, ["sparsity", "top1"]
+        reason = f"the sparsest within {_points(TOLERANCE)} of the unpruned network"
+    keys = candidates[order].astype("float64").round(4)
+    best = keys.sort_values(order, ascending=False, kind="stable").index[0]
+    return candidates.loc[best], reason
 
 
 def companions(network: Network, chosen: pd.Series[Any], most: int = 8) -> pd.DataFrame:
-    """The runs that a run is compared with, itself first among them: one a method, not random.
+    """The runs that a run is compared with, and the run itself: one per method, not random.
 
-    They share its model, panel and, to a hundredth, its sparsity.
+    They share its model, its panel and, to a hundredth, its sparsity.
+
+    Args:
+        network: the network of the run.
+        chosen: the run.
+        most: the maximum number of runs.
     """
     panels = series.panels(network.pruned).values()
     panel = next(rows for rows in panels if chosen.name in rows.index)
@@ -155,22 +159,29 @@ def companions(network: Network, chosen: pd.Series[Any], most: int = 8) -> pd.Da
     ]
     like = like.assign(
         label=series.labels(like),
-        first=[guid != chosen["guid"] for guid in like["guid"]],
-        baseline=~series.bases(like).isin(BASELINES),
+        is_other=like["guid"] != chosen["guid"],
+        is_baseline=series.bases(like).isin(BASELINES),
     )
-    like = like.sort_values(["first", "baseline", "top1"], ascending=[True, True, False])
+    order = ["is_other", "is_baseline", "top1"]
+    like = like.sort_values(order, ascending=[True, False, False])
     like = like.drop_duplicates("label").head(most)
-    # As the lines of the other pictures: those that all is compared with last.
-    return pd.DataFrame(like).sort_values("baseline", ascending=False, kind="stable")
+    # Baselines last, as in the other pictures.
+    return pd.DataFrame(like).sort_values("is_baseline", kind="stable")
 
 
 def collapsed(runs: pd.DataFrame, layers: pd.DataFrame) -> list[str]:
-    """A sentence for each network on the bases that never transformed one of its kernels."""
+    """A sentence on each set of models whose kernels are all too small for some wavelets.
+
+    Args:
+        runs: finished runs.
+        layers: their layers.
+    """
     spatial = layers[(layers["method"] == "dwt") & ~layers["shape"].map(_pointwise).astype(bool)]
-    deepest = spatial.groupby("guid")["level_used"].max()
-    own = runs["wavelet"].isin(("identity", "auto"))
-    dwt = runs[runs["guid"].isin(deepest.index) & ~own]
-    never = dwt["guid"].map(deepest).eq(0).groupby([dwt["model"], dwt["wavelet"]]).all()
+    # Only a transform with a boundary can be too long for a kernel.
+    too_long = spatial["mode"].notna() & (spatial["level_used"] == 0)
+    never_ran = too_long.groupby(spatial["guid"]).all()
+    dwt = runs[runs["guid"].isin(never_ran.index)]
+    never = dwt["guid"].map(never_ran).groupby([dwt["model"], dwt["wavelet"]]).all()
     models: dict[str, list[str]] = {}
     for model, wavelet in never[never].index:
         models.setdefault(str(wavelet), []).append(str(model))
@@ -178,14 +189,14 @@ def collapsed(runs: pd.DataFrame, layers: pd.DataFrame) -> list[str]:
     for wavelet, names in models.items():
         wavelets.setdefault(listed(names), []).append(wavelet)
     return [
-        f"Too long for every kernel of {names}: {listed(found)}. No transform ran, and these rows "
+        f"Too long for every kernel of {names}: {listed(unfit)}. No transform ran, so these rows "
         "are minimum-weight pruning."
-        for names, found in wavelets.items()
+        for names, unfit in wavelets.items()
     ]
 
 
 def listed(names: Iterable[str]) -> str:
-    """Names as a sentence has them.
+    """Names as an enumeration in a sentence.
 
     Example:
         >>> listed(["uhaar", "dct", "klt"])
@@ -196,7 +207,7 @@ def listed(names: Iterable[str]) -> str:
 
 
 def percentage(value: float) -> str:
-    """A share for a column of them, always with a digit after the point.
+    """A fraction as a percentage for a column, always with one decimal.
 
     Example:
         >>> percentage(0.99)
@@ -206,7 +217,7 @@ def percentage(value: float) -> str:
 
 
 def percent(value: float) -> str:
-    """A share, with a digit after the point where it has one.
+    """A fraction as a percentage for a sentence, with one decimal unless it is 0.
 
     Example:
         >>> percent(0.5), percent(0.9817)
@@ -216,7 +227,7 @@ def percent(value: float) -> str:
 
 
 def _points(value: float) -> str:
-    """A difference of two shares.
+    """The difference of two fractions, in percentage points.
 
     Example:
         >>> _points(0.01), _points(0.179)
@@ -233,13 +244,13 @@ def _architecture(name: str, settings: str) -> Any:
     return {key: value for key, value in model.items() if key not in _TRAINING}
 
 
-def _lost(network: Network, runs: pd.DataFrame) -> pd.Series[float]:
-    """Accuracy that each run lost; NaN where its unpruned model did not finish."""
+def _lost_accuracy(network: Network, runs: pd.DataFrame) -> pd.Series[float]:
+    """The accuracy that each run lost; NaN where its unpruned model has no finished run."""
     known = network.unpruned.drop_duplicates("model").set_index("model")["top1"]
     return runs["model"].map(known) - runs["top1"]
 
 
-def _holding(
+def _accurate_up_to(
     network: Network,
     rows: Rows,
     sparsities: Sequence[float],
@@ -247,12 +258,12 @@ def _holding(
     """Up to which sparsity each label is as accurate as the unpruned network."""
     if network.unpruned.empty:
         return []
-    base = float(network.unpruned["top1"].mean())
+    dense = float(network.unpruned["top1"].mean())
     reach: dict[float | None, list[str]] = {}
     for label, cells in rows.items():
         furthest = None
         for at, cell in zip(sparsities, cells, strict=True):
-            if cell and cell["y"] < base - TOLERANCE - 1e-9:
+            if cell and cell["y"] < dense - TOLERANCE - 1e-9:
                 break
             furthest = at if cell else furthest
         reach.setdefault(furthest, []).append(label)
@@ -263,12 +274,12 @@ def _holding(
     if None in reach:
         parts.append(f"{listed(reach[None])} at no sparsity tried")
     return [
-        f"Within {_points(TOLERANCE)} of the unpruned network's {percent(base)}: "
+        f"Within {_points(TOLERANCE)} of the unpruned network's {percent(dense)}: "
         f"{'; '.join(parts)}."
     ]
 
 
-def _leading(rows: Rows, sparsities: Sequence[float]) -> list[str]:
+def _best_at_each(rows: Rows, sparsities: Sequence[float]) -> list[str]:
     """The best at each sparsity, and how far minimum-weight pruning is behind."""
     sentences = []
     baseline = rows.get("min-weight")

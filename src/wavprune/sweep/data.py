@@ -1,4 +1,4 @@
-"""The data of a sweep, from where its file says: a loader of ``(images, labels)`` batches."""
+"""Loads the data of a sweep as batches of ``(images, labels)``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
-from .models import imported
+from ..common.optional import require
+from ..errors import WavpruneError
+from .factories import call_factory, factory_digest
 from .sources import BuiltinData, Data, FactoryData, FolderData, NpzData
 
 Loader = Iterable[Any]
@@ -25,12 +27,12 @@ def load_data(source: Data, batch_size: int) -> Loader:
     """The batches of a source, always in the same order.
 
     Args:
-        source: where from.
-        batch_size: samples a batch; a factory that returns a loader has made its own batches.
+        source: where the data comes from.
+        batch_size: samples per batch; a factory that returns a loader makes its own batches.
 
     Raises:
-        ValueError: it cannot be had from there; the message says why.
-        TypeError: a factory is none, or returns no data.
+        WavpruneError: it cannot be loaded; the message says why.
+        TypeError: a factory is not a function, or does not return data.
         ImportError: what it needs is not installed.
     """
     if isinstance(source, BuiltinData):
@@ -39,22 +41,22 @@ def load_data(source: Data, batch_size: int) -> Loader:
         loader: Loader = demo.digits(source.split, batch_size=batch_size)
         return loader
     if isinstance(source, FactoryData):
-        made = imported(source.factory, source.root)(**source.arguments)
-        if isinstance(made, Dataset):
-            return DataLoader(made, batch_size)
-        if not isinstance(made, Iterable):
+        data = call_factory(source)
+        if isinstance(data, Dataset):
+            return DataLoader(data, batch_size)
+        if not isinstance(data, Iterable):
             raise TypeError(
-                f"factory {source.factory!r} returned a {type(made).__name__}; allowed: a loader "
+                f"factory {source.factory!r} returned a {type(data).__name__}; allowed: a loader "
                 "of batches, or a dataset"
             )
-        return made
+        return data
     if isinstance(source, NpzData):
         return DataLoader(_limited(_arrays(source), source.limit), batch_size)
     return DataLoader(_limited(Folder(source), source.limit), batch_size)
 
 
 def data_identity(source: Data) -> str:
-    """A hash of what a source holds and how it is prepared; a factory's name and arguments."""
+    """A hash of the data and how it is prepared; of a factory, its name, arguments and source."""
     settings = source.model_dump(mode="json", exclude={"name", "root", "images", "npz"})
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     if isinstance(source, NpzData):
@@ -64,6 +66,8 @@ def data_identity(source: Data) -> str:
         files = [(str(path.relative_to(source.images)), path) for path, _ in _samples(source)]
     else:
         files = []
+        if isinstance(source, FactoryData):
+            digest.update(factory_digest(source).encode())
     for name, path in files:
         digest.update(name.encode())
         with path.open("rb") as file:
@@ -78,20 +82,15 @@ class Folder(Dataset[tuple[torch.Tensor, int]]):
         source: the folder, and how an image becomes ``(channels, height, width)`` float32.
 
     Raises:
-        ValueError: the folder has no images in subfolders, or ``mean`` or ``std`` do not fit.
+        WavpruneError: the folder has no images in subfolders, or ``mean`` or ``std`` do not fit.
         ImportError: Pillow is not installed.
     """
 
     def __init__(self, source: FolderData) -> None:
-        try:
-            import PIL.Image  # noqa: F401  # says at the start what the first image would
-        except ImportError as error:
-            raise ImportError(
-                "a folder of images needs Pillow; pip install 'wavprune[sweep]'"
-            ) from error
+        require("PIL.Image", extra="sweep", purpose="a folder of images")
         self._samples = _samples(source)
         self._source = source
-        self._mean, self._std = _normalisation(source, source.channels)
+        self._mean, self._std = _normalization(source, source.channels)
 
     def __len__(self) -> int:
         return len(self._samples)
@@ -111,7 +110,7 @@ class Folder(Dataset[tuple[torch.Tensor, int]]):
             with Image.open(path) as file:
                 image = file.convert("RGB" if source.channels == 3 else "L")
         except (OSError, UnidentifiedImageError) as error:
-            raise ValueError(f"{path} cannot be read as an image: {error}") from error
+            raise WavpruneError(f"{path} cannot be read as an image: {error}") from error
         if source.resize is None:
             image = image.resize((width, height), Image.Resampling.BILINEAR)
         else:
@@ -119,7 +118,7 @@ class Folder(Dataset[tuple[torch.Tensor, int]]):
             scaled = tuple(max(round(side * scale), 1) for side in image.size)
             image = image.resize((scaled[0], scaled[1]), Image.Resampling.BILINEAR)
             left, top = (image.width - width) // 2, (image.height - height) // 2
-            # Outside of the image, a crop is black.
+            # Where the crop is larger than the image, it is black.
             image = image.crop((left, top, left + width, top + height))
         return np.asarray(image).copy()
 
@@ -127,16 +126,18 @@ class Folder(Dataset[tuple[torch.Tensor, int]]):
 def _samples(source: FolderData) -> list[tuple[Path, int]]:
     folder = source.images
     if not folder.is_dir():
-        raise ValueError(f"{folder} is not a folder; allowed: one with a subfolder for each class")
+        raise WavpruneError(
+            f"{folder} is not a folder; allowed: one with a subfolder for each class"
+        )
     classes = sorted(path for path in folder.iterdir() if path.is_dir())
     samples = [
         (path, label)
-        for label, each in enumerate(classes)
-        for path in sorted(each.rglob("*"))
+        for label, folder_of_class in enumerate(classes)
+        for path in sorted(folder_of_class.rglob("*"))
         if path.suffix.lower() in SUFFIXES and path.is_file()
     ]
     if not samples:
-        raise ValueError(
+        raise WavpruneError(
             f"{folder} has no images in subfolders, one for each class; the {len(classes)} "
             f"subfolders were searched for {', '.join(SUFFIXES)}"
         )
@@ -151,34 +152,36 @@ def _arrays(source: NpzData) -> Dataset[Any]:
             arrays = {name: file[name] for name in ("images", "labels") if name in file}
             names = list(file)
     except (ValueError, OSError, zipfile.BadZipFile, AttributeError, TypeError) as error:
-        raise ValueError(f"{path} cannot be read as an .npz file: {error}") from error
+        raise WavpruneError(f"{path} cannot be read as an .npz file: {error}") from error
     if len(arrays) < 2:
-        raise ValueError(f"{path} holds {', '.join(names) or 'nothing'}; needed: images and labels")
+        raise WavpruneError(
+            f"{path} holds {', '.join(names) or 'nothing'}; needed: images and labels"
+        )
     images, labels = arrays["images"], arrays["labels"]
     if images.ndim == 3:
         images = images[:, None]
     if images.ndim != 4 or labels.shape != (len(images),):
-        raise ValueError(
+        raise WavpruneError(
             f"{path}: images are {arrays['images'].shape} and labels {labels.shape}; allowed: "
             "(N, C, H, W) or (N, H, W), and (N,)"
         )
     if labels.dtype.kind not in "iu":
-        raise ValueError(f"{path}: labels are {labels.dtype}; allowed: integers")
+        raise WavpruneError(f"{path}: labels are {labels.dtype}; allowed: integers")
     if images.dtype != np.uint8 and images.dtype.kind != "f":
-        raise ValueError(f"{path}: images are {images.dtype}; allowed: uint8 or floating point")
+        raise WavpruneError(f"{path}: images are {images.dtype}; allowed: uint8 or floating point")
     values = torch.from_numpy(images.astype(np.float32))
     if images.dtype == np.uint8:
         values /= 255
-    mean, std = _normalisation(source, images.shape[1])
+    mean, std = _normalization(source, images.shape[1])
     return TensorDataset((values - mean) / std, torch.from_numpy(labels.astype(np.int64)))
 
 
-def _normalisation(
+def _normalization(
     source: FolderData | NpzData, channels: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     for name, values in (("mean", source.mean), ("std", source.std)):
         if len(values) not in (1, channels):
-            raise ValueError(
+            raise WavpruneError(
                 f"{name} has {len(values)} values for images of {channels} channels; allowed: "
                 f"1 or {channels}"
             )
@@ -189,11 +192,11 @@ def _limited(dataset: Dataset[Any], limit: int | None) -> Dataset[Any]:
     size = len(dataset)  # type: ignore[arg-type]  # both kinds have a length
     if limit is None or limit >= size:
         return dataset
-    # Evenly spread, because folders come class by class.
+    # Spread evenly, because a folder is sorted by class.
     chosen: Sequence[int] = [i * size // limit for i in range(limit)]
     return Subset(dataset, chosen)
 
 
 def _check_file(path: Path) -> None:
     if not path.is_file():
-        raise ValueError(f"{path} does not exist; allowed: an .npz file")
+        raise WavpruneError(f"{path} does not exist; allowed: an .npz file")

@@ -1,20 +1,20 @@
-"""The networks of a sweep, from where its file says. Nothing is ever unpickled."""
+"""Loads the networks of a sweep. Nothing is ever unpickled."""
 
 from __future__ import annotations
 
 import hashlib
-import importlib
-import json
-import sys
-from collections.abc import Callable
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
+from ..common.optional import require
+from ..errors import WavpruneError
+from .factories import call_factory, factory_digest
 from .sources import BuiltinModel, DirectoryModel, FactoryModel, Model
 
 
@@ -22,19 +22,36 @@ def load_model(source: Model) -> nn.Module:
     """The network of a source, in evaluation mode, on the CPU, the same each time.
 
     Raises:
-        ValueError: it cannot be had from there; the message says why.
-        TypeError: a factory is none, or returns no module.
-        ImportError: what it needs is not installed.
+        WavpruneError: it cannot be loaded, or not completely; the message says why.
+        TypeError: a factory is not a function, or does not return a module.
+        ImportError: an extra is not installed.
     """
     with torch.random.fork_rng(devices=[]):
+        if isinstance(source, FactoryModel):
+            # Importing its module may draw random numbers, but only the first time.
+            factory_digest(source)
         torch.manual_seed(source.seed)
         if isinstance(source, BuiltinModel):
             model = _builtin(source)
         elif isinstance(source, DirectoryModel):
             model = _directory(source.directory)
         else:
-            model = _made(source)
+            model = _from_factory(source)
     return model.eval()
+
+
+def identify(source: Model, model: nn.Module) -> str:
+    """A hash of everything that a network's predictions depend on.
+
+    Args:
+        source: where it was loaded from.
+        model: the network.
+    """
+    identity = model_identity(model)
+    if not isinstance(source, FactoryModel):
+        return identity
+    # Two networks of equal structure and weights may still differ in their code.
+    return hashlib.sha256(f"{identity} {factory_digest(source)}".encode()).hexdigest()
 
 
 def model_identity(model: nn.Module) -> str:
@@ -44,39 +61,14 @@ def model_identity(model: nn.Module) -> str:
         >>> model_identity(nn.Linear(2, 2)) == model_identity(nn.Linear(2, 2))
         False
     """
-    digest = hashlib.sha256(repr(model).encode())
+    structure = re.sub(r" at 0x[0-9a-fA-F]+", "", repr(model))
+    digest = hashlib.sha256(structure.encode())
     for key, value in sorted(model.state_dict().items()):
         if isinstance(value, torch.Tensor):
             digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
-            raw = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-            digest.update(raw.numpy().tobytes())
+            data = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+            digest.update(data.numpy().tobytes())
     return digest.hexdigest()
-
-
-def imported(factory: str, root: Path) -> Callable[..., Any]:
-    """The function that ``package.module:function`` names.
-
-    Args:
-        factory: the name.
-        root: a folder to look in too, after all that Python looks in.
-
-    Raises:
-        ValueError: there is no such module, or nothing of that name in it.
-        TypeError: what it names cannot be called.
-    """
-    module, _, name = factory.partition(":")
-    if str(root) not in sys.path:
-        sys.path.append(str(root))
-    try:
-        found: Any = importlib.import_module(module)
-        for part in name.split("."):
-            found = getattr(found, part)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"factory {factory!r} cannot be imported: {error}") from error
-    if not callable(found):
-        raise TypeError(f"factory {factory!r} is a {type(found).__name__}, not a function")
-    made: Callable[..., Any] = found
-    return made
 
 
 def _builtin(source: BuiltinModel) -> nn.Module:
@@ -86,37 +78,68 @@ def _builtin(source: BuiltinModel) -> nn.Module:
 
 
 def _directory(path: Path) -> nn.Module:
-    try:
-        from transformers import AutoConfig, AutoModelForImageClassification
-    except ImportError as error:
-        raise ImportError(
-            "a Hugging Face directory needs transformers; pip install 'wavprune[huggingface]'"
-        ) from error
+    transformers = require(
+        "transformers", extra="huggingface", purpose="a Hugging Face model directory"
+    )
     if not (path / "config.json").is_file():
-        raise ValueError(f"{path} holds no config.json; allowed: a Hugging Face model directory")
+        raise WavpruneError(f"{path} holds no config.json; allowed: a Hugging Face model directory")
     weights = sorted(path.glob("*.safetensors"))
     pickled = [*path.glob("*.bin"), *path.glob("*.pt"), *path.glob("*.pth")]
     if pickled and not weights:
-        raise ValueError(
+        raise WavpruneError(
             f"{path} holds {pickled[0].name} and no safetensors file; allowed: safetensors weights "
             "(nothing is unpickled), or the config alone"
         )
+    classifier = transformers.AutoModelForImageClassification
     try:
         if weights:
-            model = AutoModelForImageClassification.from_pretrained(
-                path, local_files_only=True, use_safetensors=True
+            model, loaded = classifier.from_pretrained(
+                path,
+                local_files_only=True,
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
             )
         else:
-            config = AutoConfig.from_pretrained(path, local_files_only=True)
-            model = AutoModelForImageClassification.from_config(config)  # type: ignore[no-untyped-call]  # its own
-    except (OSError, KeyError, json.JSONDecodeError, SafetensorError) as error:
-        raise ValueError(f"{path} cannot be loaded: {error}") from error
+            config = transformers.AutoConfig.from_pretrained(
+                path, local_files_only=True, trust_remote_code=False
+            )
+            model, loaded = classifier.from_config(config), {}
+    except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
+        raise WavpruneError(f"{path} cannot be loaded: {error}") from error
+    _check_complete(path, loaded)
     assert isinstance(model, nn.Module)
     return model
 
 
-def _made(source: FactoryModel) -> nn.Module:
-    model = imported(source.factory, source.root)(**source.arguments)
+def _check_complete(path: Path, loaded: Mapping[str, Iterable[str]]) -> None:
+    """Raise unless the files hold the network's own tensors, all of them.
+
+    Args:
+        path: the directory.
+        loaded: transformers' account of the ``missing_keys`` and ``unexpected_keys``.
+    """
+    # num_batches_tracked is a counter that only training reads; older files lack it.
+    missing = [k for k in loaded.get("missing_keys", ()) if not k.endswith("num_batches_tracked")]
+    unexpected = list(loaded.get("unexpected_keys", ()))
+    problems = []
+    if missing:
+        problems.append(
+            f"{len(missing)} of the network's tensors are not in it, such as {min(missing)!r}"
+        )
+    if unexpected:
+        problems.append(
+            f"{len(unexpected)} tensors in it are not the network's, such as {min(unexpected)!r}"
+        )
+    if problems:
+        raise WavpruneError(
+            f"{path} is not a complete model: {'; '.join(problems)}; allowed: exactly the tensors "
+            "of the network, or its config alone for random weights"
+        )
+
+
+def _from_factory(source: FactoryModel) -> nn.Module:
+    model = call_factory(source)
     if not isinstance(model, nn.Module):
         raise TypeError(
             f"factory {source.factory!r} returned a {type(model).__name__}, not a torch.nn.Module"
@@ -125,5 +148,5 @@ def _made(source: FactoryModel) -> nn.Module:
         try:
             model.load_state_dict(load_file(source.weights))
         except (OSError, SafetensorError, RuntimeError) as error:
-            raise ValueError(f"weights {source.weights} cannot be loaded: {error}") from error
+            raise WavpruneError(f"weights {source.weights} cannot be loaded: {error}") from error
     return model

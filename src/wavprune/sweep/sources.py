@@ -1,4 +1,4 @@
-"""Where the models and data of a sweep come from, as its file says it."""
+"""Where the models and data of a sweep come from, as its file says."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
+
+from ..common.optional import require
 
 try:
     from pydantic import (
@@ -17,32 +19,33 @@ try:
         Tag,
         ValidationInfo,
     )
-except ImportError as error:
-    raise ImportError("sweeps need pydantic; pip install 'wavprune[sweep]'") from error
+except ImportError:
+    require("pydantic", extra="sweep", purpose="a sweep")
+    raise
 
 
 def _resolved(path: object, info: ValidationInfo) -> object:
-    """A path of the file is relative to the file's folder."""
+    """Paths are relative to the sweep file's folder."""
     if not isinstance(path, str | os.PathLike):
-        raise ValueError("Input should be a path")  # noqa: TRY004  # pydantic's way to say so
+        raise ValueError("Input should be a path")  # noqa: TRY004  # pydantic reports only ValueError
     root = (info.context or {}).get("root", ".")
     return Path(root, Path(path).expanduser()).absolute()
 
 
-def listed(value: object) -> tuple[object, ...]:
-    """What stands alone is a list of one."""
+def as_tuple(value: object) -> tuple[object, ...]:
+    """A single value is a list of one."""
     return tuple(value) if isinstance(value, list | tuple) else (value,)
 
 
 def _kind(*kinds: str) -> Any:
-    """Which of several kinds of source a mapping is: the one whose key it has."""
+    """Tells which of several kinds of source a mapping is: the one whose key it has."""
 
     def choose(value: object) -> str | None:
         if isinstance(value, str):
             return "builtin"
         if isinstance(value, Mapping):
-            found = [kind for kind in kinds if kind in value]
-            return found[0] if len(found) == 1 else None
+            present = [kind for kind in kinds if kind in value]
+            return present[0] if len(present) == 1 else None
         return next((kind for kind in kinds if hasattr(value, kind)), None)
 
     return Discriminator(
@@ -65,7 +68,7 @@ class _Source(Settings):
     """Where a model or data comes from.
 
     Attributes:
-        name: what the results call it; by default made up from where it comes from.
+        name: its name in the results; by default made from where it comes from.
     """
 
     name: str = ""
@@ -79,11 +82,11 @@ class _Source(Settings):
         raise NotImplementedError
 
 
-class _Factory(_Source):
+class Factory(_Source):
     """What a function returns.
 
     Attributes:
-        factory: ``package.module:function``; the sweep file's folder is searched too.
+        factory: ``package.module:function``; the sweep file's folder is searched first.
         arguments: its keyword arguments.
         root: the sweep file's folder.
     """
@@ -115,8 +118,8 @@ class DirectoryModel(_Source):
     """A Hugging Face directory that ``AutoModelForImageClassification`` reads.
 
     Attributes:
-        directory: with ``config.json`` and safetensors weights; with the config alone the network
-            has random weights.
+        directory: with ``config.json`` and safetensors weights, which have to be complete; with
+            the config alone the network has random weights.
         seed: of the random weights.
     """
 
@@ -127,11 +130,11 @@ class DirectoryModel(_Source):
         return self.directory.name
 
 
-class FactoryModel(_Factory):
+class FactoryModel(Factory):
     """The module that a function returns.
 
     Attributes:
-        weights: a safetensors file with its state dict; None leaves what the function set.
+        weights: a safetensors file with its state dict; None keeps the weights it returns with.
         seed: torch's seed while the function runs.
     """
 
@@ -147,7 +150,7 @@ class BuiltinData(_Source):
 
     Attributes:
         builtin: ``"demo"``.
-        split: which part of them.
+        split: which part of the images.
     """
 
     builtin: Literal["demo"]
@@ -158,18 +161,18 @@ class BuiltinData(_Source):
 
 
 class _Images(_Source):
-    """Images that are normalised to ``(x - mean) / std``, x from 0 to 1.
+    """Images that are normalized to ``(x - mean) / std``, x from 0 to 1.
 
     Attributes:
-        mean: one value a channel, or one for all.
-        std: one value a channel, or one for all.
-        limit: use at most this many, spread evenly over all.
+        mean: one value per channel, or one for all.
+        std: one value per channel, or one for all.
+        limit: use at most this many images, spread evenly over all of them.
     """
 
-    mean: Annotated[tuple[float, ...], BeforeValidator(listed)] = Field(
+    mean: Annotated[tuple[float, ...], BeforeValidator(as_tuple)] = Field(
         default=(0.0,), min_length=1
     )
-    std: Annotated[tuple[Annotated[float, Field(gt=0)], ...], BeforeValidator(listed)] = Field(
+    std: Annotated[tuple[Annotated[float, Field(gt=0)], ...], BeforeValidator(as_tuple)] = Field(
         default=(1.0,), min_length=1
     )
     limit: int | None = Field(default=None, ge=1)
@@ -181,13 +184,13 @@ class FolderData(_Images):
     Attributes:
         images: the folder.
         size: ``(height, width)`` of the network's input, or one number for both.
-        resize: scale the shorter side to this before ``size`` is cut out of the centre; None
+        resize: scale the shorter side to this before the center of ``size`` is cropped; None
             scales to ``size``, whatever the proportions.
-        channels: 3 for RGB, 1 for grey.
+        channels: 3 for RGB, 1 for gray.
     """
 
     images: FilePath
-    size: Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(listed)] = Field(
+    size: Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(as_tuple)] = Field(
         default=(224,), min_length=1, max_length=2
     )
     resize: int | None = Field(default=None, ge=1)
@@ -201,8 +204,8 @@ class NpzData(_Images):
     """Arrays of an ``.npz`` file.
 
     Attributes:
-        npz: the file. Its ``images`` are ``(N, C, H, W)`` or ``(N, H, W)``, floating point as they
-            are or uint8 that is divided by 255; its ``labels`` ``(N,)`` integers.
+        npz: the file. Its ``images`` are ``(N, C, H, W)`` or ``(N, H, W)``, floating point, or
+            uint8, which is divided by 255; its ``labels`` are ``(N,)`` integers.
     """
 
     npz: FilePath
@@ -211,11 +214,11 @@ class NpzData(_Images):
         return self.npz.stem
 
 
-class FactoryData(_Factory):
+class FactoryData(Factory):
     """What a function returns: a loader of batches, or a map-style dataset of samples.
 
-    Its id is its name and arguments: give it another argument, such as a version, when what it
-    returns has changed.
+    A run's id depends on its name, arguments and source, not on the data: give it another
+    argument, such as a version, when files that it reads have changed.
     """
 
 

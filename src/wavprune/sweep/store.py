@@ -1,12 +1,11 @@
-"""The results of sweeps: one SQLite file, one committed row a finished run.
+"""The results of sweeps: one SQLite file, one committed row per finished run.
 
 Runs of several sweeps, in several processes at once, may go into one file: SQLite's own lock and
-journal keep it whole, also when a process is killed while it writes.
+journal keep it intact, even when a process is killed while it writes.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import sqlite3
@@ -17,89 +16,41 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..evaluation.metrics import Evaluation
-from ..report import LayerStats
+from ..common.optional import require
+from ..errors import WavpruneError
+from . import schema
+from .schema import Column
 
 if TYPE_CHECKING:
     import pandas as pd
 
-SCHEMA = 1
+    from ..report import LayerStats
+
 # "wavp": tells the file from another program's.
-APPLICATION = 0x77617670
+APPLICATION_ID = 0x77617670
 # Seconds to wait for another process that is writing.
-PATIENCE = 60.0
-
-_SQL = {"int": "INTEGER", "float": "REAL", "bool": "INTEGER"}
-_DTYPES = {"INTEGER": "Int64", "REAL": "float64"}
-
-
-def _columns(fields: Sequence[dataclasses.Field[Any]], *left_out: str) -> dict[str, str]:
-    """Name -> SQL type, of a dataclass whose annotations are strings."""
-    return {
-        field.name: _SQL.get(str(field.type).removesuffix(" | None"), "TEXT")
-        for field in fields
-        if field.name not in left_out
-    }
-
-
-# What identifies a run and says how it ended.
-STATE = {
-    "guid": "TEXT PRIMARY KEY",
-    "sweep": "TEXT NOT NULL",
-    "started": "TEXT NOT NULL",
-    "finished": "TEXT NOT NULL",
-    "status": "TEXT NOT NULL",
-    "error": "TEXT",
-    "traceback": "TEXT",
-}
-# What was asked for; empty where the method does not read it.
-SETTINGS = {
-    "model": "TEXT NOT NULL",
-    "data": "TEXT NOT NULL",
-    "method": "TEXT NOT NULL",
-    "wavelet": "TEXT",
-    "mode": "TEXT",
-    "level": "INTEGER",
-    "force_level": "INTEGER",
-    "sparsity_requested": "REAL",
-    "percentile": "REAL",
-    "scope": "TEXT",
-    "seed": "INTEGER",
-    "targets": "TEXT",
-    "ignore": "TEXT",
-    "batchnorm": "TEXT NOT NULL",
-    "matched": "TEXT NOT NULL",
-}
-EVALUATION = _columns(dataclasses.fields(Evaluation), "confusion")
-TOTALS = {
-    "numel": "INTEGER",
-    "kept": "INTEGER",
-    "weight_zeros": "INTEGER",
-    "relative_error": "REAL",
-}
-TIMES = {"prune_seconds": "REAL", "repair_seconds": "REAL", "evaluate_seconds": "REAL"}
-TEXTS = {"settings": "TEXT NOT NULL", "versions": "TEXT NOT NULL"}
-RUNS = {**STATE, **SETTINGS, **EVALUATION, **TOTALS, **TIMES, **TEXTS}
-LAYERS = {"guid": "TEXT NOT NULL", **_columns(dataclasses.fields(LayerStats))}
+LOCK_TIMEOUT = 60.0
 PICTURES = ("confusion", "histograms", "kernels")
+# The data of one picture unpacks to at most this many bytes.
+PICTURE_BYTES = 1 << 26
+
+_SQL: dict[type, str] = {str: "TEXT", int: "INTEGER", bool: "INTEGER", float: "REAL"}
+_DTYPES: dict[type, str] = {int: "Int64", bool: "Int64", float: "float64"}
 
 
 class Store:
-    """A results file.
+    """A results file: the tables ``runs`` and ``layers``, whose columns ``sweep.schema`` declares.
 
-    Columns of ``runs``: ``guid``, ``sweep``, ``started`` and ``finished`` (UTC), ``status``
-    (``"ok"`` or ``"failed"``), ``error``, ``traceback``; the settings by their names, with the
-    ``sparsity`` that was asked for as ``sparsity_requested``; the fields of ``Evaluation``, whose
-    ``sparsity`` is what was reached; the report's ``numel``, ``kept``, ``weight_zeros`` and
-    ``relative_error``; seconds; ``settings`` and ``versions`` as JSON. The unpruned model is the
-    row with method ``"none"``.
+    Every earlier version of the format can be read, also from a file that cannot be written. A
+    file gets the columns that it lacks when a run is added to it.
 
     Args:
         path: the file.
-        create: make it where it does not exist; else that is an error.
+        create: create it where it does not exist; otherwise that is an error.
 
     Raises:
-        ValueError: there is no such file, or it is no results file of this version.
+        WavpruneError: there is no such file, it is not a results file, or a newer version of
+            wavprune wrote it.
 
     Example:
         >>> from tempfile import mkdtemp
@@ -111,18 +62,22 @@ class Store:
     def __init__(self, path: str | os.PathLike[str], create: bool = False) -> None:
         self.path = Path(path)
         if not create and not self.path.is_file():
-            raise ValueError(f"{self.path} does not exist; allowed: a file that a sweep wrote")
+            raise WavpruneError(f"{self.path} does not exist; allowed: a file that a sweep wrote")
         self._lock = threading.RLock()
         with ExitStack() as stack:
             try:
-                # One thread adds while others ask what is there; the lock keeps them apart.
+                # The progress of a sweep is read while a worker's result is added.
                 self._connection = sqlite3.connect(
-                    self.path, timeout=PATIENCE, isolation_level=None, check_same_thread=False
+                    self.path, timeout=LOCK_TIMEOUT, isolation_level=None, check_same_thread=False
                 )
                 stack.callback(self.close)
-                self._prepare(create)
+                if create:
+                    with self._transaction():
+                        if not self._execute("SELECT 1 FROM sqlite_master").fetchone():
+                            self._create_tables()
+                self._check_format()
             except sqlite3.Error as error:
-                raise ValueError(
+                raise WavpruneError(
                     f"{self.path} cannot be used as a results file: {error}"
                 ) from error
             stack.pop_all()
@@ -143,19 +98,17 @@ class Store:
         Args:
             retry_failed: whether failed runs do.
         """
-        rows = self._connection.execute(
-            "SELECT guid FROM runs WHERE status = 'ok' OR NOT ?", (retry_failed,)
-        )
+        rows = self._execute("SELECT guid FROM runs WHERE status = 'ok' OR NOT ?", (retry_failed,))
         return {guid for (guid,) in rows}
 
     def has(self, guid: str, retry_failed: bool = False) -> bool:
         """Whether a run need not run again; another process may just have added it."""
         with self._lock:
-            found = self._connection.execute(
+            rows = self._execute(
                 "SELECT 1 FROM runs WHERE guid = ? AND (status = 'ok' OR NOT ?)",
                 (guid, retry_failed),
             )
-            return found.fetchone() is not None
+            return rows.fetchone() is not None
 
     def add(
         self,
@@ -167,7 +120,7 @@ class Store:
 
         Args:
             run: the columns of ``runs``; those left out stay empty.
-            layers: its report.
+            layers: the layers of its report.
             pictures: ``confusion`` (rows true, columns predicted); ``histograms``, a list of
                 ``{"layer", "edges", "counts", "threshold"}``; ``kernels``,
                 ``{"layer", "before", "after"}`` with lists of 2-D kernels.
@@ -180,11 +133,12 @@ class Store:
         with self._transaction():
             if self.has(guid, retry_failed=True):
                 return False
+            self._add_missing_columns()
             for table in ("layers", "pictures", "runs"):
-                self._connection.execute(f"DELETE FROM {table} WHERE guid = ?", (guid,))
+                self._execute(f"DELETE FROM {table} WHERE guid = ?", (guid,))
             self._insert("runs", run)
             for layer in layers:
-                row = dataclasses.asdict(layer)
+                row = schema.values(schema.LAYERS[1:], layer)
                 row["shape"] = "x".join(map(str, layer.shape))
                 self._insert("layers", {"guid": guid, **row})
             packed = {name: _packed(value) for name, value in (pictures or {}).items()}
@@ -192,101 +146,131 @@ class Store:
         return True
 
     def runs(self) -> pd.DataFrame:
-        """One row a run, in the order in which they finished."""
-        frame = self._frame("runs", RUNS)
+        """One row per run, in the order in which they finished."""
+        frame = self._frame("runs", schema.RUNS)
+        pandas = _pandas()
         for column in ("started", "finished"):
-            times = _pandas().to_datetime(frame[column], utc=True, format="ISO8601")
+            times = pandas.to_datetime(frame[column], utc=True, format="ISO8601")
             frame[column] = times.dt.as_unit("us")
         return frame
 
     def layers(self) -> pd.DataFrame:
-        """One row a layer of each pruned run: ``guid`` and the fields of ``LayerStats``."""
-        return self._frame("layers", LAYERS)
+        """One row per layer of each pruned run: ``guid`` and the fields of ``LayerStats``."""
+        return self._frame("layers", schema.LAYERS)
 
     def pictures(self, guid: str) -> dict[str, Any]:
-        """What pictures of a run are drawn from; see ``add``. None for what it does not have.
+        """The data that pictures of a run are drawn from; see ``add``. None where it has none.
 
         Raises:
             KeyError: there is no such run.
+            WavpruneError: the data is damaged.
         """
         names = ", ".join(PICTURES)
-        row = self._connection.execute(
-            f"SELECT {names} FROM pictures WHERE guid = ?", (guid,)
-        ).fetchone()
+        row = self._execute(f"SELECT {names} FROM pictures WHERE guid = ?", (guid,)).fetchone()
         if row is None:
             raise KeyError(guid)
-        return {
-            name: None if data is None else json.loads(zlib.decompress(data))
-            for name, data in zip(PICTURES, row, strict=True)
-        }
+        try:
+            return {name: _unpacked(data) for name, data in zip(PICTURES, row, strict=True)}
+        except (zlib.error, ValueError, TypeError) as error:
+            raise WavpruneError(
+                f"{self.path}: the pictures of run {guid} cannot be read: {error}"
+            ) from error
 
-    def _prepare(self, create: bool) -> None:
-        execute = self._connection.execute
-        if create:
-            with self._transaction():
-                if not execute("SELECT 1 FROM sqlite_master").fetchone():
-                    self._make_tables()
-        application = execute("PRAGMA application_id").fetchone()[0]
-        schema = execute("PRAGMA user_version").fetchone()[0]
-        columns = {
-            table: [row[1] for row in execute(f"PRAGMA table_info({table})")]
-            for table in ("runs", "layers")
-        }
-        expected = {"runs": list(RUNS), "layers": list(LAYERS)}
-        if application != APPLICATION:
-            raise ValueError(f"{self.path} is not a results file; allowed: one that a sweep wrote")
-        if schema != SCHEMA or columns != expected:
-            raise ValueError(
-                f"{self.path} was written by another version of wavprune (schema {schema}, here "
-                f"{SCHEMA}); name another file"
+    def _execute(self, statement: str, parameters: Sequence[Any] = ()) -> sqlite3.Cursor:
+        return self._connection.execute(statement, parameters)
+
+    def _check_format(self) -> None:
+        if self._execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
+            raise WavpruneError(
+                f"{self.path} is not a results file; allowed: one that a sweep wrote"
             )
+        version = self._execute("PRAGMA user_version").fetchone()[0]
+        if version > schema.VERSION:
+            raise WavpruneError(
+                f"{self.path} was written by a newer version of wavprune (format {version}; this "
+                f"one reads up to {schema.VERSION}); upgrade wavprune, or name another file"
+            )
+        for table, columns in (("runs", schema.RUNS), ("layers", schema.LAYERS)):
+            existing = self._existing(table)
+            missing = [c.name for c in columns if c.since <= version and c.name not in existing]
+            if missing:
+                raise WavpruneError(
+                    f"{self.path} is not a results file of format {version}: its table {table} "
+                    f"has no column {', '.join(missing)}"
+                )
 
-    def _make_tables(self) -> None:
-        pictures = {"guid": "TEXT PRIMARY KEY", **dict.fromkeys(PICTURES, "BLOB")}
-        tables = {"runs": RUNS, "layers": LAYERS, "pictures": pictures}
-        for table, columns in tables.items():
-            described = ", ".join(f'"{name}" {kind}' for name, kind in columns.items())
-            self._connection.execute(f"CREATE TABLE {table} ({described})")
-        self._connection.execute("CREATE INDEX layers_of_run ON layers (guid)")
-        self._connection.execute(f"PRAGMA application_id = {APPLICATION}")
-        self._connection.execute(f"PRAGMA user_version = {SCHEMA}")
+    def _existing(self, table: str) -> set[str]:
+        return {row[1] for row in self._execute(f"PRAGMA table_info({table})")}
+
+    def _create_tables(self) -> None:
+        for table, columns in (("runs", schema.RUNS), ("layers", schema.LAYERS)):
+            definitions = ", ".join(map(_definition, columns))
+            if table == "runs":
+                definitions += ", PRIMARY KEY (guid)"
+            self._execute(f"CREATE TABLE {table} ({definitions})")
+        blobs = ", ".join(f'"{name}" BLOB' for name in PICTURES)
+        self._execute(f"CREATE TABLE pictures (guid TEXT PRIMARY KEY, {blobs})")
+        self._execute("CREATE INDEX layers_of_run ON layers (guid)")
+        self._execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        self._execute(f"PRAGMA user_version = {schema.VERSION}")
+
+    def _add_missing_columns(self) -> None:
+        """Bring a file of an earlier version to this one."""
+        if self._execute("PRAGMA user_version").fetchone()[0] == schema.VERSION:
+            return
+        for table, columns in (("runs", schema.RUNS), ("layers", schema.LAYERS)):
+            existing = self._existing(table)
+            for column in columns:
+                if column.name not in existing:
+                    self._execute(f"ALTER TABLE {table} ADD COLUMN {_definition(column)}")
+        self._execute(f"PRAGMA user_version = {schema.VERSION}")
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        # Immediate: two processes that both read first could not both go on to write.
+        # IMMEDIATE: of two processes that both read first, only one could go on to write.
         with self._lock:
-            self._connection.execute("BEGIN IMMEDIATE")
+            self._execute("BEGIN IMMEDIATE")
             try:
                 yield
             except BaseException:
-                self._connection.execute("ROLLBACK")
+                self._execute("ROLLBACK")
                 raise
-            self._connection.execute("COMMIT")
+            self._execute("COMMIT")
 
     def _insert(self, table: str, row: Mapping[str, Any]) -> None:
         names = ", ".join(f'"{name}"' for name in row)
-        places = ", ".join("?" * len(row))
-        self._connection.execute(
-            f"INSERT INTO {table} ({names}) VALUES ({places})", list(row.values())
-        )
+        marks = ", ".join("?" * len(row))
+        self._execute(f"INSERT INTO {table} ({names}) VALUES ({marks})", list(row.values()))
 
-    def _frame(self, table: str, columns: Mapping[str, str]) -> pd.DataFrame:
-        pandas = _pandas()
-        names = ", ".join(f'"{name}"' for name in columns)
-        rows = self._connection.execute(f"SELECT {names} FROM {table} ORDER BY rowid").fetchall()
-        kinds = {name: _DTYPES[kind] for name, kind in columns.items() if kind in _DTYPES}
-        frame: pd.DataFrame = pandas.DataFrame(rows, columns=list(columns)).astype(kinds)
-        return frame
+    def _frame(self, table: str, columns: Sequence[Column]) -> pd.DataFrame:
+        existing = self._existing(table)
+        selected = ", ".join(
+            f'"{column.name}"' if column.name in existing else "NULL" for column in columns
+        )
+        rows = self._execute(f"SELECT {selected} FROM {table} ORDER BY rowid").fetchall()
+        dtypes = {c.name: _DTYPES[c.kind] for c in columns if c.kind in _DTYPES}
+        frame: pd.DataFrame = _pandas().DataFrame(rows, columns=[c.name for c in columns])
+        return frame.astype(dtypes)
+
+
+def _definition(column: Column) -> str:
+    return f'"{column.name}" {_SQL[column.kind]}{" NOT NULL" if column.required else ""}'
 
 
 def _packed(value: Any) -> bytes | None:
-    # A thousand classes' confusion matrix is a million counts, nearly all of them 0.
+    # The confusion matrix of a thousand classes is a million counts, nearly all of them 0.
     return None if value is None else zlib.compress(json.dumps(value).encode())
 
 
+def _unpacked(data: bytes | None) -> Any:
+    if data is None:
+        return None
+    unpacker = zlib.decompressobj()
+    text = unpacker.decompress(data, PICTURE_BYTES)
+    if unpacker.unconsumed_tail:
+        raise ValueError(f"they unpack to more than {PICTURE_BYTES:,} bytes")
+    return json.loads(text)
+
+
 def _pandas() -> Any:
-    try:
-        import pandas as pd
-    except ImportError as error:
-        raise ImportError("results need pandas; pip install 'wavprune[dataframe]'") from error
-    return pd
+    return require("pandas", extra="dataframe", purpose="a results file")

@@ -1,4 +1,4 @@
-"""What pruning costs: accuracy against sparsity and against stored size."""
+"""Accuracy against sparsity and against stored size."""
 
 from __future__ import annotations
 
@@ -11,28 +11,29 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FixedLocator, NullLocator
 
+from ...errors import WavpruneError
 from .. import series
 from ..series import BASELINES, UNPRUNED
-from .style import PERCENT, STRETCHED, panels, require, short, styled
+from .style import PERCENT, STRETCHED, check_columns, panels, short, styled
 
 _ACCURACY = "top-1 accuracy (stretched towards 100%)"
 _TICKS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 1.0)
 
 
 def accuracy_by_sparsity(runs: pd.DataFrame) -> Figure:
-    """Top-1 accuracy against the pruned share of the weights, one line a basis or method.
+    """Top-1 accuracy against the pruned share of the weights, one line per basis or method.
 
-    Runs that differ in their seed or model alone are one point: their mean, in a band from the
-    lowest to the highest. Runs of another scope, batch-norm repair or data have a panel of their
-    own. The unpruned network is a dashed line.
+    Runs that differ only in their seed or model are one point: their mean, in a band from the
+    lowest to the highest. Each scope, batch-norm repair and data set has a panel of its own. The
+    unpruned network is a dashed line.
 
     Args:
-        runs: one row a run, with the columns ``method``, ``wavelet``, ``sparsity`` and ``top1``
-            (both from 0 to 1) and those settings of ``PruneConfig`` that vary, as a sweep's results
-            file has them. Rows of the method ``"none"`` are the unpruned network.
+        runs: one row per run, with the columns ``method``, ``wavelet``, ``sparsity`` and ``top1``
+            (both from 0 to 1) and the settings that vary, as in a sweep's results file. Rows with
+            the method ``"none"`` are the unpruned network.
 
     Raises:
-        ValueError: a column is missing, or no run has an accuracy.
+        WavpruneError: a column is missing, or no run has an accuracy.
 
     Example:
         >>> runs = pd.DataFrame(
@@ -47,21 +48,21 @@ def accuracy_by_sparsity(runs: pd.DataFrame) -> Figure:
         'sparsity (pruned share of the weights)'
     """
 
-    def dress(ax: Axes) -> None:
+    def format_x(ax: Axes) -> None:
         ax.set_xscale("function", functions=STRETCHED)
         ax.xaxis.set_major_formatter(PERCENT)
 
-    return _accuracy(runs, "sparsity", "sparsity (pruned share of the weights)", dress)
+    return _accuracy(runs, "sparsity", "sparsity (pruned share of the weights)", format_x)
 
 
 def accuracy_by_bytes(runs: pd.DataFrame) -> Figure:
-    """Top-1 accuracy against what a file of the network must store, one line a basis or method.
+    """Top-1 accuracy against what a file of the network must store, one line per basis or method.
 
     Args:
         runs: as for ``accuracy_by_sparsity``, with a column ``stored_bytes``.
 
     Raises:
-        ValueError: a column is missing, or no run has an accuracy.
+        WavpruneError: a column is missing, or no run has an accuracy.
 
     Example:
         >>> runs = pd.DataFrame(
@@ -76,21 +77,21 @@ def accuracy_by_bytes(runs: pd.DataFrame) -> Figure:
         'stored size of the network (log scale)'
     """
 
-    def dress(ax: Axes) -> None:
+    def format_x(ax: Axes) -> None:
         ax.set_xscale("log")
         ax.xaxis.set_major_formatter(EngFormatter(unit="B", places=0))
         ax.xaxis.set_minor_locator(NullLocator())
 
-    return _accuracy(runs, "stored_bytes", "stored size of the network (log scale)", dress)
+    return _accuracy(runs, "stored_bytes", "stored size of the network (log scale)", format_x)
 
 
-def _accuracy(runs: pd.DataFrame, x: str, label: str, dress: Callable[[Axes], None]) -> Figure:
-    require(runs, ("method", "wavelet", x, "top1"))
+def _accuracy(runs: pd.DataFrame, x: str, label: str, format_x: Callable[[Axes], None]) -> Figure:
+    check_columns(runs, ("method", "wavelet", x, "top1"))
     runs = runs[runs["top1"].notna() & runs[x].notna()]
     unpruned = runs[runs["method"] == UNPRUNED]
     pruned = runs[runs["method"] != UNPRUNED]
     if pruned.empty:
-        raise ValueError("runs has no pruned run with an accuracy; picture a sweep that has one")
+        raise WavpruneError("runs has no pruned run with an accuracy; picture a sweep that has one")
     split = series.panels(pruned)
     alone = len(split) == 1
     low = float(runs["top1"].min())
@@ -98,22 +99,17 @@ def _accuracy(runs: pd.DataFrame, x: str, label: str, dress: Callable[[Axes], No
     with styled():
         figure, axes = panels(len(split), columns=2, height=3.8 if alone else 2.6)
         handles: dict[str, Any] = {}
-        spread = False
         for ax, (title, panel) in zip(axes, split.items(), strict=True):
             points = series.lines(panel, x, "top1")
-            spread |= bool((points["high"] > points["low"]).any())
-            base = unpruned
+            baseline = unpruned
             if "data" in runs:
-                base = base[base["data"].isin(panel["data"].unique())]
-            _unpruned_line(ax, base["top1"], handles)
+                baseline = unpruned[unpruned["data"].isin(panel["data"].unique())]
+            _unpruned_line(ax, baseline["top1"], handles)
             _lines(ax, points, handles)
             ax.set_title(short(title, 56), parse_math=False)
-            ax.set_yscale("function", functions=STRETCHED)
-            ax.set_ylim(low, 1.0)
-            ax.yaxis.set_major_locator(FixedLocator(_ticks(low, 0.04 if alone else 0.07)))
-            ax.yaxis.set_major_formatter(PERCENT)
-            dress(ax)
-            ticks = _apart(ax, points["x"], 0.09 if alone else 0.16)
+            _format_accuracy(ax, low, 0.04 if alone else 0.07)
+            format_x(ax)
+            ticks = _spaced(ax, points["x"], 0.09 if alone else 0.16)
             ax.xaxis.set_major_locator(FixedLocator(ticks))
         if alone:
             axes[0].set_xlabel(label)
@@ -121,19 +117,27 @@ def _accuracy(runs: pd.DataFrame, x: str, label: str, dress: Callable[[Axes], No
         else:
             figure.supxlabel(label, fontsize="medium")
             figure.supylabel(_ACCURACY, fontsize="medium")
+        has_bands = any(ax.collections for ax in axes)
         figure.legend(
             list(handles.values()),
             list(handles),
             loc="outside right upper",
             frameon=False,
-            title="line: mean\nband: range" if spread else None,
+            title="line: mean\nband: range" if has_bands else None,
             alignment="left",
         )
     return figure
 
 
+def _format_accuracy(ax: Axes, low: float, distance: float) -> None:
+    ax.set_yscale("function", functions=STRETCHED)
+    ax.set_ylim(low, 1.0)
+    ax.yaxis.set_major_locator(FixedLocator(_ticks(low, distance)))
+    ax.yaxis.set_major_formatter(PERCENT)
+
+
 def _ticks(low: float, distance: float) -> list[float]:
-    """Those of the accuracies that are that part of the axis from each other."""
+    """Accuracies to label, at least this fraction of the axis apart."""
     chosen: list[float] = []
     for tick in reversed(_TICKS):
         gap = math.sqrt(1 - tick) - math.sqrt(1 - chosen[-1]) if chosen else math.inf
@@ -147,23 +151,23 @@ def _lines(ax: Axes, points: pd.DataFrame, handles: dict[str, Any]) -> None:
     for label, line in points.groupby("label", sort=False):
         name, basis = str(label), str(line["basis"].iloc[0])
         dashes[basis] = dashes.get(basis, -1) + 1
-        colour, marker = series.basis_style(basis)
-        # What wavelets are compared with lies beneath them, wide and hollow: lines that are the
-        # same are both seen.
-        below = basis in BASELINES
+        color, marker = series.basis_style(basis)
+        # Baselines are drawn first, wide and hollow, so that lines on top of each other both show.
+        is_baseline = basis in BASELINES
         (handles[name],) = ax.plot(
             line["x"],
             line["y"],
             ("-", "--", ":", "-.")[dashes[basis] % 4],
-            color=colour,
+            color=color,
             marker=marker,
-            markersize=8 if below else 5,
-            markerfacecolor="none" if below else colour,
-            linewidth=2.4 if below else 1.4,
-            zorder=1.9 if below else 2.0,
+            markersize=8 if is_baseline else 5,
+            markerfacecolor="none" if is_baseline else color,
+            linewidth=2.4 if is_baseline else 1.4,
+            zorder=1.9 if is_baseline else 2.0,
             label=name,
         )
-        ax.fill_between(line["x"], line["low"], line["high"], color=colour, alpha=0.15, lw=0)
+        if (line["high"] > line["low"]).any():
+            ax.fill_between(line["x"], line["low"], line["high"], color=color, alpha=0.15, lw=0)
 
 
 def _unpruned_line(ax: Axes, accuracies: pd.Series[float], handles: dict[str, Any]) -> None:
@@ -177,15 +181,13 @@ def _unpruned_line(ax: Axes, accuracies: pd.Series[float], handles: dict[str, An
         ax.axhspan(float(low), float(high), color="#666666", alpha=0.12, lw=0)
 
 
-def _apart(ax: Axes, places: Iterable[float], distance: float) -> list[float]:
-    """The places along x but those nearer to the one before than this part of the axis."""
-    ascending = sorted(set(places))
-    points = [ax.transData.transform((x, 1.0)) for x in ascending]
-    across = [float(ax.transAxes.inverted().transform(point)[0]) for point in points]
+def _spaced(ax: Axes, values: Iterable[float], distance: float) -> list[float]:
+    """The values along x without those closer to the one before than this fraction of the axis."""
     chosen: list[float] = []
     last = -math.inf
-    for x, at in zip(ascending, across, strict=True):
-        if at >= last + distance:
+    for x in sorted(set(values)):
+        point = ax.transAxes.inverted().transform(ax.transData.transform((x, 1.0)))
+        if point[0] >= last + distance:
             chosen.append(x)
-            last = at
+            last = float(point[0])
     return chosen

@@ -1,4 +1,4 @@
-"""What the pictures have in common: their style, their panels, their numbers."""
+"""What all pictures share: style, panels, formats of numbers."""
 
 from __future__ import annotations
 
@@ -13,24 +13,26 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
+from ...errors import WavpruneError
+
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-# Inches: as wide as a page's column.
+# Inches: the width of a column of the page.
 WIDTH = 7.6
-# The square root of what is missing to 1: 99% and 99.9% are as far apart as 60% and 75%, and 100%
-# has a place, which it has not on a logarithmic scale.
+# An axis that is linear in sqrt(1 - value): it spreads values near 100% as a logarithmic axis
+# would, but has room for 100% itself.
 STRETCHED = (
     lambda values: 1 - np.sqrt(np.maximum(1 - np.asarray(values), 0)),
-    lambda places: 1 - (1 - np.asarray(places)) ** 2,
+    lambda positions: 1 - (1 - np.asarray(positions)) ** 2,
 )
 PERCENT = FuncFormatter(lambda value, _: f"{100 * value:.3g}%")
 
 
 @contextmanager
 def styled() -> Iterator[None]:
-    """What is drawn in the block looks the same whatever matplotlib is set to."""
+    """Within the block pictures look the same, whatever matplotlib's settings are."""
     style: Any = {
         **sns.axes_style("whitegrid", {"grid.color": "#e4e4e4", "axes.edgecolor": "#888888"}),
         **sns.plotting_context("notebook", font_scale=0.8),
@@ -41,7 +43,7 @@ def styled() -> Iterator[None]:
 
 
 def panels(count: int, columns: int, height: float) -> tuple[Figure, list[Axes]]:
-    """A figure of so many panels, row by row, each ``height`` inches high."""
+    """A figure with ``count`` panels, row by row, each ``height`` inches high."""
     columns = min(columns, count)
     rows = math.ceil(count / columns)
     figure = Figure(figsize=(WIDTH, height * rows + 0.3), layout="constrained")
@@ -53,13 +55,13 @@ def panels(count: int, columns: int, height: float) -> tuple[Figure, list[Axes]]
 
 
 def short(name: str, longest: int = 38) -> str:
-    """A name that fits beside a picture: its end tells more than its middle."""
+    """A name shortened to fit beside a picture; its end says more than its middle."""
     tail = longest * 2 // 3
     return name if len(name) <= longest else f"{name[: longest - tail - 1]}…{name[-tail:]}"
 
 
-def require(frame: pd.DataFrame, columns: Sequence[str]) -> None:
-    """Raise ValueError unless the frame has these columns."""
+def check_columns(frame: pd.DataFrame, columns: Sequence[str]) -> None:
+    """Raise WavpruneError unless the frame has these columns."""
     missing = [column for column in columns if column not in frame]
     if missing:
-        raise ValueError(f"there is no column {', '.join(missing)}; there are {list(frame)}")
+        raise WavpruneError(f"there is no column {', '.join(missing)}; there are {list(frame)}")
