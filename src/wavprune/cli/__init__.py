@@ -1,4 +1,4 @@
-"""The command line, one file a group of commands."""
+"""The command line: one file for each group of commands."""
 
 from .app import main
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import warnings
 from pathlib import Path
 
 import click
 
-from ..checkpoint.coders import ANS, ZSTD
-from ..checkpoint.record import FLOATS
+from ..checkpoint.coders import CODERS
+from ..checkpoint.formats.names import SkippedLayerWarning, describe_skipped
+from ..checkpoint.quantisers import AUTO, BITS
+from ..checkpoint.records import FLOATS
 from ..checkpoint.report import SaveReport
 from ..config import PruneConfig
 
@@ -48,7 +52,9 @@ FORCE = click.option("--force", is_flag=True, help="Replace OUT if it exists; it
     multiple=True,
     help="Leave these layers out: a name, a glob or re:...; can be repeated.",
 )
-@click.option("--bits", type=click.Choice(("8", "6", "4")), help="Bits of a value.  [default: 8]")
+@click.option(
+    "--bits", type=click.Choice(tuple(map(str, BITS))), help="Bits of a value.  [default: 8]"
+)
 @click.option("--values", type=click.Choice(tuple(FLOATS)), help="Instead of --bits.")
 @click.option("--step", type=float, help="Instead of --bits: the step over each weight's norm.")
 @click.option("--target-bytes", type=int, help="Instead of --bits: how large the file becomes.")
@@ -56,7 +62,7 @@ FORCE = click.option("--force", is_flag=True, help="Replace OUT if it exists; it
     "--target-bits-per-weight", type=float, help="Instead of --bits: the same, by the weights."
 )
 @click.option(
-    "--coder", type=click.Choice(("auto", ZSTD, ANS)), default="auto", help="What codes the values."
+    "--coder", type=click.Choice((AUTO, *CODERS)), default=AUTO, help="What codes the values."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 @FORCE
@@ -90,23 +96,26 @@ def compress(
             wavelet=wavelet, sparsity=sparsity, targets=targets or None, ignore=ignore or None
         )
     try:
-        saved = save(
-            source,
-            output,
-            config=config,
-            wavelet=None if config else wavelet,
-            targets=None if config else targets or None,
-            ignore=None if config else ignore or None,
-            bits=None if bits is None else int(bits),
-            values=values,
-            step=step,
-            target_bytes=target_bytes,
-            target_bits_per_weight=target_bits_per_weight,
-            coder=coder,
-        )
+        with warnings.catch_warnings():
+            # They are in the report.
+            warnings.simplefilter("ignore", SkippedLayerWarning)
+            saved = save(
+                source,
+                output,
+                config=config,
+                wavelet=None if config else wavelet,
+                targets=None if config else targets or None,
+                ignore=None if config else ignore or None,
+                bits=None if bits is None else int(bits),
+                values=values,
+                step=step,
+                target_bytes=target_bytes,
+                target_bits_per_weight=target_bits_per_weight,
+                coder=coder,
+            )
     except ImportError as error:
         raise click.ClickException(str(error)) from error
-    click.echo(json.dumps(_facts(saved), indent=2) if as_json else _told(saved))
+    click.echo(json.dumps(_facts(saved), indent=2) if as_json else _summary(saved))
 
 
 @click.command()
@@ -127,7 +136,7 @@ def decompress(source: Path, output: Path, max_bytes: int | None, force: bool) -
 
 
 def _check_output(output: Path, force: bool) -> None:
-    if not force and output.exists():
+    if not force and os.path.lexists(output):
         raise click.ClickException(f"{output} exists already; only --force replaces it")
 
 
@@ -142,15 +151,22 @@ def _facts(saved: SaveReport) -> dict[str, object]:
         "relative_error": saved.relative_error,
         "step": saved.step,
         "seconds": saved.seconds,
+        "skipped": saved.skipped,
+        "left_out": saved.left_out,
     }
 
 
-def _told(saved: SaveReport) -> str:
-    return (
+def _summary(saved: SaveReport) -> str:
+    lines = [
         f"compressed: {saved.path}, {saved.bytes:,} of {saved.uncompressed:,} bytes; "
         f"{len(saved.layers)} layers at {saved.bits_per_weight:.2f} bits a weight, relative error "
         f"{saved.relative_error:.4f}"
-    )
+    ]
+    if saved.skipped:
+        lines.append(f"stored as they are: {describe_skipped(saved.skipped)}")
+    if saved.left_out:
+        lines.append(f"not in the file: {', '.join(saved.left_out)}")
+    return "\n".join(lines)
 
 
 COMMANDS = (compress, decompress)

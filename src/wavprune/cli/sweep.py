@@ -20,8 +20,8 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 RESULTS = click.argument("results", metavar="RESULTS", type=click.Path(path_type=Path))
 
 
-def _explained(command: Command) -> Command:
-    """A missing extra is a user's mistake, whose message names what to install."""
+def _explain_missing_extra(command: Command) -> Command:
+    """Make a missing extra an error of one line, which names what to install."""
 
     @wraps(command)
     def run(*args: Any, **options: Any) -> Any:
@@ -50,15 +50,19 @@ def _output_option(**settings: Any) -> Callable[[Command], Command]:
 @click.option(
     "--jobs",
     type=click.IntRange(min=1),
-    help="Runs at a time.  [default: one a core, or all that the cluster has]",
+    help="Runs at a time.  [default: one per core, or all that the cluster has]",
 )
 @click.option(
-    "--cluster", type=click.Choice(("ray", "dask")), help="Run on a cluster, not in processes here."
+    "--cluster",
+    type=click.Choice(("ray", "dask")),
+    help="Run on a cluster instead of processes of this machine.",
 )
-@click.option("--address", help="The cluster's address; without it, one is started here.")
-@click.option("--retry-failed", is_flag=True, help="Run again what failed before.")
+@click.option(
+    "--address", help="Address of the cluster; without it, one is started on this machine."
+)
+@click.option("--retry-failed", is_flag=True, help="Run failed runs again.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
-@_explained
+@_explain_missing_extra
 def sweep(
     file: Path,
     output: Path,
@@ -70,8 +74,8 @@ def sweep(
 ) -> None:
     """Run the grid of a sweep file, in parallel, into a results file.
 
-    Every finished run is a row there at once. A sweep that is started again goes on where it
-    ended, and several sweeps can share a file.
+    Every finished run becomes a row there at once. A sweep that is started again continues where
+    it stopped, and several sweeps can share a file.
     """
     from ..sweep.runner import run_sweep
     from ..sweep.settings import read_sweep
@@ -88,14 +92,14 @@ def sweep(
     if as_json:
         click.echo(json.dumps(dataclasses.asdict(summary), indent=2))
     else:
-        click.echo(_told(summary, output))
+        click.echo(_summary_text(summary, output))
     if summary.failed:
         raise click.ClickException(
             f"{summary.failed} of {summary.runs} runs failed; their errors are in {output}"
         )
 
 
-def _told(summary: Summary, output: Path) -> str:
+def _summary_text(summary: Summary, output: Path) -> str:
     lines = [
         f"{output}: {summary.ok} of {summary.runs} runs finished in {summary.seconds:.1f} s, "
         f"{summary.failed} failed, {summary.known} were there before"
@@ -112,11 +116,13 @@ def _told(summary: Summary, output: Path) -> str:
 @click.command()
 @RESULTS
 @_output_option(required=True, metavar="FILE", help="A .csv, .parquet or .json file.")
-@click.option("--layers", is_flag=True, help="One row a layer of each run.")
+@click.option("--layers", is_flag=True, help="One row per layer instead of one per run.")
 @click.option(
-    "--wavelettransforms", is_flag=True, help="One row a layer, in WaveletTransforms' columns."
+    "--wavelettransforms",
+    is_flag=True,
+    help="One row per layer, with the columns of WaveletTransforms' logs.",
 )
-@_explained
+@_explain_missing_extra
 def export(results: Path, output: Path, layers: bool, wavelettransforms: bool) -> None:
     """Write the runs of a results file as a table."""
     from ..reporting.export import export
@@ -128,7 +134,7 @@ def export(results: Path, output: Path, layers: bool, wavelettransforms: bool) -
 @click.command()
 @RESULTS
 @_output_option(required=True, metavar="FILE", help="An .html file.")
-@_explained
+@_explain_missing_extra
 def report(results: Path, output: Path) -> None:
     """Write a results file as one page: pictures, tables, settings, errors."""
     from ..reporting.page import write_page
