@@ -1,5 +1,5 @@
-# Every target works on a fresh machine with Python 3.11 and a C++ compiler, and again on an
-# existing .venv without reinstalling: stamp files remember what was done, and from what.
+# Every target works on a fresh machine with Python 3.11 and a C++ compiler. Stamp files in .venv
+# record what was installed and built, so that nothing is done twice.
 
 PYTHON ?= python3
 VENV := .venv
@@ -24,21 +24,21 @@ bench: $(VENV)/.bench $(VENV)/.native
 	$(BIN)/pytest benchmarks/ --benchmark-only --benchmark-columns=min,median,iqr,rounds \
 		--benchmark-time-unit=ms
 
-# Measures again what docs/findings.md says; hours on two cores, and what is there is not repeated.
+# Measures the figures of docs/findings.md; takes hours on two cores, and finished runs are kept.
 findings: $(VENV)/.test $(VENV)/.native
 	$(BIN)/python examples/gradual.py
 	$(BIN)/python examples/findings.py
 
-# What needs a GPU: its tests, then what was measured beside what was computed in docs/gpu.md.
+# Needs a GPU: its tests, then measured times beside those computed in docs/gpu.md.
 gpu: $(VENV)/.test $(VENV)/.native
 	$(BIN)/pytest -m gpu tests
 	$(BIN)/pytest -m gpu benchmarks/bench_gpu.py
 
-# A checkpoint of more than 8 GiB, pruned and compressed in a sixth of that; not part of the tests.
+# Prunes and compresses a checkpoint of more than 8 GiB in a sixth of that memory; not in `test`.
 big: $(VENV)/.test $(VENV)/.native
 	WAVPRUNE_BIG=1 $(BIN)/pytest tests/checkpoint/test_memory.py
 
-# The compiled kernels under AddressSanitizer and UndefinedBehaviorSanitizer.
+# Runs the compiled code under AddressSanitizer and UndefinedBehaviorSanitizer.
 sanitize: $(VENV)/.test
 	$(BIN)/python tests/tools/sanitize.py
 
@@ -47,12 +47,12 @@ $(VENV)/.tools: constraints.txt
 	$(INSTALL) torch setuptools ninja
 	touch $@
 
-# Without a compiler this builds nothing, and the package says so: `wavprune info`.
+# Without a compiler this builds nothing; `wavprune info` says so.
 $(VENV)/.native: $(VENV)/.tools $(KERNELS)
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python setup.py --quiet build_ext --inplace
 	touch $@
 
-# The extension has a target of its own, so that no extra compiles it again.
+# WAVPRUNE_NO_EXTENSION: the target above builds the extension, once for all extras.
 $(VENV)/.demo $(VENV)/.bench $(VENV)/.test: $(VENV)/.%: $(VENV)/.tools $(SOURCES)
 	WAVPRUNE_NO_EXTENSION=1 $(INSTALL) --no-build-isolation --editable ".[$*]"
 	touch $@

@@ -1,8 +1,8 @@
-"""Compressed checkpoints beside what else there is: ``python -m benchmarks.bench_checkpoint``.
+"""Compressed checkpoints and the alternatives: ``python -m benchmarks.bench_checkpoint``.
 
-Prints Markdown tables: bytes, bits a weight, how far the outputs of the network move, and the time
-of encoding and decoding, best of three. Of NNCodec (an ISO/IEC 15938-17 coder) there are rows where
-it is installed: ``pip install nncodec``.
+Prints Markdown tables: bytes, bits per weight, the change of the network's outputs, and the speed
+of encoding and decoding, best of three. NNCodec (an ISO/IEC 15938-17 coder) has rows if it is
+installed: ``pip install nncodec``.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ class Row(NamedTuple):
     """One way to store a network.
 
     Attributes:
-        name: of the row.
-        encode: gives the bytes of a state dict.
-        decode: gives the state dict back.
+        name: its label in the tables.
+        encode: from a state dict to bytes.
+        decode: from bytes to a state dict.
     """
 
     name: str
@@ -56,7 +56,7 @@ class Row(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What a row came to."""
+    """Size, change of the outputs, and speed in million weights per second."""
 
     name: str
     bytes: int
@@ -80,16 +80,16 @@ def main() -> None:
 
 
 def lite(network: nn.Module, images: torch.Tensor) -> None:
-    """All ways to store EfficientNet-Lite0."""
+    """Compare all ways to store EfficientNet-Lite0."""
     state = network.state_dict()
     before = outputs(network, images)
     rows = [*ours(), *plain(), *nncodec()]
     results = []
     for row in rows:
         coded, encode = timed(partial(row.encode, state))
-        found, decode = timed(partial(row.decode, coded))
+        decoded, decode = timed(partial(row.decode, coded))
         other = copy.deepcopy(network)
-        other.load_state_dict({name: found.get(name, state[name]) for name in state})
+        other.load_state_dict({name: decoded.get(name, state[name]) for name in state})
         after = outputs(other, images)
         elements = sum(tensor.numel() for tensor in state.values())
         results.append(
@@ -106,7 +106,7 @@ def lite(network: nn.Module, images: torch.Tensor) -> None:
         show_progress(row.name)
     print(f"\n### EfficientNet-Lite0, {CROPS} crops of two photographs\n")
     table(
-        ("stored as", "bytes", "bits a weight", "KL", "agreement", "encode M/s", "decode M/s"),
+        ("stored as", "bytes", "bits per weight", "KL", "agreement", "encode M/s", "decode M/s"),
         [
             (
                 r.name,
@@ -124,7 +124,7 @@ def lite(network: nn.Module, images: torch.Tensor) -> None:
 
 
 def against_nncodec(results: list[Result]) -> None:
-    """Bytes at the KL of each row of NNCodec, on the line between two of ours."""
+    """Compare bytes at the KL divergence of each row of NNCodec, interpolated between ours."""
     own = sorted((math.log(r.kl), math.log(r.bytes)) for r in results if r.name.startswith("step"))
     theirs = [r for r in results if r.name.startswith("NNCodec")]
     if not theirs:
@@ -145,10 +145,10 @@ def against_nncodec(results: list[Result]) -> None:
     print(f"\nEncoding is {encode:.0f} times as fast, decoding {decode:.0f} times (medians).")
 
 
-def bytes_at(place: float, points: list[tuple[float, float]]) -> float:
-    """Bytes on the lines between points of two logarithms."""
-    x, y = (np.array(each) for each in zip(*points, strict=True))
-    return math.exp(float(np.interp(place, x, y)))
+def bytes_at(log_error: float, points: list[tuple[float, float]]) -> float:
+    """Bytes at an error, interpolated between points ``(log(error), log(bytes))``."""
+    log_errors, log_bytes = (np.array(column) for column in zip(*points, strict=True))
+    return math.exp(float(np.interp(log_error, log_errors, log_bytes)))
 
 
 def ours() -> Iterator[Row]:
@@ -196,8 +196,8 @@ def nncodec() -> Iterator[Row]:
 
         def decode(data: bytes) -> State:
             with redirect_stdout(io.StringIO()):
-                found = library.decode(bytearray(data), {"verbose": False})
-            return {name: torch.as_tensor(np.asarray(each)) for name, each in found.items()}
+                arrays = library.decode(bytearray(data), {"verbose": False})
+            return {name: torch.as_tensor(np.asarray(array)) for name, array in arrays.items()}
 
         return Row(f"NNCodec qp {qp}", encode, decode)
 
@@ -218,7 +218,7 @@ def loaded(data: bytes) -> State:
 
 
 def halved(weight: torch.Tensor) -> torch.Tensor:
-    """A weight without the smaller half of its values."""
+    """A weight with the smaller half of its values set to 0."""
     conv = nn.Conv2d(1, 1, 1)
     conv.weight = nn.Parameter(weight.clone(), requires_grad=False)
     wavprune.fast.prune(conv, method="min_weight", sparsity=0.5)
@@ -260,11 +260,11 @@ def eight_bits(state: State) -> dict[str, torch.Tensor]:
     for name, tensor in state.items():
         if tensor.ndim in (2, 4):
             weight = halved(tensor) if tensor.ndim == 4 else tensor
-            flat = weight.flatten(1)
-            scale = flat.abs().amax(1).clamp_min(1e-12) / 127
+            rows = weight.flatten(1)
+            scale = rows.abs().amax(1).clamp_min(1e-12) / 127
             stored[f"{name}.scale"] = scale
             stored[f"{name}.symbols"] = (
-                (flat / scale[:, None]).round().to(torch.int8).view(weight.shape)
+                (rows / scale[:, None]).round().to(torch.int8).view(weight.shape)
             )
         else:
             stored[name] = tensor
@@ -284,7 +284,7 @@ def from_eight_bits(stored: State) -> State:
 
 
 def bases(title: str, network: nn.Module, layers: list[str]) -> None:
-    """The same pipeline in the identity basis and in the best of each layer, at equal error."""
+    """Compare the identity basis and the best basis of each layer, at equal weight error."""
     print(f"\n### {title}: bytes of the layers at equal weight error\n")
     rows = []
     for step in (4e-4, 1e-3, 2.5e-3, 6e-3, 1.5e-2):
@@ -294,7 +294,7 @@ def bases(title: str, network: nn.Module, layers: list[str]) -> None:
                 save_report(network, step * factor, wavelet, layers) for factor in (0.9, 1.0, 1.1)
             ]
             points[wavelet] = sorted(
-                (math.log(r.relative_error), math.log(sum(each.bytes for each in r.layers)))
+                (math.log(r.relative_error), math.log(sum(layer.bytes for layer in r.layers)))
                 for r in reports
             )
         at = points["identity"][1][0]
@@ -309,7 +309,7 @@ def bases(title: str, network: nn.Module, layers: list[str]) -> None:
             )
         )
         show_progress(f"{title} {step:g}")
-    table(("relative error", "identity (bits a weight)", "auto (bits a weight)", "saved"), rows)
+    table(("relative error", "identity (bits per weight)", "auto (bits per weight)", "saved"), rows)
 
 
 def save_report(
@@ -322,8 +322,8 @@ def save_report(
 
 
 def digits() -> None:
-    """The demo ResNet: bytes and accuracy."""
-    images, labels = (torch.cat(each) for each in zip(*demo.digits("test"), strict=True))
+    """Compare bytes and accuracy of the demo ResNet."""
+    images, labels = (torch.cat(batches) for batches in zip(*demo.digits("test"), strict=True))
     network = demo.resnet(0)
     state = network.state_dict()
     before = outputs(network, images)
@@ -341,9 +341,9 @@ def digits() -> None:
     ]
     for row in (*own, *plain(), *nncodec()):
         data = row.encode(state)
-        found = row.decode(data)
+        decoded = row.decode(data)
         other = copy.deepcopy(network)
-        other.load_state_dict({key: found.get(key, state[key]) for key in state})
+        other.load_state_dict({key: decoded.get(key, state[key]) for key in state})
         rows.append((row.name, len(data), outputs(other, images)))
         show_progress(row.name)
     table(
@@ -369,14 +369,14 @@ def spatial(network: nn.Module) -> list[str]:
 
 
 def crops() -> torch.Tensor:
-    """Crops of scikit-learn's two photographs, seeded, as the network takes them."""
+    """Seeded random crops of scikit-learn's two photographs, normalized as for ImageNet."""
     from sklearn.datasets import load_sample_images
 
     photographs = [
         torch.from_numpy(np.array(i)).permute(2, 0, 1) for i in load_sample_images().images
     ]
     generator = torch.Generator().manual_seed(0)
-    found = []
+    images = []
     for i in range(CROPS):
         image = photographs[i % len(photographs)].float() / 255
         height, width = image.shape[1:]
@@ -384,11 +384,11 @@ def crops() -> torch.Tensor:
         top = int(torch.randint(0, height - side, (), generator=generator))
         left = int(torch.randint(0, width - side, (), generator=generator))
         crop = image[None, :, top : top + side, left : left + side]
-        found.append(
+        images.append(
             nn.functional.interpolate(crop, (PIXELS, PIXELS), mode="bilinear", antialias=True)
         )
-    mean, spread = (torch.tensor(each).view(3, 1, 1) for each in (MEAN, SPREAD))
-    return (torch.cat(found) - mean) / spread
+    mean, spread = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, SPREAD))
+    return (torch.cat(images) - mean) / spread
 
 
 @torch.no_grad()
@@ -397,7 +397,7 @@ def outputs(network: nn.Module, images: torch.Tensor) -> torch.Tensor:
 
 
 def divergence(before: torch.Tensor, after: torch.Tensor) -> float:
-    """Mean Kullback-Leibler divergence of the outputs, in nats."""
+    """Mean Kullback-Leibler divergence of the outputs, in nats; at least 1e-12."""
     p, q = before.double().log_softmax(1), after.double().log_softmax(1)
     return max(float((p.exp() * (p - q)).sum(1).mean()), 1e-12)
 

@@ -1,4 +1,4 @@
-"""What keeping a network pruned costs in training: the projection beside an optimizer step."""
+"""The cost of keeping a network pruned in training: a projection and a training step."""
 
 from __future__ import annotations
 

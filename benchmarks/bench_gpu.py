@@ -1,8 +1,8 @@
-"""Half of every ``Conv2d`` pruned on a GPU: what was measured beside what was computed.
+"""Pruning half of every ``Conv2d`` on a GPU: measured and computed times.
 
-Run with ``make gpu``. No row is timed before its result is checked against
-``wavprune.reference.prune``. ``python -m benchmarks.bench_gpu`` prints what is computed, which
-needs no GPU: the bytes that a row must move, over the bandwidth that the makers of a card state.
+Run with ``make gpu``. Each row is checked against ``wavprune.reference.prune`` before it is timed.
+``python -m benchmarks.bench_gpu`` prints the computed times, which needs no GPU: the bytes that a
+row must move, over the bandwidth in the card's data sheet.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ PEERS = ("l1_unstructured", "global_unstructured", "ptwt haar + kthvalue", "abs 
 CASES = ("haar", "haar global", "uhaar", "min-weight", "random")
 COPY = "copy from device to device"
 
-# Bytes a second by the data sheets, and what ``torch.cuda.get_device_name`` says of the card.
+# Bytes per second in the data sheet, and the name that ``torch.cuda.get_device_name`` gives.
 BANDWIDTHS = {
     "A100 80 GB": (2.039e12, "A100-SXM4-80GB"),
     "A100 40 GB PCIe": (1.555e12, "A100-PCIE-40GB"),
@@ -38,18 +38,18 @@ BANDWIDTHS = {
     "H100 PCIe": (2.0e12, "H100 PCIe"),
 }
 
-# How often a kernel reads and writes every weight; random draws are float64, of six digits.
-SELECT = {"float32": 3, "float64": 6}
+# Passes that count one digit; random pruning ranks float64 values.
+COUNTING_PASSES = {"float32": 3, "float64": 6}
 
 
 class Computed(NamedTuple):
-    """What a kernel moves.
+    """The memory traffic of a CUDA kernel.
 
     Attributes:
         kernel: its name in ``csrc/cuda/kernels.cuh``.
         launches: how many times it runs.
-        reads: of every weight, all launches together.
-        writes: likewise.
+        reads: how often it reads every weight, in all launches together.
+        writes: how often it writes every weight.
     """
 
     kernel: str
@@ -66,13 +66,13 @@ PRUNE = (
 
 
 def computed_seconds(row: str, weight_bytes: int, bandwidth: float) -> float | None:
-    """The least time of a row of ours, or of the copy; None for the others."""
+    """Lower bound for a row of this library and for the copy; None for other rows."""
     if row == COPY:
         return 2 * weight_bytes / bandwidth
     if row.split()[0] not in ("native", "triton"):
         return None
-    digits = SELECT["float64" if row.endswith("random") else "float32"]
-    return (digits + 2) * weight_bytes / bandwidth
+    passes = COUNTING_PASSES["float64" if row.endswith("random") else "float32"]
+    return (passes + 2) * weight_bytes / bandwidth
 
 
 def weight_bytes(network: nn.Module) -> int:
@@ -81,13 +81,13 @@ def weight_bytes(network: nn.Module) -> int:
 
 
 def tables() -> list[Table]:
-    """What is computed for ResNet-18: by kernel, and by card."""
+    """The computed figures for ResNet-18: memory traffic by CUDA kernel, times by card."""
     size = weight_bytes(NETWORKS["ResNet-18"]())
-    kernels = Table("kernel", "launches", "weights read", "written", "MB", title="computed")
+    kernels = Table("CUDA kernel", "launches", "weights read", "written", "MB", title="computed")
     for kernel in PRUNE:
         moved = (kernel.reads + kernel.writes) * size
         kernels.add_row(*map(str, kernel[:4]), f"{moved / 1e6:.1f}")
-    cards = Table("card", "count_digits, each", "prune_rows", "select and prune", COPY)
+    cards = Table("card", "count_digits, per pass", "prune_rows", "select and prune", COPY)
     for card, (bandwidth, _) in BANDWIDTHS.items():
         once = size / bandwidth
         total = computed_seconds("native haar", size, bandwidth)
@@ -108,16 +108,16 @@ Results = dict[str, dict[str, float]]
 @pytest.fixture(scope="module")
 def results(request: pytest.FixtureRequest) -> Iterator[Results]:
     """Seconds of every network and row, printed at the end."""
-    found: Results = {}
-    yield found
+    measured: Results = {}
+    yield measured
     reporter = request.config.pluginmanager.getplugin("terminalreporter")
-    for network, seconds in found.items():
+    for network, seconds in measured.items():
         reporter.section(f"{network} on {torch.cuda.get_device_name()}")
         reporter.write(rendered(compared(network, seconds)))
 
 
 def compared(network: str, seconds: dict[str, float]) -> Table:
-    """Measured beside computed: by the data sheet where it is known, and by the copy."""
+    """Measured times, and those computed from the data sheet and from the measured copy."""
     size = weight_bytes(loaded(network))
     card = next(
         (
@@ -152,10 +152,10 @@ class TestOnGpu:
 
     def test_copy(self, network: str, results: Results) -> None:
         weights = [conv.weight.detach().cuda() for conv in convolutions(loaded(network))]
-        flat = torch.cat([weight.flatten() for weight in weights])
-        target = torch.empty_like(flat)
-        spent = median(lambda: target.copy_(flat), lambda: target.zero_())
-        assert torch.equal(target, flat)
+        source = torch.cat([weight.flatten() for weight in weights])
+        target = torch.empty_like(source)
+        spent = median(lambda: target.copy_(source), lambda: target.zero_())
+        assert torch.equal(target, source)
         results.setdefault(network, {})[COPY] = spent
 
     @pytest.mark.parametrize("row", rows(), ids=lambda row: row.name)
@@ -170,11 +170,11 @@ class TestOnGpu:
 
 
 def median(run: Callable[[], object], setup: Callable[[], object]) -> float:
-    """Seconds on the device, from before the first launch to the end of the last."""
+    """Median seconds on the device, from before the first launch to the end of the last."""
     spans: list[float] = []
     for _ in range(ROUNDS):
         setup()
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]  # torch's lack
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         torch.cuda.synchronize()
         start.record()
         run()

@@ -1,4 +1,4 @@
-"""The compiled operators by themselves: coefficients for those who want them, and scaling.
+"""The compiled operators alone: ``dwt2`` with ``idwt2``, and how pruning scales with size.
 
 Every result is checked before it is timed.
 """
@@ -13,7 +13,7 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
 import wavprune
-from wavprune.bases.basis import named_basis
+from wavprune.bases import named_basis
 
 ops = pytest.importorskip("wavprune.ops", reason="the compiled extension is not built here")
 
@@ -44,7 +44,7 @@ def ptwt_symmetric() -> torch.Tensor:
     [("native", native), ("PyWavelets", pywavelets), ("ptwt", ptwt_symmetric)],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_there_and_back(benchmark: BenchmarkFixture, row: str, run: object) -> None:
+def test_round_trip(benchmark: BenchmarkFixture, row: str, run: object) -> None:
     assert callable(run)
     assert torch.allclose(run(), KERNELS, atol=1e-5)
     benchmark.group, benchmark.name = "dwt2 + idwt2 of 1M 3x3 kernels", row
@@ -53,29 +53,29 @@ def test_there_and_back(benchmark: BenchmarkFixture, row: str, run: object) -> N
 
 
 @pytest.mark.parametrize("millions", [1, 4, 16, 64, 256])
-def test_time_a_weight(benchmark: BenchmarkFixture, millions: int) -> None:
+def test_time_per_weight(benchmark: BenchmarkFixture, millions: int) -> None:
     outs = millions * 1_000_000 // (512 * 9)
     conv = torch.nn.Conv2d(512, outs, 3, bias=False)
     weight = conv.weight.detach()
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        # Another order of the same values for each round would cost more than the round.
+        # Drawing all values anew before each round would take longer than the round itself.
         weight.view(-1)[: 1 << 20].normal_()
         torch.manual_seed(1)
     tile = weight.view(-1)[: 1 << 20].clone()
-    flat = weight.view(-1)
+    values = weight.view(-1)
 
     def restore() -> None:
-        for part in torch.split(flat, 1 << 20):
+        for part in torch.split(values, 1 << 20):
             part.copy_(tile[: len(part)])
 
     restore()
     report = wavprune.fast.prune(conv, wavelet="haar", backend="native")
     keep = (weight.numel() + 1) // 2
-    # The same values again and again tie with each other.
+    # The tile repeats, so there are ties at the threshold, and ties are kept.
     assert keep <= report.kept <= keep + weight.numel() // len(tile) + 1
     assert np.isclose(report.sparsity, 0.5, atol=1e-3)
-    benchmark.group, benchmark.name = "haar, time of 1M weights", f"{millions}M"
+    benchmark.group, benchmark.name = "haar, time per 1M weights", f"{millions}M"
     benchmark.extra_info |= {"row": f"{millions}M", "weights": weight.numel()}
     benchmark.pedantic(  # type: ignore[no-untyped-call]
         wavprune.fast.prune,

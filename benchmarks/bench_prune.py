@@ -1,7 +1,7 @@
-"""Half of every ``Conv2d`` pruned, by every backend and by what people use instead.
+"""Pruning half of every ``Conv2d``: every backend, and the alternatives.
 
-Run with ``pytest benchmarks/ --benchmark-only``. No row is timed before its result is checked
-against ``wavprune.reference.prune``; the ratios are printed last, by ``conftest.py``.
+Run with ``pytest benchmarks/ --benchmark-only``. Each row is checked against
+``wavprune.reference.prune`` before it is timed; ``conftest.py`` prints the ratios.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ from wavprune import LevelCollapsedWarning, PruneConfig, PruneReport
 from .networks import NETWORKS, convolutions
 from .pipelines import ROWS, Row, peak_bytes
 
-# A row whose check fails is never timed; its failure alone says so.
+# A row whose check fails is not timed, and pytest-benchmark would warn about that.
 pytestmark = pytest.mark.filterwarnings("ignore:Benchmark fixture was not used at all")
 
-# Seconds of timing a row; the slowest get the fewest rounds.
+# Seconds to spend on a row, and the least and most rounds.
 BUDGET = 3.0
 ROUNDS = (3, 15)
 
-# Rows that must agree with the same result follow each other, so that one reference is kept.
+# Rows with the same reference run one after the other, because only the last one is cached.
 IN_ORDER = sorted(ROWS.values(), key=lambda row: sorted(map(str, row.settings.items())))
 
 
 class Expected(NamedTuple):
-    """What the reference made of a network.
+    """The result of ``wavprune.reference.prune``.
 
     Attributes:
         report: its report.
-        weights: its pruned weights.
-        undecided: for each kernel of each layer, how many of its coefficients are so close to
-            the threshold that rounding decides.
+        weights: the pruned weights, by layer.
+        undecided: ``(N,)`` by layer: for each kernel, how many coefficients are so close to the
+            threshold that rounding decides.
     """
 
     report: PruneReport
@@ -67,10 +67,9 @@ def measure(
     network: str,
     model: nn.Module,
     seconds: float,
-    place: str = "",
 ) -> None:
-    """Time a row that takes about so many seconds, from the same weights in every round."""
-    benchmark.group = network + place
+    """Time a row that takes about ``seconds``, from the same weights in every round."""
+    benchmark.group = network
     benchmark.extra_info["row"] = row.name
     benchmark.pedantic(  # type: ignore[no-untyped-call]
         row.run,
@@ -81,9 +80,9 @@ def measure(
 
 
 def checked(row: Row, network: str, model: nn.Module) -> float:
-    """Run a row once and compare; how many seconds it took.
+    """Run a row once, compare the result with the reference, and return the seconds it took.
 
-    A backend that cannot do this skips the row with its own reason.
+    A row whose backend cannot run here is skipped, with the backend's reason.
     """
     restore(network, model)
     start = time.perf_counter()
@@ -106,7 +105,7 @@ def checked(row: Row, network: str, model: nn.Module) -> float:
     for conv, before, stats, weight, undecided in layers:
         pruned = conv.weight.detach().cpu()
         if not row.same_mask:
-            # A weight that was 0 before may be among those kept; it doesn't show.
+            # A kept weight may have been 0 before.
             missing = stats.kept - torch.count_nonzero(pruned)
             assert 0 <= missing <= torch.count_nonzero(before == 0), stats.name
             assert torch.equal(pruned, before * (pruned != 0)), stats.name
@@ -119,7 +118,7 @@ def checked(row: Row, network: str, model: nn.Module) -> float:
 
 
 def differs(weight: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
-    """Which kernels differ by more than rounding."""
+    """``(N,)``: True for kernels that differ by more than rounding."""
     tolerance = 1e-6 * float(expected.abs().max())
     close = torch.isclose(weight, expected, rtol=1e-5, atol=tolerance)
     return ~close.flatten(0, 1).flatten(1).all(dim=1)
@@ -127,11 +126,11 @@ def differs(weight: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
 
 @lru_cache(maxsize=1)
 def reference(network: str, settings: tuple[tuple[str, Any], ...]) -> Expected:
-    """What a network must look like, pruned with these settings."""
+    """The expected result of pruning a network with these settings."""
     model = loaded(network)
     restore(network, model)
     with warnings.catch_warnings():
-        # bior4.4 is too long for these kernels; that is the point of its row.
+        # The row of bior4.4 is there to show a wavelet that is too long for these kernels.
         warnings.simplefilter("ignore", LevelCollapsedWarning)
         report = wavprune.reference.prune(model, **dict(settings))
     config = PruneConfig(**dict(settings))
@@ -144,7 +143,7 @@ def reference(network: str, settings: tuple[tuple[str, Any], ...]) -> Expected:
 
 
 def at_threshold(config: PruneConfig, weight: torch.Tensor, threshold: float) -> torch.Tensor:
-    """How many coefficients of each kernel lie within 4 ulp of the threshold."""
+    """``(N,)``: coefficients of each kernel within 4 ulp of the threshold."""
     kernels = weight.flatten(0, 1).flatten(1).double()
     if config.method == "random":
         return torch.zeros(len(kernels), dtype=torch.int64)  # draws are exact
@@ -158,22 +157,22 @@ def at_threshold(config: PruneConfig, weight: torch.Tensor, threshold: float) ->
 
 @lru_cache
 def loaded(network: str) -> nn.Module:
-    """The network that every row of its group prunes."""
+    """The network, shared by all rows of its group."""
     return NETWORKS[network]()
 
 
 @lru_cache
 def original(network: str) -> list[torch.Tensor]:
-    """Its weights, unpruned."""
+    """The unpruned weights of a network, by layer."""
     return [conv.weight.detach().clone() for conv in convolutions(NETWORKS[network]())]
 
 
 def restore(network: str, model: nn.Module) -> None:
-    """Undo a pruning in place, so that every round finds the same memory."""
+    """Undo a pruning in place, so that every round works on the same memory."""
     for conv, weight in zip(convolutions(model), original(network), strict=True):
         conv.weight.detach().copy_(weight)
 
 
 def largest_layer_bytes(network: str) -> int:
-    """The size of the largest weight."""
+    """Bytes of the largest weight."""
     return max(weight.nbytes for weight in original(network))

@@ -1,4 +1,4 @@
-"""Prints the ratios that the library promises, after the timings they come from."""
+"""Print the speed and memory ratios beside their targets, after the timings."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ Kind = Literal["speed", "time", "memory"]
 
 
 class Target(NamedTuple):
-    """A promise about a row.
+    """The bound that a ratio should keep.
 
     Attributes:
-        group: the network.
-        row: the row it is about; its first word is the backend.
+        group: the network, or another group of rows.
+        row: the row that the target is for; its first word is the backend.
         against: the row it is compared with; ``LARGEST`` for memory.
-        kind: ``"speed"``: how many times as fast, at least; ``"time"``: how many times as long,
-            at most; ``"memory"``: peak beyond the network over its largest layer, at most.
-        bound: the number.
+        kind: ``"speed"``: times as fast, at least; ``"time"``: times as long, at most;
+            ``"memory"``: extra memory at the peak over the bytes of the largest layer, at most.
+        bound: the ratio.
     """
 
     group: str
@@ -38,7 +38,7 @@ class Target(NamedTuple):
 
 RESNET, LITE = "ResNet-18", "EfficientNet-Lite0"
 TRAINING = "ResNet-18 in training, 64 images of 32x32"
-COEFFICIENTS, SCALING = "dwt2 + idwt2 of 1M 3x3 kernels", "haar, time of 1M weights"
+COEFFICIENTS, SCALING = "dwt2 + idwt2 of 1M 3x3 kernels", "haar, time per 1M weights"
 WAVELET_TRANSFORMS = "WaveletTransforms haar"
 L1 = "l1_unstructured"
 LARGEST = "largest layer"
@@ -66,16 +66,16 @@ TARGETS = (
     *(Target(SCALING, size, "256M", "time", 1.15) for size in ("1M", "4M", "16M", "64M")),
 )
 
-# Threads that wait for a core which another program uses make torch many times slower. A median
-# that is this many times the minimum says that they did.
+# Other programs on the same cores make torch many times slower. A median of more than this many
+# times the minimum shows that this happened.
 BUSY = 2.0
 
-# Backends that are there to compare with, like the peers.
+# Backends that serve as baselines, like the peers.
 BASELINES = ("reference", "ptwt")
 
 
 class Result(NamedTuple):
-    """What was measured of a row: median and minimum; the bytes are None where they were not."""
+    """Median and minimum time of a row, and its memory where that was measured."""
 
     seconds: float
     fastest: float
@@ -94,7 +94,7 @@ def pytest_terminal_summary(
     groups: dict[str, dict[str, Result]] = {}
     for timed in getattr(session, "benchmarks", ()):
         if timed.stats.rounds:
-            # Where a row says how many weights it has, what counts is the time of a million.
+            # Rows that state their number of weights are compared by the time per million.
             millions = timed.extra_info.get("weights", 1e6) / 1e6
             groups.setdefault(timed.group, {})[timed.extra_info["row"]] = Result(
                 timed.stats.median / millions,
@@ -112,7 +112,7 @@ def pytest_terminal_summary(
 
 
 def ratios(group: str, results: Results) -> Table:
-    """Medians against medians."""
+    """The medians of rows that are compared, and their ratios."""
     table = _table("row", "ms", "compared with", "ms", "ratio", "target", "")
     last = ""
     for row, against, kind in comparisons(group):
@@ -140,8 +140,8 @@ def ratios(group: str, results: Results) -> Table:
 
 
 def memory(group: str, results: Results) -> Table:
-    """Peaks against the largest layer."""
-    table = _table("row", "peak beyond the network", "of the largest layer", "target", "")
+    """Extra memory at the peak, relative to the largest layer."""
+    table = _table("row", "extra memory at the peak", "relative to the largest layer", "target", "")
     targeted = [t.row for t in TARGETS if t.group == group and t.kind == "memory" and _exists(t)]
     for row in dict.fromkeys([*results, *targeted]):
         target = _target(group, row, LARGEST)
@@ -161,7 +161,7 @@ def memory(group: str, results: Results) -> Table:
 
 
 def comparisons(group: str) -> Iterator[tuple[str, str, Kind]]:
-    """Which row is compared with which: the usual ones, and whatever else has a target."""
+    """Pairs of rows to compare: every backend with every peer, and all pairs with a target."""
     for backend in wavprune.backends.names():
         if backend in BASELINES:
             continue
@@ -189,18 +189,18 @@ def comparisons(group: str) -> Iterator[tuple[str, str, Kind]]:
 
 
 def busy(results: Results) -> str:
-    """A warning where the machine had other work to do; else nothing."""
+    """A warning where other programs disturbed the timings, else an empty string."""
     rows = [row for row, result in results.items() if result.seconds > BUSY * result.fastest]
     if not rows:
         return ""
     return (
-        f"This machine was busy: the median round took more than {BUSY:g} times as long as the "
-        f"fastest in {', '.join(rows)}. Run these again before you trust their ratios.\n"
+        f"Other programs disturbed these timings: the median round took more than {BUSY:g} times "
+        f"as long as the fastest in {', '.join(rows)}. Run them again on an idle machine.\n"
     )
 
 
 def rendered(table: Table) -> str:
-    """The table as text; nothing where it has no rows."""
+    """The table as text; an empty string for a table without rows."""
     if not table.rows:
         return ""
     text = io.StringIO()

