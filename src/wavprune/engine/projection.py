@@ -86,9 +86,20 @@ def _is_safe(layers: Sequence[Layer]) -> bool:
 
 
 def _norm(tensors: list[torch.Tensor], dtype: torch.dtype) -> float:
-    """The sum of their norms: one pass over the weights, and one wait for the device."""
+    """A norm of them together: one pass over the weights, and one wait for the device."""
+    flat = [_flat(tensor) for tensor in tensors if tensor.dtype == dtype and tensor.is_cpu]
+    if len(flat) == len(tensors):
+        # Half the time of the norms: as fast as memory is read. Squares that overflow are infinite.
+        return math.sqrt(float(torch.stack([torch.dot(values, values) for values in flat]).sum()))
     norms = torch._foreach_norm(tensors, 2, dtype)
     return float(torch.stack([norm.to(norms[0].device) for norm in norms]).sum())
+
+
+def _flat(weight: torch.Tensor) -> torch.Tensor:
+    """All values, in the order in memory where that is without gaps."""
+    if not weight.is_contiguous() and weight.is_contiguous(memory_format=torch.channels_last):
+        weight = weight.permute(0, 2, 3, 1)
+    return weight.reshape(-1)
 
 
 def _project_wholly(
