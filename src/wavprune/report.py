@@ -9,15 +9,14 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ._version import versions
 from .bases import Basis
 from .common.atomic import replaced
 from .common.optional import require
-from .config import PruneConfig
+from .config import RunSettings
 from .errors import WavpruneError
 
 if TYPE_CHECKING:
@@ -91,85 +90,6 @@ class LayerStats:
 
 
 FIELDS = tuple(field.name for field in dataclasses.fields(LayerStats))
-
-
-@dataclass(frozen=True, slots=True)
-class RunSettings:
-    """The settings of a run, as they were given.
-
-    Attributes:
-        method: ``"dwt"``, ``"min_weight"``, ``"random"``, or a registered rule.
-        wavelet: the basis; read by ``"dwt"`` only.
-        level: levels asked for; None means the deepest that exists.
-        mode: PyWavelets' boundary mode.
-        force_level: True where levels that PyWavelets calls too deep were allowed.
-        sparsity: pruned fraction relative to the weights; None with ``percentile``.
-        percentile: WaveletTransforms' knob; None with ``sparsity``.
-        scope: ``"layer"`` or ``"global"``.
-        device: where it was to be computed; None means where each weight lives.
-        backend: the backend asked for.
-        targets: patterns of the layers to prune; None means every ``Conv2d``.
-        ignore: patterns of the layers left out.
-        seed: of random masks.
-        match: what was matched, such as ``"dwt uhaar"``; else None.
-        versions: of this library, torch, numpy and PyWavelets.
-    """
-
-    method: str = "dwt"
-    wavelet: str = "uhaar"
-    level: int | None = None
-    mode: str = "periodization"
-    force_level: bool = False
-    sparsity: float | None = None
-    percentile: float | None = None
-    scope: str = "layer"
-    device: str | None = None
-    backend: str = "auto"
-    targets: tuple[str, ...] | None = None
-    ignore: tuple[str, ...] | None = None
-    seed: int = 0
-    match: str | None = None
-    versions: dict[str, str] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, config: PruneConfig, match: PruneReport | None = None) -> RunSettings:
-        """Those of a run with this configuration.
-
-        Args:
-            config: what was asked for.
-            match: the report whose kept counts were matched, if any.
-        """
-        settings = {name: getattr(config, name) for name in CONFIG_FIELDS}
-        settings["device"] = None if config.device is None else str(config.device)
-        if match is not None:
-            settings["sparsity"] = match.sparsity
-            settings["match"] = match.settings.label
-        return cls(**settings, versions=dict(versions()))
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> RunSettings:
-        """What ``to_dict`` gave, also of an older version; unknown entries are left out."""
-        known = {field.name for field in dataclasses.fields(cls)} & values.keys()
-        settings = {name: values[name] for name in known}
-        for name in ("targets", "ignore"):
-            if settings.get(name) is not None:
-                settings[name] = tuple(settings[name])
-        return cls(**settings)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Names and values, ready for JSON; ``match`` only where there was one."""
-        settings = dataclasses.asdict(self)
-        if self.match is None:
-            del settings["match"]
-        return settings
-
-    @property
-    def label(self) -> str:
-        """Method, and basis where that was chosen."""
-        return f"{self.method} {self.wavelet}" if self.method == "dwt" else self.method
-
-
-CONFIG_FIELDS = tuple(field.name for field in dataclasses.fields(PruneConfig))
 
 
 class Outcome(NamedTuple):

@@ -14,8 +14,8 @@ from torch import nn
 import wavprune
 from wavprune import PruneConfig, Pruner
 from wavprune.bases import basis_for, named_basis
+from wavprune.config import RunSettings
 from wavprune.errors import WavpruneError
-from wavprune.report import RunSettings
 from wavprune.training.schedules import Constant, Cubic
 
 from ..support.training import Net, batches, seeded, sgd, train

@@ -11,12 +11,12 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from ..common.atomic import recover, replaced
-from ..config import PruneConfig
+from ..config import PruneConfig, RunSettings
 from ..engine.ambient import neutral
 from ..engine.layers import LayerRef, unique_layers
 from ..engine.run import prune_layers
 from ..errors import WavpruneError
-from ..report import Outcome, PruneReport, RunSettings
+from ..report import Outcome, PruneReport
 from .formats import (
     INDEX,
     SAFETENSORS,

@@ -13,9 +13,9 @@ from torch import nn
 from ..backends import Backend, Budget, Job, Layer
 from ..backends.eager import EagerBackend
 from ..common.progress import progress_bar
-from ..config import AUTO, PruneConfig
+from ..config import AUTO, PruneConfig, RunSettings
 from ..errors import WavpruneError
-from ..report import PruneReport, RunSettings
+from ..report import PruneReport
 from .ambient import neutral
 from .auto import Choice, choose, rounds
 from .clock import Clock
@@ -317,10 +317,16 @@ class _Run:
                 seconds(),
                 check if unread else None,
             ),
-            RunSettings.of(plan.config, match),
+            _settings(plan.config, match),
             bases={layer.name: layer.basis for layer in self._layers},
             masks=None if self._masks is None else dict(zip(names, self._masks, strict=True)),
         )
+
+
+def _settings(config: PruneConfig, match: PruneReport | None) -> RunSettings:
+    if match is None:
+        return RunSettings.of(config)
+    return RunSettings.of(config, match.settings.label, match.sparsity)
 
 
 def layer_facts(

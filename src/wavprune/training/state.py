@@ -20,13 +20,13 @@ from ..bases import Basis, family_of
 from ..bases.basis import Request
 from ..bases.matrices import frozen
 from ..common.checks import integer
-from ..config import PruneConfig
+from ..config import PruneConfig, RunSettings
 from ..engine.auto import bases_for
 from ..engine.layers import LayerRef
 from ..engine.projection import checksum, projection_plan
 from ..engine.sharding import first_channel, local_part
 from ..errors import WavpruneError
-from ..report import LayerStats, Outcome, PruneReport, RunSettings
+from ..report import LayerStats, Outcome, PruneReport
 
 FORMAT = 2
 READABLE = (1, 2)
