@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from .bases import Basis
 from .common.atomic import replaced
 from .common.optional import require
+from .common.text import csv_cell
 from .config import RunSettings
 from .errors import WavpruneError
 
@@ -273,7 +274,7 @@ class PruneReport:
         for layer in self.layers:
             row = dataclasses.asdict(layer)
             row["shape"] = "x".join(map(str, layer.shape))
-            writer.writerow(row.values())
+            writer.writerow(map(csv_cell, row.values()))
         return written(text.getvalue(), path)
 
     def to_json(self, path: str | os.PathLike[str] | None = None) -> str:

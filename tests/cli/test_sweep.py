@@ -62,6 +62,21 @@ def test_a_sweep_is_run_exported_and_reported(
     assert "</html>" in Path("page.html").read_text()
 
 
+@pytest.mark.parametrize("command", [["export", "runs.csv"], ["report", "page.html"]])
+def test_what_is_there_is_replaced_only_when_asked(
+    here: Path, capsys: pytest.CaptureFixture[str], command: list[str]
+) -> None:
+    file = write(here, sweeps.content(grid={"method": "min_weight", "sparsity": 0.5}))
+    assert main(["sweep", file, "-o", "results.db", "--jobs", "1"]) == 0
+    name, output = command
+    Path(output).write_text("mine")
+    assert main([name, "results.db", "-o", output]) == 2
+    assert "exists already; only --force replaces it" in capsys.readouterr().err
+    assert Path(output).read_text() == "mine"
+    assert main([name, "results.db", "-o", output, "--force"]) == 0
+    assert Path(output).read_text() != "mine"
+
+
 def test_failed_runs_are_said_and_kept(
     here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import io
 import shutil
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from PIL import Image
 from pydantic import TypeAdapter
 
 from tests.support import sweeps
+from wavprune.errors import WavpruneError
 from wavprune.sweep.data import data_identity, load_data
 from wavprune.sweep.sources import DataSource
 
@@ -138,3 +141,24 @@ def test_the_identity_is_of_the_contents_and_their_preparation(root: Path, tmp_p
     assert data_identity(source(tmp_path, {"images": "copy"})) != here
     ids = {data_identity(source(root, {"npz": "data.npz", "limit": n})) for n in (None, 3, 4)}
     assert len(ids) == 3
+
+
+def lying_npz(path: Path, shape: tuple[int, ...]) -> None:
+    """A file whose header promises more than it holds."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        header, {"descr": "|u1", "fortran_order": False, "shape": shape}
+    )
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("images.npy", header.getvalue() + bytes(100))
+        labels = io.BytesIO()
+        np.save(labels, np.zeros(1, np.int64))
+        archive.writestr("labels.npy", labels.getvalue())
+
+
+@pytest.mark.parametrize("shape", [(1 << 40, 1, 8, 8), (2, 1, 8, 8), (1 << 62,)])
+def test_an_npz_whose_header_lies_is_one_error(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    lying_npz(tmp_path / "data.npz", shape)
+    told = source(tmp_path, {"npz": "data.npz"})
+    with pytest.raises(WavpruneError, match=r"data.npz cannot be read .*images.npy says .* less"):
+        load_data(told, 8)

@@ -6,31 +6,20 @@ import dataclasses
 import json
 import sys
 from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+from .output import check_replaceable, expect_output
 
 if TYPE_CHECKING:
     from ..sweep.runner import Summary
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
+FORCE = click.option("--force", is_flag=True, help="Replace FILE if it exists.")
 RESULTS = click.argument("results", metavar="RESULTS", type=click.Path(path_type=Path))
-
-
-def _explain_missing_extra(command: Command) -> Command:
-    """Make a missing extra an error of one line, which names what to install."""
-
-    @wraps(command)
-    def run(*args: Any, **options: Any) -> Any:
-        try:
-            return command(*args, **options)
-        except ImportError as error:
-            raise click.ClickException(str(error)) from error
-
-    return run  # type: ignore[return-value]  # wraps keeps the signature
 
 
 def _output(context: click.Context, parameter: click.Parameter, path: Path) -> Path:
@@ -62,7 +51,6 @@ def _output_option(**settings: Any) -> Callable[[Command], Command]:
 )
 @click.option("--retry-failed", is_flag=True, help="Run failed runs again.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
-@_explain_missing_extra
 def sweep(
     file: Path,
     output: Path,
@@ -116,15 +104,17 @@ def _summary_text(summary: Summary, output: Path) -> str:
 @click.command()
 @RESULTS
 @_output_option(required=True, metavar="FILE", help="A .csv, .parquet or .json file.")
+@FORCE
 @click.option("--layers", is_flag=True, help="One row per layer instead of one per run.")
 @click.option(
     "--wavelettransforms",
     is_flag=True,
     help="One row per layer, with the columns of WaveletTransforms' logs.",
 )
-@_explain_missing_extra
-def export(results: Path, output: Path, layers: bool, wavelettransforms: bool) -> None:
+def export(results: Path, output: Path, force: bool, layers: bool, wavelettransforms: bool) -> None:
     """Write the runs of a results file as a table."""
+    check_replaceable(output, force)
+    expect_output(output)
     from ..reporting.export import export
 
     rows = export(results, output, layers=layers, wavelettransforms=wavelettransforms)
@@ -134,9 +124,11 @@ def export(results: Path, output: Path, layers: bool, wavelettransforms: bool) -
 @click.command()
 @RESULTS
 @_output_option(required=True, metavar="FILE", help="An .html file.")
-@_explain_missing_extra
-def report(results: Path, output: Path) -> None:
+@FORCE
+def report(results: Path, output: Path, force: bool) -> None:
     """Write a results file as one page: pictures, tables, settings, errors."""
+    check_replaceable(output, force)
+    expect_output(output)
     from ..reporting.page import write_page
 
     write_page(results, output)

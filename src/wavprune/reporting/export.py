@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..common.atomic import replaced
 from ..common.optional import require
+from ..common.text import csv_cell
 from ..errors import WavpruneError
 from ..sweep.store import Store
 
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
 
 # What WaveletTransforms called the methods.
 _PHASES = {"dwt": "selective", "min_weight": "min", "random": "random"}
-
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def export(
@@ -88,17 +87,12 @@ def wavelettransforms_table(store: Store) -> pd.DataFrame:
 
 
 def _write_csv(frame: pd.DataFrame, path: Path) -> None:
-    texts = {name: column.map(_escaped) for name, column in frame.items() if _is_text(column)}
+    texts = {name: column.map(csv_cell) for name, column in frame.items() if _is_text(column)}
     frame.assign(**texts).to_csv(path, index=False)  # type: ignore[arg-type]  # names are strings
 
 
 def _is_text(column: pd.Series[Any]) -> bool:
     return column.dtype.kind == "O"
-
-
-def _escaped(cell: object) -> object:
-    # Spreadsheets evaluate such cells; Excel, LibreOffice and Google Sheets know the apostrophe.
-    return f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA) else cell
 
 
 def _write_json(frame: pd.DataFrame, path: Path) -> None:

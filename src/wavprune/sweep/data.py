@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -20,6 +21,8 @@ from .sources import BuiltinData, Data, FactoryData, FolderData, NpzData
 
 Loader = Iterable[Any]
 
+# Bytes of an array of an .npz file, unpacked.
+LARGEST_ARRAY = 1 << 34
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
 
@@ -109,7 +112,7 @@ class Folder(Dataset[tuple[torch.Tensor, int]]):
         try:
             with Image.open(path) as file:
                 image = file.convert("RGB" if source.channels == 3 else "L")
-        except (OSError, UnidentifiedImageError) as error:
+        except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
             raise WavpruneError(f"{path} cannot be read as an image: {error}") from error
         if source.resize is None:
             image = image.resize((width, height), Image.Resampling.BILINEAR)
@@ -148,6 +151,7 @@ def _arrays(source: NpzData) -> Dataset[Any]:
     path = source.npz
     _check_file(path)
     try:
+        _check_sizes(path)
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in ("images", "labels") if name in file}
             names = list(file)
@@ -174,6 +178,27 @@ def _arrays(source: NpzData) -> Dataset[Any]:
         values /= 255
     mean, std = _normalization(source, images.shape[1])
     return TensorDataset((values - mean) / std, torch.from_numpy(labels.astype(np.int64)))
+
+
+def _check_sizes(path: Path) -> None:
+    """Raise where an array is larger than its file says or than anything that is evaluated here."""
+    with zipfile.ZipFile(path) as archive:
+        for entry in archive.infolist():
+            if entry.filename not in ("images.npy", "labels.npy"):
+                continue
+            with archive.open(entry) as file:
+                version = np.lib.format.read_magic(file)
+                read = np.lib.format.read_array_header_1_0
+                if version > (1, 0):
+                    read = np.lib.format.read_array_header_2_0
+                shape, _, dtype = read(file)
+                size = math.prod(shape) * dtype.itemsize
+                if size > entry.file_size - file.tell():
+                    raise ValueError(f"{entry.filename} says {shape} of {dtype} and holds less")
+                if size > LARGEST_ARRAY:
+                    raise ValueError(
+                        f"{entry.filename} takes {size} bytes; allowed: {LARGEST_ARRAY}"
+                    )
 
 
 def _normalization(
