@@ -100,13 +100,14 @@ def choose(
         stage = Stage(chosen, device)
         shared = None if budget is None else backend.threshold([stage.job(budget)])
         trials = _calls(options)
+        scratch = _Scratch()
         for call, layers in zip(trials, stage.visit(trials), strict=True):
-            counts = _kept(backend, layers, shared, config)
+            counts = _kept(backend, layers, shared, config, scratch)
             errors: list[list[float]] = [[] for _ in call]
             for k in range(max(len(options[i]) for i in call)):
                 members = [j for j, i in enumerate(call) if k < len(options[i])]
                 trial = [(layers[j], options[call[j]][k], counts[j]) for j in members]
-                for j, error in zip(members, _errors(backend, trial), strict=True):
+                for j, error in zip(members, _errors(backend, trial, scratch), strict=True):
                     errors[j].append(error)
                 advance(2 * sum(layers[j].weight.numel() for j in members))
             for j, i in enumerate(call):
@@ -131,12 +132,16 @@ def _calls(options: Sequence[Sequence[Layer]]) -> list[list[int]]:
 
 
 def _kept(
-    backend: Backend, layers: Sequence[Layer], shared: torch.Tensor | None, config: PruneConfig
+    backend: Backend,
+    layers: Sequence[Layer],
+    shared: torch.Tensor | None,
+    config: PruneConfig,
+    scratch: _Scratch,
 ) -> list[int]:
     """How many coefficients each layer keeps."""
     if shared is None and config.percentile is None:
         return [0 if layer.budget is None else layer.budget.keep or 0 for layer in layers]
-    copies = [_copy(layer, layer) for layer in layers]
+    copies = scratch.copies([(layer, layer) for layer in layers])
     if shared is not None:
         thresholds = shared.to(copies[0].weight.device).expand(len(copies)).contiguous()
     else:
@@ -145,9 +150,11 @@ def _kept(
     return [int(row[0]) for row in _applied(backend, copies, thresholds)]
 
 
-def _errors(backend: Backend, trials: Sequence[tuple[Layer, Layer, int]]) -> list[float]:
+def _errors(
+    backend: Backend, trials: Sequence[tuple[Layer, Layer, int]], scratch: _Scratch
+) -> list[float]:
     """The relative error of each layer as one of its options, at a kept count."""
-    copies = [_copy(layer, option) for layer, option, _ in trials]
+    copies = scratch.copies([(layer, option) for layer, option, _ in trials])
     jobs = [Job((copy,), Budget(keep)) for copy, (_, _, keep) in zip(copies, trials, strict=True)]
     rows = _applied(backend, copies, backend.threshold(jobs))
     return [_relative(error, norm) for _, _, error, norm in rows]
@@ -170,10 +177,32 @@ def _applied(
     return result
 
 
-def _copy(layer: Layer, option: Layer) -> Layer:
-    """A copy of a layer's weight, as the kernels of one of its options."""
-    weight = layer.weight.reshape(option.weight.shape).clone()
-    return replace(option, weight=weight, destination=None)
+class _Scratch:
+    """Memory for copies of weights, used again: new memory costs more than a copy does."""
+
+    def __init__(self) -> None:
+        self._memory: dict[tuple[torch.device, torch.dtype], torch.Tensor] = {}
+
+    def copies(self, pairs: Sequence[tuple[Layer, Layer]]) -> list[Layer]:
+        """Copies of layers, each as one of its options; the last ones are overwritten."""
+        needed: dict[tuple[torch.device, torch.dtype], int] = {}
+        starts = []
+        for layer, _ in pairs:
+            kind = (layer.weight.device, layer.weight.dtype)
+            starts.append(needed.setdefault(kind, 0))
+            # A whole number of cache lines.
+            needed[kind] += -(-layer.weight.numel() // 64) * 64
+        for (device, dtype), size in needed.items():
+            memory = self._memory.get((device, dtype))
+            if memory is None or len(memory) < size:
+                self._memory[device, dtype] = torch.empty(size, dtype=dtype, device=device)
+        result = []
+        for (layer, option), start in zip(pairs, starts, strict=True):
+            memory = self._memory[layer.weight.device, layer.weight.dtype]
+            copy = memory[start : start + layer.weight.numel()].view(option.weight.shape)
+            copy.copy_(layer.weight.reshape(option.weight.shape))
+            result.append(replace(option, weight=copy, destination=None))
+        return result
 
 
 def _best(names: Sequence[str], errors: Sequence[float]) -> Choice:
