@@ -171,3 +171,13 @@ def test_a_new_basis_says_what_it_cannot() -> None:
         wavprune.fast.prune(nn.Conv2d(2, 2, 3), wavelet="hadamard")
     with pytest.raises(WavpruneError, match="unknown wavelet 'hadamar'; close to it: hadamard"):
         wavprune.fast.prune(nn.Conv2d(2, 2, 3), wavelet="hadamar")
+
+
+def test_what_is_registered_anew_takes_effect_at_the_next_call() -> None:
+    model = model_of(conv=normal(4, 4, 3, 3))
+    assert wavprune.fast.prune(model, "smallest", wavelet="identity", sparsity=0.5).kept == 72
+    register("smallest", Checkerboard())
+    with torch.no_grad():
+        weight_of(model).copy_(normal(4, 4, 3, 3))
+    wavprune.fast.prune(model, "smallest", wavelet="identity", sparsity=0.5)
+    assert not weight_of(model).flatten()[1::2].any()

@@ -114,7 +114,7 @@ class EagerBackend:
 
     def _threshold(self, job: Job) -> torch.Tensor:
         layers, budget = job.layers, job.budget
-        dtype = _ranking_dtype(layers[0])
+        dtype = layers[0].ranking_dtype
         total = sum(_total_kernels(layer) * layer.num_coefficients for layer in layers)
         if budget.keep == 0 or total == 0:
             return torch.tensor(math.inf, dtype=torch.float64, device=layers[0].device)
@@ -200,7 +200,7 @@ class EagerBackend:
 
     def _by_threshold(self, layer: Layer, threshold: torch.Tensor) -> Keep:
         # At the smallest positive number or above, a coefficient of 0 is never kept.
-        zero = torch.zeros((), dtype=_ranking_dtype(layer), device=layer.weight.device)
+        zero = torch.zeros((), dtype=layer.ranking_dtype, device=layer.weight.device)
         least = torch.nextafter(zero, zero + 1)
         cut = torch.maximum(threshold.to(zero.device, zero.dtype), least)
         return lambda chunk, coefficients: self._ranks(layer, chunk, coefficients) >= cut
@@ -356,10 +356,6 @@ def _signed(value: int) -> int:
 _GAMMA = _signed(0x9E3779B97F4A7C15)
 _MIX_1 = _signed(0xBF58476D1CE4E5B9)
 _MIX_2 = _signed(0x94D049BB133111EB)
-
-
-def _ranking_dtype(layer: Layer) -> torch.dtype:
-    return torch.float64 if layer.seed is not None else layer.compute_dtype
 
 
 def _total_kernels(layer: Layer) -> int:

@@ -10,7 +10,7 @@ import torch
 
 from .. import ops  # noqa: F401  # registers the operators
 from .masks import pack, unpack
-from .protocol import Backend, Job, Layer, Selection
+from .protocol import SHARDED, Backend, Job, Layer, Selection, mark_changed
 
 T = TypeVar("T")
 K = TypeVar("K")
@@ -34,7 +34,7 @@ class NativeBackend:
         """Why this backend cannot prune this layer, or None."""
         device = layer.device
         if layer.group is not None:
-            return "it is sharded, which only 'eager' takes"
+            return SHARDED
         if device.type not in ("cpu", "cuda"):
             return f"the compiled code runs on the CPU and on CUDA, not on {device}"
         if layer.basis.num_values > MAX_VALUES:
@@ -88,7 +88,7 @@ class NativeBackend:
             torch.ops.wavprune.project_(
                 weights, _plans(members), [masks[i] for i in chosen], in_float64
             )
-            _changed(weights)
+            mark_changed(members)
 
 
 def _apply_thresholds(layers: Sequence[Layer], thresholds: torch.Tensor) -> torch.Tensor:
@@ -104,7 +104,7 @@ def _apply_thresholds(layers: Sequence[Layer], thresholds: torch.Tensor) -> torc
         weights = _weights(members)
         plans, seeds = _plans(members), _seeds(members)
         parts.append(torch.ops.wavprune.prune_(weights, plans, seeds, cuts, in_float64))
-        _changed(weights)
+        mark_changed(members)
     return _in_order(parts, groups)
 
 
@@ -121,7 +121,7 @@ def _apply_masks(layers: Sequence[Layer], masks: Sequence[torch.Tensor]) -> torc
                 weights, _plans(members), [masks[i] for i in chosen], in_float64
             )
         )
-        _changed(weights)
+        mark_changed(members)
     return _in_order(parts, groups)
 
 
@@ -149,7 +149,7 @@ def _thresholds(jobs: Sequence[Job], key: tuple[bool, float | None]) -> torch.Te
 
 
 def _device_coefficients(layer: Layer) -> torch.Tensor:
-    kernels = layer.weight.to(_dtype(layer)).flatten(0, 1).flatten(1).contiguous()
+    kernels = layer.weight.to(layer.ranking_dtype).flatten(0, 1).flatten(1).contiguous()
     if layer.operator.identity:
         return kernels
     result: torch.Tensor = torch.ops.wavprune.dwt2(
@@ -206,18 +206,8 @@ def _seeds(layers: Sequence[Layer]) -> list[int]:
     return [layer.seed for layer in layers if layer.seed is not None]
 
 
-def _changed(weights: Sequence[torch.Tensor]) -> None:
-    """Let autograd see the change, as it sees one by any operator of torch."""
-    torch.autograd.graph.increment_version([w for w in weights if not w.is_inference()])
-
-
 def _in_float64(layer: Layer) -> bool:
-    # Random ranks rounded to float32 would tie.
-    return layer.seed is not None or layer.compute_dtype == torch.float64
-
-
-def _dtype(layer: Layer) -> torch.dtype:
-    return torch.float64 if _in_float64(layer) else torch.float32
+    return layer.ranking_dtype == torch.float64
 
 
 def _job_key(job: Job) -> tuple[bool, float | None]:
@@ -264,7 +254,7 @@ def _too_large(layer: Layer) -> str | None:
     if layer.operator.identity:
         return None
     inputs, outputs = layer.basis.num_values, layer.num_coefficients
-    size = (inputs + 2 * max(inputs, outputs)) * _dtype(layer).itemsize
+    size = (inputs + 2 * max(inputs, outputs)) * layer.ranking_dtype.itemsize
     if size <= TILE_BYTES:
         return None
     kernel = "x".join(map(str, layer.basis.kernel))

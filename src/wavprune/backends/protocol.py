@@ -19,6 +19,8 @@ from .masks import mask_bytes
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
+# Why a backend does not take a sharded weight.
+SHARDED = "it is sharded, which only 'eager' takes"
 # One threshold per layer, or one mask per layer.
 Selection = torch.Tensor | Sequence[torch.Tensor]
 
@@ -72,6 +74,11 @@ class Layer:
     def device(self) -> torch.device:
         """Where it is computed."""
         return self.destination or self.weight.device
+
+    @property
+    def ranking_dtype(self) -> torch.dtype:
+        """The dtype that ranks: random numbers rounded to float32 would tie."""
+        return torch.float64 if self.seed is not None else self.compute_dtype
 
     @property
     def total_weights(self) -> int:
@@ -196,3 +203,9 @@ class Backend(Protocol):
     def project_(self, layers: Sequence[Layer], masks: Sequence[torch.Tensor]) -> None:
         """Set the coefficients that a mask does not keep to 0, in place."""
         ...
+
+
+def mark_changed(layers: Sequence[Layer]) -> None:
+    """Let autograd see that weights have changed, as it sees it of any operator of torch."""
+    weights = [layer.weight for layer in layers if not layer.weight.is_inference()]
+    torch.autograd.graph.increment_version(weights)

@@ -16,7 +16,7 @@ from ..bases.wavelets import unpack
 from ..common.optional import require
 from ..config import WAVELETS
 from .eager import EagerBackend
-from .protocol import Backend, Layer
+from .protocol import SHARDED, Backend, Layer
 
 ptwt = require("ptwt", extra="ptwt")
 
@@ -34,7 +34,7 @@ class PtwtBackend(EagerBackend):
         """Why ptwt cannot transform this layer, or None."""
         basis = layer.basis
         if layer.group is not None:
-            return "it is sharded, which only 'eager' takes"
+            return SHARDED
         if not basis.is_dense:
             size = "x".join(map(str, basis.kernel))
             return f"ptwt gets kernels of at most {DENSE_VALUES} values, not {size}"

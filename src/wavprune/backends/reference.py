@@ -14,7 +14,7 @@ import torch
 from ..bases import family_of
 from ..bases.transform import Array, Transform
 from .masks import pack, unpack
-from .protocol import Backend, Job, Layer, Selection
+from .protocol import SHARDED, Backend, Job, Layer, Selection
 
 
 class ReferenceBackend:
@@ -28,7 +28,7 @@ class ReferenceBackend:
 
     def unsupported(self, layer: Layer) -> str | None:
         """Why this backend cannot prune this layer, or None."""
-        return None if layer.group is None else "it is sharded, which only 'eager' takes"
+        return None if layer.group is None else SHARDED
 
     def threshold(self, jobs: Sequence[Job]) -> torch.Tensor:
         """One exact threshold per job; see ``Backend``."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import warnings
 from pathlib import Path
 
@@ -15,8 +14,9 @@ from ..checkpoint.quantisers import AUTO, BITS
 from ..checkpoint.records import FLOATS
 from ..checkpoint.report import SaveReport
 from ..config import PruneConfig
+from .options import SOURCE
+from .output import check_replaceable, expect_output
 
-SOURCE = click.argument("source", metavar="IN", type=click.Path(path_type=Path))
 OUTPUT = click.option(
     "-o",
     "--output",
@@ -89,32 +89,30 @@ def compress(
     """
     from ..checkpoint.saving import save
 
-    _check_output(output, force)
+    check_replaceable(output, force)
+    expect_output(output)
     config = None
     if sparsity is not None:
         config = PruneConfig(
             wavelet=wavelet, sparsity=sparsity, targets=targets or None, ignore=ignore or None
         )
-    try:
-        with warnings.catch_warnings():
-            # They are in the report.
-            warnings.simplefilter("ignore", SkippedLayerWarning)
-            saved = save(
-                source,
-                output,
-                config=config,
-                wavelet=None if config else wavelet,
-                targets=None if config else targets or None,
-                ignore=None if config else ignore or None,
-                bits=None if bits is None else int(bits),
-                values=values,
-                step=step,
-                target_bytes=target_bytes,
-                target_bits_per_weight=target_bits_per_weight,
-                coder=coder,
-            )
-    except ImportError as error:
-        raise click.ClickException(str(error)) from error
+    with warnings.catch_warnings():
+        # They are in the report.
+        warnings.simplefilter("ignore", SkippedLayerWarning)
+        saved = save(
+            source,
+            output,
+            config=config,
+            wavelet=None if config else wavelet,
+            targets=None if config else targets or None,
+            ignore=None if config else ignore or None,
+            bits=None if bits is None else int(bits),
+            values=values,
+            step=step,
+            target_bytes=target_bytes,
+            target_bits_per_weight=target_bits_per_weight,
+            coder=coder,
+        )
     click.echo(json.dumps(_facts(saved), indent=2) if as_json else _summary(saved))
 
 
@@ -127,17 +125,10 @@ def decompress(source: Path, output: Path, max_bytes: int | None, force: bool) -
     """Write what `wavprune compress` stored as an ordinary safetensors file."""
     from ..checkpoint.loading import decompress as run
 
-    _check_output(output, force)
-    try:
-        size = run(source, output, max_bytes=max_bytes)
-    except ImportError as error:
-        raise click.ClickException(str(error)) from error
+    check_replaceable(output, force)
+    expect_output(output)
+    size = run(source, output, max_bytes=max_bytes)
     click.echo(f"decompressed: {output}, {size:,} bytes")
-
-
-def _check_output(output: Path, force: bool) -> None:
-    if not force and os.path.lexists(output):
-        raise click.ClickException(f"{output} exists already; only --force replaces it")
 
 
 def _facts(saved: SaveReport) -> dict[str, object]:

@@ -17,7 +17,7 @@ from torch import nn
 from ..backends import Backend, Budget, Layer, check_name, resolve
 from ..backends.registry import registered
 from ..bases import Basis, LevelCollapsedWarning, family_of
-from ..config import AUTO, PruneConfig
+from ..config import AUTO, BASES, RULES, PruneConfig
 from ..errors import WavpruneError
 from ..report import LayerStats, PruneReport
 from .auto import bases_for
@@ -162,6 +162,7 @@ def _template(
 
 
 def _bound(layer: Layer, ref: LayerRef) -> Layer:
+    # Every field in its order: dataclasses.replace takes twice as long, and this is done per call.
     weight = ref.kernels(layer.basis.kernel)
     return Layer(
         layer.name,
@@ -190,7 +191,7 @@ class _Known(NamedTuple):
     names: list[str]
     weights: list[weakref.ref[torch.Tensor]]
     signatures: list[tuple[Any, ...]]
-    plans: dict[PruneConfig, Plan]
+    plans: dict[object, Plan]
 
 
 # By the patterns of the selection.
@@ -199,10 +200,13 @@ _MOST_SELECTIONS = 8
 _MOST_PLANS = 64
 
 
-def plan_model(model: nn.Module, config: PruneConfig) -> tuple[list[LayerRef], Plan]:
-    """The selected layers of a model and their plan.
+def plan_model(
+    model: nn.Module, config: PruneConfig, match: PruneReport | None = None
+) -> tuple[list[LayerRef], Plan]:
+    """The selected layers of a model and their plan; see ``plan_layers``.
 
-    Both are remembered for each model as long as nothing about its layers changes.
+    Both are remembered for each model as long as nothing about its layers changes; a plan that
+    depends on a report is made anew.
 
     Raises:
         WavpruneError: as for ``select_layers`` and ``plan_layers``.
@@ -215,11 +219,15 @@ def plan_model(model: nn.Module, config: PruneConfig) -> tuple[list[LayerRef], P
     if known is None or refs is None:
         refs = select_layers(model, config)
         known = _remember(model, config, structure, refs)
-    plan = known.plans.get(config)
+    if match is not None:
+        return refs, plan_layers(refs, config, match)
+    # Whatever is registered under a name now is what it stands for.
+    key = (config, BASES.changes, RULES.changes)
+    plan = known.plans.get(key)
     if plan is None:
         plan = plan_layers(refs, config)
         if plan.cacheable and len(known.plans) < _MOST_PLANS:
-            known.plans[config] = plan
+            known.plans[key] = plan
     return refs, plan
 
 

@@ -53,10 +53,8 @@ def prune_model(
     progress: bool = False,
 ) -> PruneReport:
     """Prune a model's selected layers in place; see ``wavprune.fast.prune``."""
-    refs, plan = plan_model(model, config)
+    refs, plan = plan_model(model, config, match)
     with neutral([ref.weight for ref in refs]):
-        if match is not None:
-            plan = plan_layers(refs, config, match)
         return _Run(plan, refs, masks=False).prune(progress, match)
 
 

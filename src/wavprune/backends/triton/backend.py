@@ -21,7 +21,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from ...common.cache import ByteCache
 from ...errors import WavpruneError
-from ..protocol import Backend, Job, Layer, Selection
+from ..protocol import SHARDED, Backend, Job, Layer, Selection, mark_changed
 from .tables import (
     BINS,
     DIGITS,
@@ -54,7 +54,7 @@ class TritonBackend:
         """Why this backend cannot prune this layer, or None."""
         device = layer.device
         if layer.group is not None:
-            return "it is sharded, which only 'eager' takes"
+            return SHARDED
         if device.type != ("cpu" if _interpreted() else "cuda"):
             return f"Triton runs on CUDA and ROCm devices, not on {device}"
         basis = layer.basis
@@ -105,9 +105,7 @@ class TritonBackend:
             if members:
                 launch = _uploaded(table_of(members, [], in_float64), device, layers)
                 _prune(launch, thresholds, in_float64, sums)
-        # Autograd must see the change, as it sees one by any operator of torch.
-        weights = [layer.weight for layer in layers if not layer.weight.is_inference()]
-        torch.autograd.graph.increment_version(weights)
+        mark_changed(layers)
         return sums
 
     def project_(self, layers: Sequence[Layer], masks: Sequence[torch.Tensor]) -> None:

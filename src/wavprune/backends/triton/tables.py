@@ -269,5 +269,5 @@ def max_offset(layer: Layer) -> int:
 
 
 def computes_in_float64(layer: Layer) -> bool:
-    """True where float64 computes: random numbers rounded to float32 would tie."""
-    return layer.seed is not None or layer.compute_dtype == torch.float64
+    """True where the Triton kernels compute in float64."""
+    return layer.ranking_dtype == torch.float64
