@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -253,6 +253,26 @@ def _record(name: str, entry: list[Any], bases: list[StoredBasis]) -> Record:
         check("basis", tuple(fields["shape"][-len(basis.kernel) :]) == basis.kernel)
     exponent = fields["exponent"]
     check("exponent", type(exponent) is int and LOWEST_EXPONENT <= exponent <= HIGHEST_EXPONENT)
+    record = checked_record(fields, basis, check, exponent=exponent)
+    expected = basis.size if basis is not None and basis.tensor == name else 0
+    check("sizes", record.sizes[PARTS.index("matrix")] == expected)
+    return record
+
+
+Check = Callable[[str, bool], None]
+
+
+def checked_record(
+    fields: Mapping[str, Any], basis: StoredBasis | None, check: Check, **more: Any
+) -> Record:
+    """A record of fields that ``check_common`` has seen.
+
+    Args:
+        fields: those that every version has.
+        basis: the layer's; None is the identity.
+        check: raises where a field is wrong.
+        more: what a version has beside them.
+    """
     record = Record(
         dtype=fields["dtype"],
         shape=tuple(fields["shape"]),
@@ -264,15 +284,10 @@ def _record(name: str, entry: list[Any], bases: list[StoredBasis]) -> Record:
         sizes=tuple(fields["sizes"]),
         crc=fields["crc"],
         parameter=fields["parameter"],
-        exponent=exponent,
+        **more,
     )
     check_kept(record, check)
-    expected = basis.size if basis is not None and basis.tensor == name else 0
-    check("sizes", record.sizes[PARTS.index("matrix")] == expected)
     return record
-
-
-Check = Callable[[str, bool], None]
 
 
 def checker(name: str, fields: dict[str, Any]) -> Check:

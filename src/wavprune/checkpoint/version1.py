@@ -18,7 +18,7 @@ import pywt
 
 from ..config import MODES, WAVELETS
 from ..errors import WavpruneError
-from .records import Record, check_common, check_kept, checker
+from .records import Record, check_common, checked_record, checker
 from .stored_basis import Floats, StoredBasis, is_count
 
 # The bases of version 1 that PyWavelets does not have.
@@ -122,21 +122,7 @@ def record_from_json(name: str, entry: Any) -> Record:
         check("M", fields["M"] == 1)
         named = None
     check("sizes", fields["sizes"][MATRIX_PART] == (0 if named is None else named.size))
-    record = Record(
-        dtype=fields["dtype"],
-        shape=tuple(fields["shape"]),
-        basis=named,
-        values=fields["values"],
-        coder=fields["coder"],
-        mask=fields["mask"],
-        kept=fields["kept"],
-        sizes=tuple(fields["sizes"]),
-        crc=fields["crc"],
-        parameter=fields["parameter"],
-        clamped=False,
-    )
-    check_kept(record, check)
-    return record
+    return checked_record(fields, named, check, clamped=False)
 
 
 def _grid(basis: NamedBasis) -> tuple[int, int]:
