@@ -275,6 +275,7 @@ WEIGHTS: dict[str, tuple[Callable[[], torch.Tensor], str]] = {
     "float8": (lambda: normal(4, 4, 3, 3).to(torch.float8_e5m2), "dtype torch.float8_e5m2"),
     "flat": (lambda: normal(4, 4, 9), "shape (4, 4, 9)"),
     "expanded": (lambda: normal(4, 1, 3, 3).expand(4, 4, 3, 3), "overlaps itself in memory"),
+    "windows": (lambda: normal(400).as_strided((4, 4, 3, 3), (9, 2, 3, 1)), "strides (9, 2, 3, 1)"),
 }
 
 
@@ -285,6 +286,45 @@ def test_weights_of_other_kinds(
 ) -> None:
     model = with_last(weight())
     assert_refused(model, WavpruneError, "layer 'last'", said, "allowed", "float32", run=run)
+
+
+def parts(*weights: torch.Tensor) -> nn.ModuleDict:
+    """Convolutions whose weights are these views."""
+    model = nn.ModuleDict()
+    for i, weight in enumerate(weights):
+        model[f"part{i}"] = conv = nn.Conv2d(1, 1, 1)
+        conv.weight = nn.Parameter(weight, requires_grad=False)
+    return model
+
+
+@each_entry
+def test_weights_that_share_a_part_of_their_memory(run: Callable[..., PruneReport]) -> None:
+    shared = normal(8, 8, 3, 3)
+    said = "'part0'", "'part1'", "share a part of their memory", "allowed"
+    assert_refused(parts(shared[:5], shared[4:]), WavpruneError, *said, run=run)
+    assert_refused(parts(shared, shared[:, 2:3]), WavpruneError, *said, run=run)
+    halves = shared.view(torch.bfloat16)
+    assert_refused(parts(shared, halves[2:, ..., 1::2]), WavpruneError, *said, run=run)
+    # The last lies in the first, and short ones that share nothing lie between.
+    woven = shared[:, ::2], shared[1:2, 1::2], shared[2:3, 1::2], shared[3:4]
+    assert_refused(parts(*woven), WavpruneError, "'part0'", "'part3'", "share a part", run=run)
+
+
+@each_entry
+def test_weights_that_are_woven_into_each_other_are_pruned(
+    run: Callable[..., PruneReport],
+) -> None:
+    shared = normal(8, 8, 3, 3)
+    apart = parts(shared[:, ::2].clone(), shared[:, 1::2].clone())
+    woven = parts(shared[:, ::2], shared[:, 1::2])
+    for model in (apart, woven):
+        run(model, sparsity=0.5)
+    for one, other in zip(apart.children(), woven.children(), strict=True):
+        assert weights(one)["weight"] == weights(other)["weight"]
+    # Elements 0, 2, 3 and 5: two axes that cross each other without meeting.
+    crossing = torch.zeros(80).as_strided((2, 2, 3, 3), (2, 3, 24, 8))
+    crossing.copy_(normal(2, 2, 3, 3))
+    assert run(parts(crossing), sparsity=0.5).kept == 18
 
 
 @each_entry

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fnmatch
-import itertools
 import re
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
@@ -213,26 +212,53 @@ def _check_overlap(refs: Sequence[LayerRef]) -> None:
             start = weight.data_ptr()
             spans.append((str(weight.device), start, start + extent * weight.element_size(), ref))
     spans.sort(key=lambda span: span[:3])
-    for (device, _, end, one), (other_device, start, _, other) in itertools.pairwise(spans):
-        if device == other_device and start < end and _overlap(one.weight, other.weight):
-            raise WavpruneError(
-                f"the weights of layers {one.name!r} and {other.name!r} share a part of their "
-                "memory, so pruning one changes the other; allowed: weights apart from each "
-                "other, or the same weight twice"
-            )
+    # Those before whose memory reaches this far: a long span may go on below many short ones.
+    reaching: list[tuple[str, int, int, LayerRef]] = []
+    for span in spans:
+        device, start, _, ref = span
+        reaching = [other for other in reaching if other[0] == device and other[2] > start]
+        for *_, other in reaching:
+            if _overlap(other.weight, ref.weight):
+                raise WavpruneError(
+                    f"the weights of layers {other.name!r} and {ref.name!r} share a part of their "
+                    "memory, so pruning one changes the other; allowed: weights apart from each "
+                    "other, or the same weight twice"
+                )
+        reaching.append(span)
 
 
 def _overlap(one: torch.Tensor, other: torch.Tensor) -> bool:
     """True where two dense tensors have an element in common."""
-    start = min(one.data_ptr(), other.data_ptr())
-    elements = []
-    for weight in (local_part(one), local_part(other)):
-        index = torch.full((), weight.data_ptr() - start, dtype=torch.int64, device="cpu")
-        for size, step in zip(weight.shape, weight.stride(), strict=True):
-            step_bytes = step * weight.element_size()
-            index = index[..., None] + torch.arange(size, device="cpu") * step_bytes
-        elements.append(index.flatten())
-    return bool(torch.isin(elements[0], elements[1]).any())
+    weights = local_part(one), local_part(other)
+    smallest = min(weight.element_size() for weight in weights)
+    pieces = []
+    for weight in weights:
+        parts = torch.arange(0, weight.element_size(), smallest, device="cpu")
+        pieces.append((_addresses(weight)[:, None] + parts).flatten())
+    return bool(torch.isin(*pieces).any())
+
+
+def _addresses(weight: torch.Tensor) -> torch.Tensor:
+    """Where each element of a tensor lies in memory."""
+    address = torch.full((), weight.data_ptr(), dtype=torch.int64, device="cpu")
+    for size, step in zip(weight.shape, weight.stride(), strict=True):
+        steps = torch.arange(size, device="cpu") * (step * weight.element_size())
+        address = address[..., None] + steps
+    return address.flatten()
+
+
+def _overlaps_itself(weight: torch.Tensor) -> bool:
+    """True where two elements of a tensor lie in the same place."""
+    if weight.is_contiguous():
+        return False
+    extent = 0
+    axes = zip(weight.stride(), weight.shape, strict=True)
+    for step, size in sorted(axis for axis in axes if axis[1] > 1):
+        if step <= extent:
+            # Axes that are woven into each other; only their elements tell.
+            return step == 0 or bool((_addresses(weight).sort().values.diff() == 0).any())
+        extent += step * (size - 1)
+    return False
 
 
 def _is_wrapper(weight: torch.Tensor) -> bool:
@@ -260,9 +286,7 @@ def _check_weight(ref: LayerRef) -> None:
         reason = f"has shape {tuple(weight.shape)}, not (Cout, Cin/groups, kh, kw) or (out, in)"
     elif (sharded := as_sharded(weight)) is not None:
         reason = problem(sharded)
-    elif not weight.is_contiguous() and any(
-        step == 0 and size > 1 for step, size in zip(weight.stride(), weight.shape, strict=True)
-    ):
+    elif _overlaps_itself(weight):
         reason = f"overlaps itself in memory (strides {weight.stride()})"
     if reason is not None:
         allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
