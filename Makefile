@@ -38,9 +38,10 @@ gpu: $(VENV)/.test $(VENV)/.native
 big: $(VENV)/.test $(VENV)/.native
 	WAVPRUNE_BIG=1 $(BIN)/pytest tests/checkpoint/test_memory.py
 
-# Runs the compiled code under AddressSanitizer and UndefinedBehaviorSanitizer.
+# Runs the compiled code under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer.
 sanitize: $(VENV)/.test
 	$(BIN)/python tests/tools/sanitize.py
+	$(BIN)/python tests/tools/sanitize_extension.py
 
 $(VENV)/.tools: constraints.txt
 	$(PYTHON) -m venv $(VENV)
