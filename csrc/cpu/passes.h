@@ -1,4 +1,5 @@
-// The passes over one tile of kernels, behind a table of functions for each instruction set.
+// The passes over one tile of kernels, and the loads and stores of tiles, behind a table of
+// functions for each instruction set.
 #pragma once
 
 #include <cstdint>
@@ -6,6 +7,38 @@
 #include "../plan.h"
 
 namespace wavprune {
+
+// Kernels of a block.
+constexpr int kLanes = 16;
+
+// How values are stored.
+enum class Element : int { float32, float64, float16, bfloat16 };
+
+// Kernels in memory, numbered row by row: value k of kernel n begins n / row_kernels row strides,
+// n % row_kernels kernel strides and offsets[k] after data, all of them counted in elements.
+struct Strided {
+  char* data;
+  Element element;
+  int64_t row_kernels, row_stride, kernel_stride;
+  int64_t values;  // of a kernel
+  const int64_t* offsets;
+  bool together;  // the values of a kernel are one after the other: offsets[k] = k
+};
+
+// How the values of a block of kernels lie: in lanes, value k of its 16 kernels side by side; or
+// flat, the kernels one after the other.
+enum class Form { lanes, flat };
+
+// What a pass works on: values of its own type, in rows of kernels, block by block. Rows hold whole
+// blocks, or there is only one, or the order of the blocks does not matter.
+template <class T>
+struct Tile {
+  T* data;
+  int64_t rows, row_kernels, row_stride, block_stride;
+  Form form;
+  const int64_t* offsets;  // of the values in lanes; null where that of value k is 16 k
+  Element element;         // to which results are rounded
+};
 
 // Collects the ranks in [low, high] in `out`, which needs room for all of them and a vector more.
 template <class T>
@@ -27,18 +60,24 @@ struct Change {
 // the block's kernel l.
 typedef uint16_t MaskWord;
 
-// x: (kernels, K), contiguous. scratch: scratch_values(plan) values, aligned to 64 bytes.
-// Thresholds are positive.
+// scratch: scratch_values(plan) values, aligned to 64 bytes. Thresholds are positive. For the
+// identity, kernels are single values one after the other.
 template <class T>
 struct Passes {
-  void (*scan)(const Plan<T>&, const T* x, int64_t kernels, T* scratch, Scan<T>*);
-  void (*prune)(const Plan<T>&, T* x, int64_t kernels, T* scratch, T threshold, Change<T>*);
-  void (*prune_by_mask)(const Plan<T>&, T* x, int64_t kernels, T* scratch, const MaskWord*,
-                        Change<T>*);
-  void (*project)(const Plan<T>&, T* x, int64_t kernels, T* scratch, const MaskWord*);
-  void (*mark)(const Plan<T>&, const T* x, int64_t kernels, T* scratch, T threshold, MaskWord*);
+  void (*scan)(const Plan<T>&, const Tile<T>&, T* scratch, Scan<T>*);
+  void (*prune)(const Plan<T>&, const Tile<T>&, T* scratch, T threshold, Change<T>*);
+  void (*prune_by_mask)(const Plan<T>&, const Tile<T>&, T* scratch, const MaskWord*, Change<T>*);
+  void (*project)(const Plan<T>&, const Tile<T>&, T* scratch, const MaskWord*);
+  void (*mark)(const Plan<T>&, const Tile<T>&, T* scratch, T threshold, MaskWord*);
+  // Matrices of kernels and coefficients.
   void (*forward)(const Plan<T>&, const T* x, int64_t kernels, T* scratch, T* coefficients);
   void (*inverse)(const Plan<T>&, const T* coefficients, int64_t kernels, T* scratch, T* x);
+  // The kernels first .. first + kernels - 1 in a buffer of buffer_values(); and back, rounded to
+  // the nearest and saturating, as float16 ends at 65504.
+  void (*load)(const Strided&, int64_t first, int64_t kernels, Form, T* buffer);
+  void (*store)(const Strided&, int64_t first, int64_t kernels, Form, T* buffer);
+  // The same, for few kernels anywhere: always flat, and without a value more than they have.
+  void (*pick)(const Strided&, int64_t first, int64_t kernels, T* out);
 };
 
 struct InstructionSet {
@@ -47,15 +86,21 @@ struct InstructionSet {
   Passes<double> f64;
 };
 
-// Kernels of a block.
-constexpr int kLanes = 16;
+// Blocks that a pass with the identity takes at a time.
+constexpr int kIdentityGroup = 4;
 
 // Vectors for the kernels before and after, their coefficients, the middle of a separable transform
 // and the padded last block.
 template <class T>
 int64_t scratch_values(const Plan<T>& plan) {
   const int64_t side = plan.inputs > plan.outputs ? plan.inputs : plan.outputs;
-  return (2 * int64_t(plan.inputs) + plan.outputs + 2 * side) * kLanes;
+  return (2 * int64_t(plan.inputs) + plan.outputs + 2 * side) * kLanes +
+         kIdentityGroup * kLanes;
+}
+
+// A tile buffer: whole blocks, and one more to turn a block around.
+inline int64_t buffer_values(int64_t kernels, int64_t values) {
+  return ((kernels + kLanes - 1) / kLanes + 1) * kLanes * values;
 }
 
 // Null where the processor or the compiler lacks the instruction set.

@@ -27,6 +27,11 @@ using torch::headeronly::ScalarType;
 
 namespace {
 
+// One tile of one of several weights.
+struct TileTask {
+  int64_t weight, first, kernels;
+};
+
 // What selects the coefficients of a weight: a mask, or a threshold for their ranks.
 template <class T>
 struct Selection {
@@ -36,13 +41,32 @@ struct Selection {
 
 // What one thread needs for the tiles of a weight.
 template <class T>
-struct TileBuffers {
-  Scratch<T> tile, before, scratch;
+class TileBuffers {
+ public:
   explicit TileBuffers(const PlannedWeight<T>& planned)
-      : tile(planned.values_per_tile()),
-        before(planned.values_per_tile()),
-        scratch(scratch_values(*planned.plan)) {}
+      : scratch(scratch_values(*planned.plan)), values_(planned.route.values_per_tile()) {}
+  const Scratch<T> scratch;
+  T* tile() { return allocated(tile_); }
+  T* before() { return allocated(before_); }
+
+ private:
+  T* allocated(std::unique_ptr<Scratch<T>>& buffer) {
+    if (buffer == nullptr) buffer = std::make_unique<Scratch<T>>(values_);
+    return buffer->get();
+  }
+  int64_t values_;
+  std::unique_ptr<Scratch<T>> tile_, before_;
 };
+
+template <class T>
+std::vector<TileTask> tile_tasks(const std::vector<PlannedWeight<T>>& weights) {
+  std::vector<TileTask> tasks;
+  for (size_t w = 0; w < weights.size(); ++w)
+    weights[w].route.for_each_tile([&](int64_t first, int64_t kernels) {
+      tasks.push_back({int64_t(w), first, kernels});
+    });
+  return tasks;
+}
 
 // visit(index of the task, buffers) for every tile, on all threads. Last first: what was scanned
 // last for the threshold may still be in the cache.
@@ -68,10 +92,10 @@ int64_t mask_words(const PlannedWeight<T>& planned, int64_t kernels) {
   return (planned.pass_kernels(kernels) + kLanes - 1) / kLanes * planned.plan->outputs;
 }
 
-// Measures what changed with sums in float64: for weights that are rounded after the pass, or whose
-// squares may leave the range of T.
+// Measures what changed with sums in float64, where squares may leave the range of T. Of the values
+// there are, `missing` are 0 and of no kernel.
 template <class T>
-void measure(const T* before, const T* after, int64_t count, Change<T>* change) {
+void measure(const T* before, const T* after, int64_t count, int64_t missing, Change<T>* change) {
   double error[kLanes] = {}, norm[kLanes] = {};
   int64_t zeros = 0;
   for (int64_t i = 0; i < count; ++i) {
@@ -80,7 +104,7 @@ void measure(const T* before, const T* after, int64_t count, Change<T>* change) 
     norm[i % kLanes] += was * was;
     zeros += after[i] == 0;
   }
-  change->zeros = zeros;
+  change->zeros = zeros - missing;
   change->squared_error = change->squared_norm = 0;
   for (int l = 0; l < kLanes; ++l) {
     change->squared_error += error[l];
@@ -102,49 +126,65 @@ bool sums_fit(const Change<T>& change, const T* before, const T* after, int64_t 
 }
 
 template <class T>
-int64_t keep_at_random(const PlannedWeight<T>& planned, const TileTask& task, T threshold, T* x) {
-  const int64_t values = task.kernels * planned.weight.values();
-  const int64_t first = task.first * planned.weight.values();
+int64_t keep_at_random(uint64_t first, uint64_t seed, T threshold, int64_t count, T* x) {
   int64_t kept = 0;
-  for (int64_t i = 0; i < values; ++i) {
-    const bool keep = x[i] != 0 && random_rank(uint64_t(first + i), planned.seed) >= threshold;
+  for (int64_t i = 0; i < count; ++i) {
+    const bool keep = x[i] != 0 && random_rank(first + uint64_t(i), seed) >= threshold;
     if (!keep) x[i] = 0;
     kept += keep;
   }
   return kept;
 }
 
+// Runs the pass that a selection wants. `change` may be null where it is a mask.
+template <class T>
+void prune_loaded(const PlannedWeight<T>& planned, const TileTask& task, const Tile<T>& tile,
+                  const Selection<T>& selection, T* scratch, Change<T>* change) {
+  const Plan<T>& plan = *planned.plan;
+  if (selection.mask != nullptr) {
+    const MaskWord* const words = selection.mask + mask_words(planned, task.first);
+    if (change != nullptr)
+      passes<T>().prune_by_mask(plan, tile, scratch, words, change);
+    else
+      passes<T>().project(plan, tile, scratch, words);
+  } else if (planned.random) {
+    change->kept = keep_at_random(uint64_t(planned.pass_kernels(task.first)), planned.seed,
+                                  selection.threshold, tile.row_kernels, tile.data);
+  } else {
+    passes<T>().prune(plan, tile, scratch, selection.threshold, change);
+  }
+}
+
 // Prunes one tile of a weight. `change` may be null: then nothing is counted.
 template <class T>
 void prune_tile(const PlannedWeight<T>& planned, const TileTask& task,
                 const Selection<T>& selection, TileBuffers<T>& buffers, Change<T>* change) {
-  const Weight& weight = planned.weight;
-  const int64_t values = task.kernels * weight.values();
-  const bool in_place = works_in_place<T>(weight);
-  T* x = load_tile(weight, task.first, task.kernels, buffers.tile.get());
-  // A mask does not tell how large the weights are: whether the sums fit shows after the pass.
-  const bool trusted = in_place && !planned.random && !selection.mask &&
-                       squares_fit(double(selection.threshold));
-  const bool needs_before = change != nullptr && !trusted;
-  if (needs_before) std::copy(x, x + values, buffers.before.get());
-  const int64_t kernels = planned.pass_kernels(task.kernels);
   T* const scratch = buffers.scratch.get();
-  if (selection.mask != nullptr) {
-    const MaskWord* const words = selection.mask + mask_words(planned, task.first);
-    if (change != nullptr)
-      passes<T>().prune_by_mask(*planned.plan, x, kernels, scratch, words, change);
-    else
-      passes<T>().project(*planned.plan, x, kernels, scratch, words);
-  } else if (planned.random) {
-    change->kept = keep_at_random(planned, task, selection.threshold, x);
-  } else {
-    passes<T>().prune(*planned.plan, x, kernels, scratch, selection.threshold, change);
+  T* const buffer = planned.route.in_place ? nullptr : buffers.tile();
+  // A mask does not tell how large the weights are: whether the sums fit shows after the pass.
+  const bool trusted = selection.mask ? planned.weight.element == Element::float16
+                                      : !planned.random && squares_fit(double(selection.threshold));
+  if (change == nullptr || trusted) {
+    const Tile<T> tile = planned.load(task.first, task.kernels, buffer);
+    prune_loaded(planned, task, tile, selection, scratch, change);
+    return planned.route.store(task.first, task.kernels, buffer);
   }
-  if (!in_place) store_tile(weight, task.first, task.kernels, x);
-  if (!needs_before) return;
-  const T* const before = buffers.before.get();
-  if (in_place && selection.mask != nullptr && sums_fit(*change, before, x, values)) return;
-  measure(before, load_tile(weight, task.first, task.kernels, buffers.tile.get()), values, change);
+  PlannedWeight<T> apart = planned;
+  // Values in rows, or in lanes, are compared side by side in buffers.
+  if (!planned.route.is_one_run()) apart.route.in_place = false;
+  T* const copy = apart.route.in_place ? nullptr : buffers.tile();
+  const Tile<T> tile = apart.load(task.first, task.kernels, copy);
+  const int64_t values = task.kernels * planned.route.walk.values();
+  const int64_t lanes =
+      tile.form == Form::lanes && !apart.route.in_place
+          ? (task.kernels + kLanes - 1) / kLanes * kLanes * planned.route.walk.values()
+          : values;
+  T* const before = buffers.before();
+  std::copy(tile.data, tile.data + lanes, before);
+  prune_loaded(planned, task, tile, selection, scratch, change);
+  if (planned.random || !sums_fit(*change, before, tile.data, lanes))
+    measure(before, tile.data, lanes, lanes - values, change);
+  apart.route.store(task.first, task.kernels, copy);
 }
 
 // A row for each weight: kept, zeros, squared error, squared norm.
@@ -178,13 +218,11 @@ Tensor prune_weights(const std::vector<PlannedWeight<T>>& weights,
 }
 
 template <class T>
-void mark_at_random(const PlannedWeight<T>& planned, const TileTask& task, const T* x, T threshold,
+void mark_at_random(uint64_t first, uint64_t seed, T threshold, int64_t count, const T* x,
                     MaskWord* words) {
-  const int64_t values = task.kernels * planned.weight.values();
-  const int64_t first = task.first * planned.weight.values();
-  std::fill_n(words, mask_words(planned, task.kernels), MaskWord(0));
-  for (int64_t i = 0; i < values; ++i)
-    if (x[i] != 0 && random_rank(uint64_t(first + i), planned.seed) >= threshold)
+  std::fill_n(words, (count + kLanes - 1) / kLanes, MaskWord(0));
+  for (int64_t i = 0; i < count; ++i)
+    if (x[i] != 0 && random_rank(first + uint64_t(i), seed) >= threshold)
       words[i / kLanes] |= MaskWord(1u << i % kLanes);
 }
 
@@ -195,14 +233,15 @@ void mark_weights(const std::vector<PlannedWeight<T>>& weights, const double* th
   visit_tiles(weights, tasks, [&](int64_t i, TileBuffers<T>& buffers) {
     const TileTask& task = tasks[i];
     const PlannedWeight<T>& planned = weights[task.weight];
-    const T* x = load_tile(planned.weight, task.first, task.kernels, buffers.tile.get());
+    T* const buffer = planned.route.in_place ? nullptr : buffers.tile();
+    const Tile<T> tile = planned.load(task.first, task.kernels, buffer);
     MaskWord* const words = masks[task.weight] + mask_words(planned, task.first);
     const T threshold = positive<T>(thresholds[task.weight]);
     if (planned.random)
-      mark_at_random(planned, task, x, threshold, words);
+      mark_at_random(uint64_t(planned.pass_kernels(task.first)), planned.seed, threshold,
+                     tile.row_kernels, tile.data, words);
     else
-      passes<T>().mark(*planned.plan, x, planned.pass_kernels(task.kernels), buffers.scratch.get(),
-                       threshold, words);
+      passes<T>().mark(*planned.plan, tile, buffers.scratch.get(), threshold, words);
   });
 }
 
@@ -222,7 +261,7 @@ std::vector<MaskWord*> checked_masks(const std::vector<Tensor>& masks,
   for (size_t w = 0; w < weights.size(); ++w) {
     const Tensor& mask = masks[w];
     const int64_t bytes =
-        mask_words(weights[w], weights[w].weight.kernels()) * int64_t(sizeof(MaskWord));
+        mask_words(weights[w], weights[w].route.walk.kernels()) * int64_t(sizeof(MaskWord));
     STD_TORCH_CHECK(mask.is_cpu() && mask.scalar_type() == ScalarType::Byte &&
                         mask.is_contiguous() && mask.numel() == bytes,
                     "wavprune: the mask of weight ", w, " must be ", bytes,
@@ -251,7 +290,7 @@ Tensor prune_(std::vector<Tensor> weights, std::vector<Tensor> plans, std::vecto
   return with_compute_type(compute_float64, [&](auto zero) {
     typedef decltype(zero) T;
     Plans<T> owner;
-    const auto planned = planned_weights(weights, plans, seeds, &owner);
+    const auto planned = planned_weights(weights, plans, seeds, Order::memory, &owner);
     std::vector<Selection<T>> selections;
     for (size_t w = 0; w < planned.size(); ++w) {
       // A weight that is not finite has no threshold, and none of the weights is changed.
@@ -270,7 +309,7 @@ Tensor prune_by_mask_(std::vector<Tensor> weights, std::vector<Tensor> plans,
   return with_compute_type(compute_float64, [&](auto zero) {
     typedef decltype(zero) T;
     Plans<T> owner;
-    const auto planned = planned_weights(weights, plans, {}, &owner);
+    const auto planned = planned_weights(weights, plans, {}, Order::canonical, &owner);
     return prune_weights(planned, mask_selections<T>(checked_masks(masks, planned)));
   });
 }
@@ -281,7 +320,7 @@ void project_(std::vector<Tensor> weights, std::vector<Tensor> plans, std::vecto
   with_compute_type(compute_float64, [&](auto zero) {
     typedef decltype(zero) T;
     Plans<T> owner;
-    const auto planned = planned_weights(weights, plans, {}, &owner);
+    const auto planned = planned_weights(weights, plans, {}, Order::canonical, &owner);
     const auto selections = mask_selections<T>(checked_masks(masks, planned));
     const std::vector<TileTask> tasks = tile_tasks(planned);
     visit_tiles(planned, tasks, [&](int64_t i, TileBuffers<T>& buffers) {
@@ -301,7 +340,7 @@ void mark_(std::vector<Tensor> weights, std::vector<Tensor> plans, std::vector<i
   with_compute_type(compute_float64, [&](auto zero) {
     typedef decltype(zero) T;
     Plans<T> owner;
-    const auto planned = planned_weights(weights, plans, seeds, &owner);
+    const auto planned = planned_weights(weights, plans, seeds, Order::canonical, &owner);
     mark_weights(planned, values, checked_masks(masks, planned));
   });
 }

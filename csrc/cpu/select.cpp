@@ -100,9 +100,13 @@ template <class T>
 struct Buffers {
   Scratch<T> tile, scratch, ranks;
   explicit Buffers(const Job<T>& job)
-      : tile(largest(job, [](const auto& planned) { return planned.values_per_tile(); })),
+      : tile(largest(job, [](const auto& planned) {
+          // Random ranks take the place of the values.
+          const bool used = planned.random || !planned.route.in_place;
+          return used ? planned.route.values_per_tile() : 0;
+        })),
         scratch(largest(job, [](const auto& planned) { return scratch_values(*planned.plan); })),
-        ranks(largest(job, [](const auto& planned) { return planned.values_per_tile(); })) {}
+        ranks(largest(job, [](const auto& planned) { return planned.coefficients_per_tile(); })) {}
   template <class F>
   static int64_t largest(const Job<T>& job, F size) {
     int64_t result = 0;
@@ -116,13 +120,14 @@ template <class T>
 Scan<T> scan_tile(const PlannedWeight<T>& planned, int64_t first, int64_t kernels, T low, T high,
                   Buffers<T>& buffers) {
   Scan<T> scan{low, high, buffers.ranks.get(), 0, 0, 0};
-  const T* values = load_tile(planned.weight, first, kernels, buffers.tile.get());
+  Tile<T> tile = planned.load(first, kernels, buffers.tile.get());
   if (planned.random) {
-    random_ranks(planned, first, kernels, values, buffers.tile.get());
-    values = buffers.tile.get();
+    T* const ranks = buffers.tile.get();
+    if (planned.route.in_place) std::copy(tile.data, tile.data + tile.row_kernels, ranks);
+    rank_at_random(uint64_t(planned.pass_kernels(first)), planned.seed, tile.row_kernels, ranks);
+    tile.data = ranks;
   }
-  passes<T>().scan(*planned.plan, values, planned.pass_kernels(kernels), buffers.scratch.get(),
-                   &scan);
+  passes<T>().scan(*planned.plan, tile, buffers.scratch.get(), &scan);
   return scan;
 }
 
@@ -155,10 +160,12 @@ void run(const Task<T>& task, Buffers<T>& buffers) {
 template <class T>
 void sample_ranks(const PlannedWeight<T>& planned, double wanted, Buffers<T>& buffers,
                   std::vector<T>& sample) {
-  const int64_t K = planned.weight.values(), kernels = planned.weight.kernels();
-  const int64_t outputs = planned.identity() ? K : planned.plan->outputs;
-  // At least a cache line.
-  const int64_t run = std::min<int64_t>((kLanes + K - 1) / K, kernels);
+  const Walk& walk = planned.route.walk;
+  const int64_t K = walk.values(), kernels = walk.kernels();
+  const int64_t outputs = planned.pass_kernels(1) * planned.plan->outputs;
+  // At least a cache line; where each value has its own, a quarter of them.
+  const int64_t run =
+      std::min<int64_t>(walk.together ? (kLanes + K - 1) / K : kLanes / 4, kernels);
   const int64_t runs = std::max<int64_t>(int64_t(wanted) / (run * outputs), 1);
   const int64_t stride = std::max<int64_t>(kernels / runs, run);
   Scratch<T> gathered((kernels / stride + 1) * run * K);
@@ -168,24 +175,23 @@ void sample_ranks(const PlannedWeight<T>& planned, double wanted, Buffers<T>& bu
     state = state * 6364136223846793005u + 1442695040888963407u;
     starts.push_back(at + int64_t(((state >> 33) * uint64_t(stride - run + 1)) >> 31));
   }
+  const Strided strided = walk.strided();
   int64_t taken = 0;
   for (size_t i = 0; i < starts.size(); ++i) {
     // The runs are far apart, so that every one would wait for memory.
-    if (i + kAhead < starts.size()) prefetch_tile<T>(planned.weight, starts[i + kAhead], run);
-    T* const buffer = buffers.tile.get();
-    const T* values = load_tile(planned.weight, starts[i], run, buffer);
-    if (planned.random) {
-      random_ranks(planned, starts[i], run, values, buffer);
-      values = buffer;
-    }
-    std::copy(values, values + run * K, gathered.get() + taken * K);
+    if (i + kAhead < starts.size()) walk.prefetch(starts[i + kAhead], run);
+    T* const values = gathered.get() + taken * K;
+    passes<T>().pick(strided, starts[i], run, values);
+    if (planned.random)
+      rank_at_random(uint64_t(planned.pass_kernels(starts[i])), planned.seed, run * K, values);
     taken += run;
   }
   const size_t before = sample.size();
   sample.resize(before + taken * outputs + kLanes);
   Scan<T> scan{T(0), value_of<T>(infinity_key<T>() - 1), sample.data() + before, 0, 0, 0};
-  passes<T>().scan(*planned.plan, gathered.get(), planned.pass_kernels(taken),
-                   buffers.scratch.get(), &scan);
+  const Tile<T> tile{gathered.get(), 1,       planned.pass_kernels(taken), 0, kLanes * K,
+                     Form::flat,     nullptr, kOwnElement<T>};
+  passes<T>().scan(*planned.plan, tile, buffers.scratch.get(), &scan);
   sample.resize(before + scan.inside);
 }
 
@@ -270,7 +276,7 @@ void start(Search<T>& search) {
   if (search.total > kSmall) return bracket(search, buffers);
   search.prepare();
   for (const PlannedWeight<T>& planned : search.job->weights)
-    for_each_tile(planned, [&](int64_t first, int64_t kernels) {
+    planned.route.for_each_tile([&](int64_t first, int64_t kernels) {
       run(Task<T>{&search, &planned, first, kernels}, buffers);
     });
   conclude(search);
@@ -297,7 +303,7 @@ bool run_pass(Wave<T> wave) {
     if (search->done) continue;
     search->prepare();
     for (const PlannedWeight<T>& planned : search->job->weights)
-      for_each_tile(planned, [&](int64_t first, int64_t kernels) {
+      planned.route.for_each_tile([&](int64_t first, int64_t kernels) {
         tasks.push_back({search.get(), &planned, first, kernels});
       });
   }

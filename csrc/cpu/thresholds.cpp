@@ -76,12 +76,12 @@ std::vector<double> percentiles(const std::vector<Job<T>>& jobs,
 template <class T>
 Tensor mask_by_percentile(const Tensor& input, double percentile, bool packed) {
   const int64_t count = input.numel();
-  const Weight weight{static_cast<char*>(input.data_ptr()), input.scalar_type(), {count, 1, 1, 1},
-                      {1, 1, 1, 1}, true};
+  const Weight weight = vector_of(input);
   Plan<T> identity{};
   identity.inputs = identity.outputs = 1;
   std::vector<Job<T>> jobs(1);
-  jobs[0].add({weight, &identity});
+  const Route<T> route(weight, identity, Order::memory);
+  jobs[0].add({weight, &identity, false, 0, route});
   const T threshold = count ? T(percentiles(jobs, {0}, percentile)[0]) : T(0);
   STD_TORCH_CHECK(!std::isnan(threshold), "wavprune: the input holds NaN or infinite values");
   Tensor result = packed ? torch::stable::empty({(count + 7) / 8}, ScalarType::Byte)
@@ -90,10 +90,10 @@ Tensor mask_by_percentile(const Tensor& input, double percentile, bool packed) {
   // A tile is a multiple of 8: no two threads share a byte.
   const int64_t tiles = (count + kTile - 1) / kTile;
   parallel_tasks(tiles, [&](auto next) {
-    Scratch<T> buffer(kTile);
+    Scratch<T> buffer(buffer_values(kTile, 1));
     for (int64_t t; (t = next()) < tiles;) {
       const int64_t first = t * kTile, length = std::min(kTile, count - first);
-      const T* x = load_tile(weight, first, length, buffer.get());
+      const T* const x = route.load(first, length, buffer.get()).data;
       if (!packed) {
         for (int64_t i = 0; i < length; ++i) bytes[first + i] = std::abs(x[i]) >= threshold;
         continue;
@@ -120,7 +120,7 @@ Tensor topk_threshold(std::vector<Tensor> weights, std::vector<Tensor> plans,
   check_keep(keep);
   return with_compute_type(compute_float64, [&](auto zero) {
     Plans<decltype(zero)> owner;
-    return tensor_of(topk(planned_weights(weights, plans, seeds, &owner), jobs, keep));
+    return tensor_of(topk(planned_weights(weights, plans, seeds, Order::memory, &owner), jobs, keep));
   });
 }
 
@@ -133,7 +133,7 @@ Tensor percentile_threshold(std::vector<Tensor> weights, std::vector<Tensor> pla
     typedef decltype(zero) T;
     Plans<T> owner;
     std::vector<Job<T>> jobs;
-    for (const PlannedWeight<T>& planned : planned_weights(weights, plans, {}, &owner))
+    for (const PlannedWeight<T>& planned : planned_weights(weights, plans, {}, Order::memory, &owner))
       jobs.emplace_back().add(planned);
     return tensor_of(percentiles(jobs, dropped, percentile));
   });

@@ -4,15 +4,105 @@
 #include <algorithm>
 #include <cstdint>
 #include <limits>
+#include <memory>
 #include <vector>
 
 #include "../arguments.h"
 #include "../kernel_math.h"
 #include "../plan_tensor.h"
+#include "instruction_set.h"
 #include "passes.h"
 #include "weights.h"
 
 namespace wavprune {
+
+// Values of a tile, before or after the transform, unless a block of kernels has more: where it is
+// in memory, and where it is copied to a buffer that should stay in the first cache.
+constexpr int64_t kTile = 16384, kBufferedTile = 4096;
+
+template <class T>
+constexpr Element kOwnElement = sizeof(T) == 4 ? Element::float32 : Element::float64;
+
+// A walk and how its tiles are worked on: in the weight's own memory, or in a buffer.
+template <class T>
+struct Route {
+  Walk walk;
+  bool in_place;
+  Form form;
+  int64_t kernels_per_tile;  // in whole blocks
+
+  Route(const Weight& weight, const Plan<T>& plan, Order order)
+      : walk(walk_through(weight, order, plan.kind == Kind::identity)),
+        in_place(works_in_place(plan, order)),
+        form(!walk.together && (in_place || plan.kind != Kind::identity) ? Form::lanes
+                                                                         : Form::flat) {
+    const int64_t side = std::max<int64_t>(walk.values() * plan.outputs / plan.inputs, walk.values());
+    const int64_t blocks = (in_place ? kTile : kBufferedTile) / (side * kLanes);
+    kernels_per_tile = std::max<int64_t>(blocks, 1) * kLanes;
+    // Of neighbouring rows, whose values share cache lines, as many as a block has lanes.
+    if (!in_place && walk.is_turned())
+      kernels_per_tile = std::max(kernels_per_tile, kLanes * walk.row_kernels);
+  }
+
+  // A tile in place is one run of memory.
+  bool is_one_run() const { return form == Form::flat && walk.rows == 1; }
+
+  // Values of one tile's buffer.
+  int64_t values_per_tile() const { return buffer_values(kernels_per_tile, walk.values()); }
+
+  // f(first, kernels) for every tile. One in place is a part of a row, or whole rows.
+  template <class F>
+  void for_each_tile(F f) const {
+    if (walk.kernels() == 0) return;
+    int64_t run = walk.kernels(), tile = kernels_per_tile;
+    if (in_place && walk.row_kernels >= tile)
+      run = walk.row_kernels;
+    else if (in_place)
+      tile = tile / walk.row_kernels * walk.row_kernels;
+    for (int64_t begin = 0; begin < walk.kernels(); begin += run)
+      for (int64_t first = 0; first < run; first += tile)
+        f(begin + first, std::min(tile, run - first));
+  }
+
+  // The kernels first .. first + kernels - 1 for a pass: in place, or loaded into the buffer.
+  Tile<T> load(int64_t first, int64_t kernels, T* buffer) const {
+    const int64_t K = walk.values();
+    if (!in_place) {
+      passes<T>().load(walk.strided(), first, kernels, form, buffer);
+      return {buffer, 1, kernels, 0, kLanes * K, form, nullptr, walk.element};
+    }
+    const int64_t row = first / walk.row_kernels, column = first % walk.row_kernels;
+    const int64_t in_row = std::min(kernels, walk.row_kernels);
+    return {reinterpret_cast<T*>(walk.data) + row * walk.row_stride + column * walk.kernel_stride,
+            kernels / in_row,
+            in_row,
+            walk.row_stride,
+            kLanes * walk.kernel_stride,
+            form,
+            walk.offsets.data(),
+            walk.element};
+  }
+  // What a pass made of a tile that was loaded into the buffer, rounded to the weight's dtype.
+  void store(int64_t first, int64_t kernels, T* buffer) const {
+    if (!in_place) passes<T>().store(walk.strided(), first, kernels, form, buffer);
+  }
+
+ private:
+  bool works_in_place(const Plan<T>& plan, Order order) const {
+    if (walk.element != kOwnElement<T> || walk.overlapping) return false;
+    // In lanes, 16 kernels lie side by side.
+    const bool placed = walk.is_flat() || (plan.kind != Kind::identity && walk.kernel_stride == 1);
+    if (!placed || walk.rows == 1) return placed;
+    // A block does not go on in the next row; where the last one of a row is not full, the blocks
+    // are not those of the masks.
+    const bool identity = plan.kind == Kind::identity;
+    if (identity && order == Order::canonical) return false;
+    const int64_t unit = identity ? kIdentityGroup * kLanes : kLanes;
+    const int64_t kernels = walk.row_kernels * (identity ? walk.values() : 1);
+    const int64_t lanes = (kernels + unit - 1) / unit * unit;
+    return kernels == lanes || (order == Order::memory && 4 * kernels >= 3 * lanes);
+  }
+};
 
 // A weight and its basis. Its coefficients are ranked by magnitude, or at random by a seed.
 template <class T>
@@ -21,83 +111,53 @@ struct PlannedWeight {
   const Plan<T>* plan;
   bool random = false;
   uint64_t seed = 0;
+  Route<T> route;
 
   bool identity() const { return plan->kind == Kind::identity; }
   // Kernels as the passes count them: for the identity every value is one.
   int64_t pass_kernels(int64_t kernels) const {
-    return identity() ? kernels * weight.values() : kernels;
+    return identity() ? kernels * route.walk.values() : kernels;
   }
-  // Values of one kernel, or its coefficients where those are more.
-  int64_t side() const {
-    return identity() ? weight.values() : std::max(plan->inputs, plan->outputs);
+  int64_t coefficients() const { return pass_kernels(route.walk.kernels()) * plan->outputs; }
+  int64_t coefficients_per_tile() const {
+    return pass_kernels(route.kernels_per_tile) * plan->outputs;
   }
-  int64_t coefficients() const { return pass_kernels(weight.kernels()) * plan->outputs; }
-  int64_t kernels_per_tile() const;
-  int64_t values_per_tile() const { return kernels_per_tile() * side() + kLanes; }
+  // What a pass works on: a tile in place, or loaded into the buffer.
+  Tile<T> load(int64_t first, int64_t kernels, T* buffer) const {
+    Tile<T> tile = route.load(first, kernels, buffer);
+    tile.row_kernels = pass_kernels(tile.row_kernels);
+    return tile;
+  }
 };
 
-// Values of a tile, before or after the transform, unless a block of kernels has more.
-constexpr int64_t kTile = 16384;
-
-// Kernels of a tile, in whole blocks.
-inline int64_t kernels_per_tile(int64_t side) {
-  return std::max<int64_t>(kTile / std::max<int64_t>(side, 1) / kLanes, 1) * kLanes;
-}
-
-template <class T>
-int64_t PlannedWeight<T>::kernels_per_tile() const {
-  return wavprune::kernels_per_tile(side());
-}
-
-// Pairs each weight with its plan, which `plans` owns; no seeds rank by magnitude.
+// Pairs each weight with its plan, which `plans` owns; no seeds rank by magnitude. Random ranks are
+// those of the canonical order.
 template <class T>
 std::vector<PlannedWeight<T>> planned_weights(
     const std::vector<torch::stable::Tensor>& weights,
     const std::vector<torch::stable::Tensor>& plan_tensors, const std::vector<int64_t>& seeds,
-    Plans<T>* plans) {
+    Order order, Plans<T>* plans) {
   check_lengths(weights.size(), plan_tensors.size(), "plans");
   std::vector<PlannedWeight<T>> planned;
   for (size_t w = 0; w < weights.size(); ++w) {
     const Weight weight = weight_of(weights[w]);
     const Plan<T>& plan = plans->add(plan_tensors[w], weight.values()).plan;
     check_seeded(seeds, plan);
-    planned.push_back({weight, &plan, !seeds.empty(), seeds.empty() ? 0 : uint64_t(seeds[w])});
+    const bool random = !seeds.empty();
+    planned.push_back({weight, &plan, random, random ? uint64_t(seeds[w]) : 0,
+                       {weight, plan, random ? Order::canonical : order}});
   }
   return planned;
 }
 
-// f(first, kernels) for every tile.
-template <class T, class F>
-void for_each_tile(const PlannedWeight<T>& planned, F f) {
-  const int64_t tile = planned.kernels_per_tile(), kernels = planned.weight.kernels();
-  for (int64_t first = 0; first < kernels; first += tile) f(first, std::min(tile, kernels - first));
-}
-
-// One tile of one of several weights.
-struct TileTask {
-  int64_t weight, first, kernels;
-};
-
+// The random ranks of the values from the flat index `first` on, in (0, 1): 0 for a weight of 0,
+// NaN for one that is not finite.
 template <class T>
-std::vector<TileTask> tile_tasks(const std::vector<PlannedWeight<T>>& weights) {
-  std::vector<TileTask> tasks;
-  for (size_t w = 0; w < weights.size(); ++w)
-    for_each_tile(weights[w], [&](int64_t first, int64_t kernels) {
-      tasks.push_back({int64_t(w), first, kernels});
-    });
-  return tasks;
-}
-
-// The random ranks of some kernels, in (0, 1): 0 for a weight of 0, NaN for one that is not finite.
-// `ranks` may be `values`.
-template <class T>
-void random_ranks(const PlannedWeight<T>& planned, int64_t first, int64_t kernels, const T* values,
-                  T* ranks) {
-  const int64_t K = planned.weight.values();
-  for (int64_t i = 0; i < kernels * K; ++i) {
+void rank_at_random(uint64_t first, uint64_t seed, int64_t count, T* values) {
+  for (int64_t i = 0; i < count; ++i) {
     const T value = values[i];
-    const T rank = value == 0 ? T(0) : T(random_rank(uint64_t(first * K + i), planned.seed));
-    ranks[i] = rank + (value - value);
+    const T rank = value == 0 ? T(0) : T(random_rank(first + uint64_t(i), seed));
+    values[i] = rank + (value - value);
   }
 }
 

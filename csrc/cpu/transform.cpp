@@ -47,7 +47,8 @@ Tensor transform(const Tensor& input, const Tensor& plan_tensor, int64_t kernel_
   const T* from = static_cast<const T*>(input.data_ptr());
   T* to = static_cast<T*>(result.data_ptr());
   const auto pass = forward ? passes<T>().forward : passes<T>().inverse;
-  const int64_t tile = kernels_per_tile(std::max(values, coefficients));
+  const int64_t blocks = kTile / (std::max(values, coefficients) * kLanes);
+  const int64_t tile = std::max<int64_t>(blocks, 1) * kLanes;
   const int64_t tiles = (kernels + tile - 1) / tile;
   parallel_tasks(tiles, [&](auto next) {
     Scratch<T> scratch(scratch_values(plan));
