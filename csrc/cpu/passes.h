@@ -14,6 +14,7 @@ struct Scan {
   T* out;
   int64_t below, inside;  // how many ranks are smaller than low, and in [low, high]
   uint64_t peak;          // the largest bit pattern; infinity's or above if a value is not finite
+  double energy_below, energy;  // sums of squares, of the ranks below low and of all
 };
 
 // What pruning changed. The sums are added up in T.
@@ -32,6 +33,8 @@ typedef uint16_t MaskWord;
 template <class T>
 struct Passes {
   void (*scan)(const Plan<T>&, const T* x, int64_t kernels, T* scratch, Scan<T>*);
+  // A scan that sums the squares too, in T.
+  void (*scan_energy)(const Plan<T>&, const T* x, int64_t kernels, T* scratch, Scan<T>*);
   void (*prune)(const Plan<T>&, T* x, int64_t kernels, T* scratch, T threshold, Change<T>*);
   void (*prune_by_mask)(const Plan<T>&, T* x, int64_t kernels, T* scratch, const MaskWord*,
                         Change<T>*);
@@ -39,6 +42,16 @@ struct Passes {
   void (*mark)(const Plan<T>&, const T* x, int64_t kernels, T* scratch, T threshold, MaskWord*);
   void (*forward)(const Plan<T>&, const T* x, int64_t kernels, T* scratch, T* coefficients);
   void (*inverse)(const Plan<T>&, const T* coefficients, int64_t kernels, T* scratch, T* x);
+  // Adds the sums over the kernels of the products of their values i and j, i <= j, to
+  // gram[i * K + j]; scratch has gram_values(K) values.
+  void (*gram)(const T* x, int64_t kernels, int K, double* scratch, double* gram);
+  // Of `count` values of which the first has the index `first` in its weight, ranked by a seed; a
+  // scan is of coarse ranks (random.h).
+  void (*scan_at_random)(const T* x, int64_t count, uint64_t first, uint64_t seed, Scan<T>*);
+  void (*prune_at_random)(T* x, int64_t count, uint64_t first, uint64_t seed, double threshold,
+                          Change<T>*);
+  void (*mark_at_random)(const T* x, int64_t count, uint64_t first, uint64_t seed,
+                         double threshold, MaskWord*);
 };
 
 struct InstructionSet {
@@ -57,6 +70,13 @@ int64_t scratch_values(const Plan<T>& plan) {
   const int64_t side = plan.inputs > plan.outputs ? plan.inputs : plan.outputs;
   return (2 * int64_t(plan.inputs) + plan.outputs + 2 * side) * kLanes;
 }
+
+// Kernels whose products are summed at a time, in whole blocks: their values stay in the cache.
+inline int64_t gram_kernels(int64_t K) {
+  const int64_t blocks = 4096 / (K * kLanes);
+  return (blocks > 1 ? blocks : 1) * kLanes;
+}
+inline int64_t gram_values(int64_t K) { return gram_kernels(K) * K; }
 
 // Null where the processor or the compiler lacks the instruction set.
 const InstructionSet* instructions_v4();

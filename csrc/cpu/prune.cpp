@@ -30,7 +30,7 @@ namespace {
 // What selects the coefficients of a weight: a mask, or a threshold for their ranks.
 template <class T>
 struct Selection {
-  T threshold;
+  double threshold;
   const MaskWord* mask;  // null for a threshold
 };
 
@@ -88,9 +88,6 @@ void measure(const T* before, const T* after, int64_t count, Change<T>* change) 
   }
 }
 
-// The squares of values around this threshold are far from the ends of float32.
-bool squares_fit(double threshold) { return threshold > 0x1p-40 && threshold < 0x1p40; }
-
 // The sums of a pass are far from the ends of float32: no term overflowed, and those that
 // underflowed are negligible. An error of 0 is right where nothing changed.
 template <class T>
@@ -101,19 +98,6 @@ bool sums_fit(const Change<T>& change, const T* before, const T* after, int64_t 
           (change.squared_error == 0 && std::memcmp(before, after, count * sizeof(T)) == 0));
 }
 
-template <class T>
-int64_t keep_at_random(const PlannedWeight<T>& planned, const TileTask& task, T threshold, T* x) {
-  const int64_t values = task.kernels * planned.weight.values();
-  const int64_t first = task.first * planned.weight.values();
-  int64_t kept = 0;
-  for (int64_t i = 0; i < values; ++i) {
-    const bool keep = x[i] != 0 && random_rank(uint64_t(first + i), planned.seed) >= threshold;
-    if (!keep) x[i] = 0;
-    kept += keep;
-  }
-  return kept;
-}
-
 // Prunes one tile of a weight. `change` may be null: then nothing is counted.
 template <class T>
 void prune_tile(const PlannedWeight<T>& planned, const TileTask& task,
@@ -122,9 +106,15 @@ void prune_tile(const PlannedWeight<T>& planned, const TileTask& task,
   const int64_t values = task.kernels * weight.values();
   const bool in_place = works_in_place<T>(weight);
   T* x = load_tile(weight, task.first, task.kernels, buffers.tile.get());
+  if (planned.random) {
+    passes<T>().prune_at_random(x, values, planned.index(task.first), planned.seed,
+                                selection.threshold, change);
+    // A weight that is kept stays as it is, so nothing is rounded.
+    if (!in_place) store_tile(weight, task.first, task.kernels, x);
+    return;
+  }
   // A mask does not tell how large the weights are: whether the sums fit shows after the pass.
-  const bool trusted = in_place && !planned.random && !selection.mask &&
-                       squares_fit(double(selection.threshold));
+  const bool trusted = in_place && !selection.mask && squares_fit(selection.threshold);
   const bool needs_before = change != nullptr && !trusted;
   if (needs_before) std::copy(x, x + values, buffers.before.get());
   const int64_t kernels = planned.pass_kernels(task.kernels);
@@ -135,10 +125,8 @@ void prune_tile(const PlannedWeight<T>& planned, const TileTask& task,
       passes<T>().prune_by_mask(*planned.plan, x, kernels, scratch, words, change);
     else
       passes<T>().project(*planned.plan, x, kernels, scratch, words);
-  } else if (planned.random) {
-    change->kept = keep_at_random(planned, task, selection.threshold, x);
   } else {
-    passes<T>().prune(*planned.plan, x, kernels, scratch, selection.threshold, change);
+    passes<T>().prune(*planned.plan, x, kernels, scratch, T(selection.threshold), change);
   }
   if (!in_place) store_tile(weight, task.first, task.kernels, x);
   if (!needs_before) return;
@@ -178,17 +166,6 @@ Tensor prune_weights(const std::vector<PlannedWeight<T>>& weights,
 }
 
 template <class T>
-void mark_at_random(const PlannedWeight<T>& planned, const TileTask& task, const T* x, T threshold,
-                    MaskWord* words) {
-  const int64_t values = task.kernels * planned.weight.values();
-  const int64_t first = task.first * planned.weight.values();
-  std::fill_n(words, mask_words(planned, task.kernels), MaskWord(0));
-  for (int64_t i = 0; i < values; ++i)
-    if (x[i] != 0 && random_rank(uint64_t(first + i), planned.seed) >= threshold)
-      words[i / kLanes] |= MaskWord(1u << i % kLanes);
-}
-
-template <class T>
 void mark_weights(const std::vector<PlannedWeight<T>>& weights, const double* thresholds,
                   const std::vector<MaskWord*>& masks) {
   const std::vector<TileTask> tasks = tile_tasks(weights);
@@ -197,12 +174,13 @@ void mark_weights(const std::vector<PlannedWeight<T>>& weights, const double* th
     const PlannedWeight<T>& planned = weights[task.weight];
     const T* x = load_tile(planned.weight, task.first, task.kernels, buffers.tile.get());
     MaskWord* const words = masks[task.weight] + mask_words(planned, task.first);
-    const T threshold = positive<T>(thresholds[task.weight]);
+    const double threshold = thresholds[task.weight];
     if (planned.random)
-      mark_at_random(planned, task, x, threshold, words);
+      passes<T>().mark_at_random(x, task.kernels * planned.weight.values(),
+                                 planned.index(task.first), planned.seed, threshold, words);
     else
       passes<T>().mark(*planned.plan, x, planned.pass_kernels(task.kernels), buffers.scratch.get(),
-                       threshold, words);
+                       positive<T>(threshold), words);
   });
 }
 
@@ -237,7 +215,7 @@ std::vector<MaskWord*> checked_masks(const std::vector<Tensor>& masks,
 template <class T>
 std::vector<Selection<T>> mask_selections(const std::vector<MaskWord*>& masks) {
   std::vector<Selection<T>> selections;
-  for (const MaskWord* mask : masks) selections.push_back({T(0), mask});
+  for (const MaskWord* mask : masks) selections.push_back({0, mask});
   return selections;
 }
 
@@ -246,7 +224,7 @@ std::vector<Selection<T>> mask_selections(const std::vector<MaskWord*>& masks) {
 Tensor prune_(std::vector<Tensor> weights, std::vector<Tensor> plans, std::vector<int64_t> seeds,
               Tensor thresholds, bool compute_float64) {
   const KeepDenormals guard;
-  check_seeds(seeds, weights.size(), compute_float64);
+  check_seeds(seeds, weights.size());
   const double* const values = checked_thresholds(thresholds, weights.size());
   return with_compute_type(compute_float64, [&](auto zero) {
     typedef decltype(zero) T;
@@ -258,7 +236,8 @@ Tensor prune_(std::vector<Tensor> weights, std::vector<Tensor> plans, std::vecto
       if (std::isnan(values[w]))
         return rows_of<T>({}, {}, int64_t(planned.size()),
                           std::numeric_limits<double>::quiet_NaN());
-      selections.push_back({positive<T>(values[w]), nullptr});
+      const double least = double(positive<T>(values[w]));
+      selections.push_back({planned[w].random ? values[w] : least, nullptr});
     }
     return prune_weights(planned, selections);
   });
@@ -294,7 +273,7 @@ void project_(std::vector<Tensor> weights, std::vector<Tensor> plans, std::vecto
 void mark_(std::vector<Tensor> weights, std::vector<Tensor> plans, std::vector<int64_t> seeds,
            Tensor thresholds, std::vector<Tensor> masks, bool compute_float64) {
   const KeepDenormals guard;
-  check_seeds(seeds, weights.size(), compute_float64);
+  check_seeds(seeds, weights.size());
   const double* const values = checked_thresholds(thresholds, weights.size());
   for (size_t w = 0; w < weights.size(); ++w)
     STD_TORCH_CHECK(!std::isnan(values[w]), "wavprune: threshold ", w, " is NaN");

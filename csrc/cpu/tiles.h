@@ -32,6 +32,8 @@ struct PlannedWeight {
     return identity() ? weight.values() : std::max(plan->inputs, plan->outputs);
   }
   int64_t coefficients() const { return pass_kernels(weight.kernels()) * plan->outputs; }
+  // The index in the weight of a kernel's first value.
+  uint64_t index(int64_t kernel) const { return uint64_t(kernel) * uint64_t(weight.values()); }
   int64_t kernels_per_tile() const;
   int64_t values_per_tile() const { return kernels_per_tile() * side() + kLanes; }
 };
@@ -88,18 +90,8 @@ std::vector<TileTask> tile_tasks(const std::vector<PlannedWeight<T>>& weights) {
   return tasks;
 }
 
-// The random ranks of some kernels, in (0, 1): 0 for a weight of 0, NaN for one that is not finite.
-// `ranks` may be `values`.
-template <class T>
-void random_ranks(const PlannedWeight<T>& planned, int64_t first, int64_t kernels, const T* values,
-                  T* ranks) {
-  const int64_t K = planned.weight.values();
-  for (int64_t i = 0; i < kernels * K; ++i) {
-    const T value = values[i];
-    const T rank = value == 0 ? T(0) : T(random_rank(uint64_t(first * K + i), planned.seed));
-    ranks[i] = rank + (value - value);
-  }
-}
+// The squares of values around this threshold are far from the ends of float32.
+inline bool squares_fit(double threshold) { return threshold > 0x1p-40 && threshold < 0x1p40; }
 
 // A threshold that a coefficient of 0 is always below.
 template <class T>
