@@ -46,10 +46,14 @@ inline void check_lengths(size_t weights, size_t others, const char* name) {
                   name);
 }
 
-// Seeds stand for random ranks, which are float64: rounded to float32 they would tie.
-inline void check_seeds(const std::vector<int64_t>& seeds, size_t weights, bool compute_float64) {
+inline void check_seeds(const std::vector<int64_t>& seeds, size_t weights) {
   STD_TORCH_CHECK(seeds.empty() || seeds.size() == weights, "wavprune: ", weights,
                   " weights came with ", seeds.size(), " seeds");
+}
+
+// Where whole ranks are compared: rounded to float32 they would tie.
+inline void check_seeds(const std::vector<int64_t>& seeds, size_t weights, bool compute_float64) {
+  check_seeds(seeds, weights);
   STD_TORCH_CHECK(seeds.empty() || compute_float64,
                   "wavprune: random pruning needs compute_float64");
 }

@@ -8,12 +8,11 @@
 #include <cstdint>
 
 #include "plan.h"
+#include "random.h"
 
 #if defined(__CUDACC__)
-#define WAVPRUNE_INLINE __host__ __device__ __forceinline__
 #define WAVPRUNE_UNROLL _Pragma("unroll 9")
 #else
-#define WAVPRUNE_INLINE inline __attribute__((always_inline))
 #define WAVPRUNE_UNROLL _Pragma("GCC unroll 8")
 #endif
 
@@ -126,15 +125,6 @@ template <class T>
 WAVPRUNE_INLINE T interpolate(T low, T high, double fraction) {
   const T span = high - low;
   return fraction < 0.5 ? low + span * T(fraction) : high - span * T(1 - fraction);
-}
-
-// The random rank, in (0, 1), of the weight at a flat index: SplitMix64, as in backends/eager.py.
-WAVPRUNE_INLINE double random_rank(uint64_t index, uint64_t seed) {
-  uint64_t x = (index + 1) * 0x9E3779B97F4A7C15u + seed;
-  x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9u;
-  x = (x ^ (x >> 27)) * 0x94D049BB133111EBu;
-  x ^= x >> 31;
-  return (double(x >> 12) + 0.5) * 0x1p-52;
 }
 
 }  // namespace wavprune

@@ -28,6 +28,9 @@ STABLE_TORCH_LIBRARY(wavprune, library) {
       "topk_threshold(Tensor[] weights, Tensor[] plans, int[] seeds, int[] jobs, int[] keep, "
       "bool compute_float64) -> Tensor");
   library.def(
+      "topk_measure(Tensor[] weights, Tensor[] plans, int[] jobs, int[] keep, "
+      "bool compute_float64) -> Tensor");
+  library.def(
       "percentile_threshold(Tensor[] weights, Tensor[] plans, int[] dropped, float percentile, "
       "bool compute_float64) -> Tensor");
   library.def(
@@ -41,6 +44,7 @@ STABLE_TORCH_LIBRARY(wavprune, library) {
   library.def(
       "prune_by_mask_(Tensor(a!)[] weights, Tensor[] plans, Tensor[] masks, "
       "bool compute_float64) -> Tensor");
+  library.def("gram(Tensor[] weights) -> Tensor");
   library.def("dwt2(Tensor kernels, Tensor plan, int outputs) -> Tensor");
   library.def("idwt2(Tensor coefficients, Tensor plan, int values) -> Tensor");
   library.def("percentile_mask(Tensor input, float percentile, bool packed) -> Tensor");
@@ -50,11 +54,13 @@ STABLE_TORCH_LIBRARY(wavprune, library) {
 
 STABLE_TORCH_LIBRARY_IMPL(wavprune, CPU, library) {
   library.impl("topk_threshold", TORCH_BOX(&wavprune::topk_threshold));
+  library.impl("topk_measure", TORCH_BOX(&wavprune::topk_measure));
   library.impl("percentile_threshold", TORCH_BOX(&wavprune::percentile_threshold));
   library.impl("prune_", TORCH_BOX(&wavprune::prune_));
   library.impl("mark_", TORCH_BOX(&wavprune::mark_));
   library.impl("project_", TORCH_BOX(&wavprune::project_));
   library.impl("prune_by_mask_", TORCH_BOX(&wavprune::prune_by_mask_));
+  library.impl("gram", TORCH_BOX(&wavprune::gram));
   library.impl("dwt2", TORCH_BOX(&wavprune::dwt2));
   library.impl("idwt2", TORCH_BOX(&wavprune::idwt2));
   library.impl("percentile_mask", TORCH_BOX(&wavprune::percentile_mask));
@@ -79,6 +85,7 @@ STABLE_TORCH_LIBRARY_IMPL(wavprune, CompositeExplicitAutograd, library) {
   library.impl("percentile_threshold", TORCH_BOX(&wavprune::percentile_threshold));
   library.impl("prune_by_mask_", TORCH_BOX(&wavprune::prune_by_mask_));
   library.impl("project_", TORCH_BOX(&wavprune::project_));
+  library.impl("gram", TORCH_BOX(&wavprune::gram));
 }
 
 // Importing the module registers the operators.

@@ -65,7 +65,7 @@ std::pair<T, T> select(T* values, int64_t count, int64_t first, int64_t second) 
   identity.inputs = identity.outputs = 1;
   const Scratch<T> scratch(scratch_values(identity));
   const auto scan = [&](T low, T high, T* out) {
-    Scan<T> result{low, high, out, 0, 0, 0};
+    Scan<T> result{low, high, out, 0, 0, 0, 0, 0};
     passes<T>().scan(identity, vector_tile(values, count), scratch.get(), &result);
     return result;
   };

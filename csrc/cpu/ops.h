@@ -12,6 +12,10 @@ using torch::stable::Tensor;
 Tensor topk_threshold(std::vector<Tensor> weights, std::vector<Tensor> plans,
                       std::vector<int64_t> seeds, std::vector<int64_t> jobs,
                       std::vector<int64_t> keep, bool compute_float64);
+// (jobs + 3 * weights,): the thresholds; then for each weight how many coefficients are kept, and the
+// sums of the squares of those dropped and of all, NaN where the selection cannot tell.
+Tensor topk_measure(std::vector<Tensor> weights, std::vector<Tensor> plans,
+                    std::vector<int64_t> jobs, std::vector<int64_t> keep, bool compute_float64);
 Tensor percentile_threshold(std::vector<Tensor> weights, std::vector<Tensor> plans,
                             std::vector<int64_t> dropped, double percentile, bool compute_float64);
 Tensor prune_(std::vector<Tensor> weights, std::vector<Tensor> plans, std::vector<int64_t> seeds,
@@ -22,6 +26,7 @@ void project_(std::vector<Tensor> weights, std::vector<Tensor> plans, std::vecto
               bool compute_float64);
 void mark_(std::vector<Tensor> weights, std::vector<Tensor> plans, std::vector<int64_t> seeds,
            Tensor thresholds, std::vector<Tensor> masks, bool compute_float64);
+Tensor gram(std::vector<Tensor> weights);
 Tensor dwt2(Tensor kernels, Tensor plan, int64_t outputs);
 Tensor idwt2(Tensor coefficients, Tensor plan, int64_t values);
 Tensor percentile_mask(Tensor input, double percentile, bool packed);

@@ -47,6 +47,7 @@ struct Scan {
   T* out;
   int64_t below, inside;  // how many ranks are smaller than low, and in [low, high]
   uint64_t peak;          // the largest bit pattern; infinity's or above if a value is not finite
+  double energy_below, energy;  // sums of squares, of the ranks below low and of all
 };
 
 // What pruning changed. The sums are added up in T.
@@ -65,6 +66,8 @@ typedef uint16_t MaskWord;
 template <class T>
 struct Passes {
   void (*scan)(const Plan<T>&, const Tile<T>&, T* scratch, Scan<T>*);
+  // A scan that sums the squares too, in T.
+  void (*scan_energy)(const Plan<T>&, const Tile<T>&, T* scratch, Scan<T>*);
   void (*prune)(const Plan<T>&, const Tile<T>&, T* scratch, T threshold, Change<T>*);
   void (*prune_by_mask)(const Plan<T>&, const Tile<T>&, T* scratch, const MaskWord*, Change<T>*);
   void (*project)(const Plan<T>&, const Tile<T>&, T* scratch, const MaskWord*);
@@ -78,6 +81,16 @@ struct Passes {
   void (*store)(const Strided&, int64_t first, int64_t kernels, Form, T* buffer);
   // The same, for few kernels anywhere: always flat, and without a value more than they have.
   void (*pick)(const Strided&, int64_t first, int64_t kernels, T* out);
+  // Adds the sums over the kernels of a tile of the products of their values i and j, i <= j, to
+  // gram[i * K + j]. The tile is in a buffer, in lanes; scratch has as many values.
+  void (*gram)(const T* lanes, int64_t kernels, int K, double* scratch, double* gram);
+  // Of `count` values of which the first has the index `first` in its weight, ranked by a seed; a
+  // scan is of coarse ranks (random.h).
+  void (*scan_at_random)(const T* x, int64_t count, uint64_t first, uint64_t seed, Scan<T>*);
+  void (*prune_at_random)(T* x, int64_t count, uint64_t first, uint64_t seed, double threshold,
+                          Change<T>*);
+  void (*mark_at_random)(const T* x, int64_t count, uint64_t first, uint64_t seed,
+                         double threshold, MaskWord*);
 };
 
 struct InstructionSet {
@@ -101,6 +114,12 @@ int64_t scratch_values(const Plan<T>& plan) {
 // A tile buffer: whole blocks, and one more to turn a block around.
 inline int64_t buffer_values(int64_t kernels, int64_t values) {
   return ((kernels + kLanes - 1) / kLanes + 1) * kLanes * values;
+}
+
+// Kernels whose products are summed at a time, in whole blocks: their values stay in the cache.
+inline int64_t gram_kernels(int64_t K) {
+  const int64_t blocks = 4096 / (K * kLanes);
+  return (blocks > 1 ? blocks : 1) * kLanes;
 }
 
 // Null where the processor or the compiler lacks the instruction set.

@@ -27,15 +27,10 @@ using torch::headeronly::ScalarType;
 
 namespace {
 
-// One tile of one of several weights.
-struct TileTask {
-  int64_t weight, first, kernels;
-};
-
 // What selects the coefficients of a weight: a mask, or a threshold for their ranks.
 template <class T>
 struct Selection {
-  T threshold;
+  double threshold;
   const MaskWord* mask;  // null for a threshold
 };
 
@@ -57,16 +52,6 @@ class TileBuffers {
   int64_t values_;
   std::unique_ptr<Scratch<T>> tile_, before_;
 };
-
-template <class T>
-std::vector<TileTask> tile_tasks(const std::vector<PlannedWeight<T>>& weights) {
-  std::vector<TileTask> tasks;
-  for (size_t w = 0; w < weights.size(); ++w)
-    weights[w].route.for_each_tile([&](int64_t first, int64_t kernels) {
-      tasks.push_back({int64_t(w), first, kernels});
-    });
-  return tasks;
-}
 
 // visit(index of the task, buffers) for every tile, on all threads. Last first: what was scanned
 // last for the threshold may still be in the cache.
@@ -112,9 +97,6 @@ void measure(const T* before, const T* after, int64_t count, int64_t missing, Ch
   }
 }
 
-// The squares of values around this threshold are far from the ends of float32.
-bool squares_fit(double threshold) { return threshold > 0x1p-40 && threshold < 0x1p40; }
-
 // The sums of a pass are far from the ends of float32: no term overflowed, and those that
 // underflowed are negligible. An error of 0 is right where nothing changed.
 template <class T>
@@ -123,17 +105,6 @@ bool sums_fit(const Change<T>& change, const T* before, const T* after, int64_t 
   return fits(change.squared_norm) &&
          (fits(change.squared_error) ||
           (change.squared_error == 0 && std::memcmp(before, after, count * sizeof(T)) == 0));
-}
-
-template <class T>
-int64_t keep_at_random(uint64_t first, uint64_t seed, T threshold, int64_t count, T* x) {
-  int64_t kept = 0;
-  for (int64_t i = 0; i < count; ++i) {
-    const bool keep = x[i] != 0 && random_rank(first + uint64_t(i), seed) >= threshold;
-    if (!keep) x[i] = 0;
-    kept += keep;
-  }
-  return kept;
 }
 
 // Runs the pass that a selection wants. `change` may be null where it is a mask.
@@ -148,10 +119,10 @@ void prune_loaded(const PlannedWeight<T>& planned, const TileTask& task, const T
     else
       passes<T>().project(plan, tile, scratch, words);
   } else if (planned.random) {
-    change->kept = keep_at_random(uint64_t(planned.pass_kernels(task.first)), planned.seed,
-                                  selection.threshold, tile.row_kernels, tile.data);
+    passes<T>().prune_at_random(tile.data, tile.row_kernels, planned.index(task.first),
+                                planned.seed, selection.threshold, change);
   } else {
-    passes<T>().prune(plan, tile, scratch, selection.threshold, change);
+    passes<T>().prune(plan, tile, scratch, T(selection.threshold), change);
   }
 }
 
@@ -161,9 +132,10 @@ void prune_tile(const PlannedWeight<T>& planned, const TileTask& task,
                 const Selection<T>& selection, TileBuffers<T>& buffers, Change<T>* change) {
   T* const scratch = buffers.scratch.get();
   T* const buffer = planned.route.in_place ? nullptr : buffers.tile();
-  // A mask does not tell how large the weights are: whether the sums fit shows after the pass.
+  // A mask does not tell how large the weights are: whether the sums fit shows after the pass. At
+  // random they are in float64, and a weight that is kept stays as it is.
   const bool trusted = selection.mask ? planned.weight.element == Element::float16
-                                      : !planned.random && squares_fit(double(selection.threshold));
+                                      : planned.random || squares_fit(selection.threshold);
   if (change == nullptr || trusted) {
     const Tile<T> tile = planned.load(task.first, task.kernels, buffer);
     prune_loaded(planned, task, tile, selection, scratch, change);
@@ -182,7 +154,7 @@ void prune_tile(const PlannedWeight<T>& planned, const TileTask& task,
   T* const before = buffers.before();
   std::copy(tile.data, tile.data + lanes, before);
   prune_loaded(planned, task, tile, selection, scratch, change);
-  if (planned.random || !sums_fit(*change, before, tile.data, lanes))
+  if (!sums_fit(*change, before, tile.data, lanes))
     measure(before, tile.data, lanes, lanes - values, change);
   apart.route.store(task.first, task.kernels, copy);
 }
@@ -218,15 +190,6 @@ Tensor prune_weights(const std::vector<PlannedWeight<T>>& weights,
 }
 
 template <class T>
-void mark_at_random(uint64_t first, uint64_t seed, T threshold, int64_t count, const T* x,
-                    MaskWord* words) {
-  std::fill_n(words, (count + kLanes - 1) / kLanes, MaskWord(0));
-  for (int64_t i = 0; i < count; ++i)
-    if (x[i] != 0 && random_rank(first + uint64_t(i), seed) >= threshold)
-      words[i / kLanes] |= MaskWord(1u << i % kLanes);
-}
-
-template <class T>
 void mark_weights(const std::vector<PlannedWeight<T>>& weights, const double* thresholds,
                   const std::vector<MaskWord*>& masks) {
   const std::vector<TileTask> tasks = tile_tasks(weights);
@@ -236,12 +199,12 @@ void mark_weights(const std::vector<PlannedWeight<T>>& weights, const double* th
     T* const buffer = planned.route.in_place ? nullptr : buffers.tile();
     const Tile<T> tile = planned.load(task.first, task.kernels, buffer);
     MaskWord* const words = masks[task.weight] + mask_words(planned, task.first);
-    const T threshold = positive<T>(thresholds[task.weight]);
+    const double threshold = thresholds[task.weight];
     if (planned.random)
-      mark_at_random(uint64_t(planned.pass_kernels(task.first)), planned.seed, threshold,
-                     tile.row_kernels, tile.data, words);
+      passes<T>().mark_at_random(tile.data, tile.row_kernels, planned.index(task.first),
+                                 planned.seed, threshold, words);
     else
-      passes<T>().mark(*planned.plan, tile, buffers.scratch.get(), threshold, words);
+      passes<T>().mark(*planned.plan, tile, buffers.scratch.get(), positive<T>(threshold), words);
   });
 }
 
@@ -276,7 +239,7 @@ std::vector<MaskWord*> checked_masks(const std::vector<Tensor>& masks,
 template <class T>
 std::vector<Selection<T>> mask_selections(const std::vector<MaskWord*>& masks) {
   std::vector<Selection<T>> selections;
-  for (const MaskWord* mask : masks) selections.push_back({T(0), mask});
+  for (const MaskWord* mask : masks) selections.push_back({0, mask});
   return selections;
 }
 
@@ -285,7 +248,7 @@ std::vector<Selection<T>> mask_selections(const std::vector<MaskWord*>& masks) {
 Tensor prune_(std::vector<Tensor> weights, std::vector<Tensor> plans, std::vector<int64_t> seeds,
               Tensor thresholds, bool compute_float64) {
   const KeepDenormals guard;
-  check_seeds(seeds, weights.size(), compute_float64);
+  check_seeds(seeds, weights.size());
   const double* const values = checked_thresholds(thresholds, weights.size());
   return with_compute_type(compute_float64, [&](auto zero) {
     typedef decltype(zero) T;
@@ -297,7 +260,8 @@ Tensor prune_(std::vector<Tensor> weights, std::vector<Tensor> plans, std::vecto
       if (std::isnan(values[w]))
         return rows_of<T>({}, {}, int64_t(planned.size()),
                           std::numeric_limits<double>::quiet_NaN());
-      selections.push_back({positive<T>(values[w]), nullptr});
+      const double least = double(positive<T>(values[w]));
+      selections.push_back({planned[w].random ? values[w] : least, nullptr});
     }
     return prune_weights(planned, selections);
   });
@@ -333,7 +297,7 @@ void project_(std::vector<Tensor> weights, std::vector<Tensor> plans, std::vecto
 void mark_(std::vector<Tensor> weights, std::vector<Tensor> plans, std::vector<int64_t> seeds,
            Tensor thresholds, std::vector<Tensor> masks, bool compute_float64) {
   const KeepDenormals guard;
-  check_seeds(seeds, weights.size(), compute_float64);
+  check_seeds(seeds, weights.size());
   const double* const values = checked_thresholds(thresholds, weights.size());
   for (size_t w = 0; w < weights.size(); ++w)
     STD_TORCH_CHECK(!std::isnan(values[w]), "wavprune: threshold ", w, " is NaN");

@@ -42,6 +42,13 @@ int bin_shift(K low, K high) {
   return shift;
 }
 
+// What one pass saw of one tile.
+struct TileSums {
+  size_t weight;
+  int64_t coefficients, below = 0, at = 0, inside = 0;
+  double energy_below = 0, energy = 0;
+};
+
 template <class T>
 struct Search {
   const Job<T>* job;
@@ -55,13 +62,18 @@ struct Search {
   T answer = 0;
   std::unique_ptr<Scratch<T>> collected;
   std::vector<int64_t> bins;
+  // By tile, where it is wanted what the answer leaves of each weight.
+  bool measures;
+  std::vector<TileSums> tiles;
+  std::vector<Left> left;
   // Shared by the threads of a pass.
   std::atomic<int64_t> pass_below{0}, pass_inside{0};
   std::atomic<uint64_t> peak{0};
   std::mutex bins_lock;
 
-  Search(const Job<T>& j, int64_t r)
-      : job(&j), rank(r), total(j.coefficients), within(j.coefficients) {
+  Search(const Job<T>& j, int64_t r, bool measure)
+      : job(&j), rank(r), total(j.coefficients), within(j.coefficients), measures(measure) {
+    if (measure) left.resize(j.weights.size());
     // Extra memory is at most 5% of the largest weight in float32. A job of one weight leaves room
     // for the sample of the next search, which is taken at the same time.
     const int64_t part = (j.weights.size() > 1 ? 20 : 25) * int64_t(sizeof(T));
@@ -77,8 +89,10 @@ struct Search {
     done = true;
     collected.reset();
     bins = {};
+    tiles = {};
   }
   void prepare() {
+    tiles.clear();
     pass_below = 0;
     pass_inside = 0;
     if (counting)
@@ -93,7 +107,22 @@ struct Task {
   Search<T>* search;
   const PlannedWeight<T>* planned;
   int64_t first, kernels;
+  size_t tile;  // of the search
 };
+
+// f(task) for every tile of a search.
+template <class T, class F>
+void for_each_task(Search<T>& search, F f) {
+  size_t tile = 0;
+  for (size_t w = 0; w < search.job->weights.size(); ++w) {
+    const PlannedWeight<T>& planned = search.job->weights[w];
+    planned.route.for_each_tile([&](int64_t first, int64_t kernels) {
+      if (search.measures)
+        search.tiles.push_back({w, planned.pass_kernels(kernels) * planned.plan->outputs});
+      f(Task<T>{&search, &planned, first, kernels, tile++});
+    });
+  }
+}
 
 // What one thread needs for the tiles of a job.
 template <class T>
@@ -101,9 +130,7 @@ struct Buffers {
   Scratch<T> tile, scratch, ranks;
   explicit Buffers(const Job<T>& job)
       : tile(largest(job, [](const auto& planned) {
-          // Random ranks take the place of the values.
-          const bool used = planned.random || !planned.route.in_place;
-          return used ? planned.route.values_per_tile() : 0;
+          return planned.route.in_place ? 0 : planned.route.values_per_tile();
         })),
         scratch(largest(job, [](const auto& planned) { return scratch_values(*planned.plan); })),
         ranks(largest(job, [](const auto& planned) { return planned.coefficients_per_tile(); })) {}
@@ -118,16 +145,15 @@ struct Buffers {
 // Scans one tile for ranks in [low, high], which go to buffers.ranks.
 template <class T>
 Scan<T> scan_tile(const PlannedWeight<T>& planned, int64_t first, int64_t kernels, T low, T high,
-                  Buffers<T>& buffers) {
-  Scan<T> scan{low, high, buffers.ranks.get(), 0, 0, 0};
-  Tile<T> tile = planned.load(first, kernels, buffers.tile.get());
-  if (planned.random) {
-    T* const ranks = buffers.tile.get();
-    if (planned.route.in_place) std::copy(tile.data, tile.data + tile.row_kernels, ranks);
-    rank_at_random(uint64_t(planned.pass_kernels(first)), planned.seed, tile.row_kernels, ranks);
-    tile.data = ranks;
-  }
-  passes<T>().scan(*planned.plan, tile, buffers.scratch.get(), &scan);
+                  bool with_energy, Buffers<T>& buffers) {
+  Scan<T> scan{low, high, buffers.ranks.get(), 0, 0, 0, 0, 0};
+  const Tile<T> tile = planned.load(first, kernels, buffers.tile.get());
+  if (planned.random)
+    passes<T>().scan_at_random(tile.data, tile.row_kernels, planned.index(first), planned.seed,
+                               &scan);
+  else
+    (with_energy ? passes<T>().scan_energy : passes<T>().scan)(*planned.plan, tile,
+                                                               buffers.scratch.get(), &scan);
   return scan;
 }
 
@@ -138,9 +164,17 @@ void run(const Task<T>& task, Buffers<T>& buffers) {
   const T* const ranks = buffers.ranks.get();
   const Scan<T> scan = scan_tile(*task.planned, task.first, task.kernels,
                                  value_of<T>(search.pass_low), value_of<T>(search.pass_high),
-                                 buffers);
+                                 search.measures, buffers);
   search.pass_below.fetch_add(scan.below, std::memory_order_relaxed);
   const int64_t at = search.pass_inside.fetch_add(scan.inside, std::memory_order_relaxed);
+  if (search.measures) {
+    TileSums& sums = search.tiles[task.tile];
+    sums.below = scan.below;
+    sums.at = at;
+    sums.inside = scan.inside;
+    sums.energy_below = scan.energy_below;
+    sums.energy = scan.energy;
+  }
   for (uint64_t seen = search.peak.load(); seen < scan.peak;)
     if (search.peak.compare_exchange_weak(seen, scan.peak)) break;
   if (search.counting) {
@@ -153,6 +187,17 @@ void run(const Task<T>& task, Buffers<T>& buffers) {
   } else if (at + scan.inside <= search.capacity) {
     std::memcpy(search.collected->get() + at, ranks, scan.inside * sizeof(T));
   }
+}
+
+template <class T>
+void append_at_random(const PlannedWeight<T>& planned, int64_t first, int64_t kernels,
+                      const T* values, std::vector<T>& sample) {
+  const size_t before = sample.size();
+  sample.resize(before + planned.pass_kernels(kernels) + kLanes);
+  Scan<T> scan{T(0), value_of<T>(infinity_key<T>() - 1), sample.data() + before, 0, 0, 0, 0, 0};
+  passes<T>().scan_at_random(values, planned.pass_kernels(kernels), planned.index(first),
+                             planned.seed, &scan);
+  sample.resize(before + scan.inside);
 }
 
 // Appends about `wanted` ranks to the sample, of runs of kernels at a random position in each of
@@ -182,13 +227,16 @@ void sample_ranks(const PlannedWeight<T>& planned, double wanted, Buffers<T>& bu
     if (i + kAhead < starts.size()) walk.prefetch(starts[i + kAhead], run);
     T* const values = gathered.get() + taken * K;
     passes<T>().pick(strided, starts[i], run, values);
-    if (planned.random)
-      rank_at_random(uint64_t(planned.pass_kernels(starts[i])), planned.seed, run * K, values);
+    if (planned.random) {
+      append_at_random(planned, starts[i], run, values, sample);
+      continue;
+    }
     taken += run;
   }
+  if (planned.random) return;
   const size_t before = sample.size();
   sample.resize(before + taken * outputs + kLanes);
-  Scan<T> scan{T(0), value_of<T>(infinity_key<T>() - 1), sample.data() + before, 0, 0, 0};
+  Scan<T> scan{T(0), value_of<T>(infinity_key<T>() - 1), sample.data() + before, 0, 0, 0, 0, 0};
   const Tile<T> tile{gathered.get(), 1,       planned.pass_kernels(taken), 0, kLanes * K,
                      Form::flat,     nullptr, kOwnElement<T>};
   passes<T>().scan(*planned.plan, tile, buffers.scratch.get(), &scan);
@@ -221,6 +269,26 @@ void bracket(Search<T>& search, Buffers<T>& buffers) {
   if (ends.to < size - 1) search.pass_high = key_of(high);
 }
 
+// What the answer leaves of each weight, from the ranks that a pass collected. The sums go through
+// the tiles in their order, whatever order the threads had.
+template <class T>
+void tally(Search<T>& search, const T* collected, T threshold) {
+  for (Left& left : search.left) left = {0, 0, 0};
+  for (const TileSums& tile : search.tiles) {
+    Left& left = search.left[tile.weight];
+    int64_t below = tile.below;
+    double dropped = tile.energy_below;
+    for (const T* rank = collected + tile.at; rank < collected + tile.at + tile.inside; ++rank) {
+      const bool smaller = *rank < threshold;
+      below += smaller;
+      dropped += smaller ? double(*rank) * double(*rank) : 0;
+    }
+    left.kept += tile.coefficients - below;
+    left.dropped += dropped;
+    left.energy += tile.energy;
+  }
+}
+
 // Ends a pass: finishes the search, or narrows its range and sets up the next pass.
 template <class T>
 void conclude(Search<T>& search) {
@@ -247,7 +315,12 @@ void conclude(Search<T>& search) {
     search.within = search.bins[bin];
   } else if (inside <= search.capacity) {
     const int64_t rank = search.rank - below;
-    return search.finish(select(search.collected->get(), inside, rank, rank).first);
+    // Selection reorders them.
+    const std::vector<T> ranks(search.collected->get(),
+                               search.collected->get() + (search.measures ? inside : 0));
+    const T answer = select(search.collected->get(), inside, rank, rank).first;
+    if (search.measures) tally(search, ranks.data(), answer);
+    return search.finish(answer);
   } else {
     search.low = search.pass_low;
     search.high = search.pass_high;
@@ -275,10 +348,7 @@ void start(Search<T>& search) {
   search.pass_high = search.high;
   if (search.total > kSmall) return bracket(search, buffers);
   search.prepare();
-  for (const PlannedWeight<T>& planned : search.job->weights)
-    planned.route.for_each_tile([&](int64_t first, int64_t kernels) {
-      run(Task<T>{&search, &planned, first, kernels}, buffers);
-    });
+  for_each_task(search, [&](const Task<T>& task) { run(task, buffers); });
   conclude(search);
 }
 
@@ -302,10 +372,7 @@ bool run_pass(Wave<T> wave) {
   for (const auto& search : wave) {
     if (search->done) continue;
     search->prepare();
-    for (const PlannedWeight<T>& planned : search->job->weights)
-      planned.route.for_each_tile([&](int64_t first, int64_t kernels) {
-        tasks.push_back({search.get(), &planned, first, kernels});
-      });
+    for_each_task(*search, [&](const Task<T>& task) { tasks.push_back(task); });
   }
   parallel_tasks(int64_t(tasks.size()), [&](auto next) {
     const Search<T>* current = nullptr;
@@ -325,10 +392,11 @@ bool run_pass(Wave<T> wave) {
 
 template <class T>
 std::vector<T> order_statistics(const std::vector<Job<T>>& jobs,
-                                const std::vector<std::pair<int64_t, int64_t>>& wanted) {
+                                const std::vector<std::pair<int64_t, int64_t>>& wanted,
+                                std::vector<std::vector<Left>>* left) {
   std::vector<std::unique_ptr<Search<T>>> searches;
   for (const auto& [job, rank] : wanted)
-    searches.push_back(std::make_unique<Search<T>>(jobs[job], rank));
+    searches.push_back(std::make_unique<Search<T>>(jobs[job], rank, left != nullptr));
   Wave<T> wave;
   for (size_t begin = 0; begin < searches.size() || !wave.empty();) {
     size_t end = begin;
@@ -346,13 +414,18 @@ std::vector<T> order_statistics(const std::vector<Job<T>>& jobs,
     begin = end;
   }
   std::vector<T> answers;
-  for (const auto& search : searches) answers.push_back(search->answer);
+  for (const auto& search : searches) {
+    answers.push_back(search->answer);
+    if (left != nullptr) left->push_back(std::move(search->left));
+  }
   return answers;
 }
 
 template std::vector<float> order_statistics(const std::vector<Job<float>>&,
-                                             const std::vector<std::pair<int64_t, int64_t>>&);
+                                             const std::vector<std::pair<int64_t, int64_t>>&,
+                                             std::vector<std::vector<Left>>*);
 template std::vector<double> order_statistics(const std::vector<Job<double>>&,
-                                              const std::vector<std::pair<int64_t, int64_t>>&);
+                                              const std::vector<std::pair<int64_t, int64_t>>&,
+                                              std::vector<std::vector<Left>>*);
 
 }  // namespace wavprune

@@ -8,6 +8,7 @@
 #include "../arguments.h"
 #include "denormals.h"
 #include "ops.h"
+#include "random_rank.h"
 #include "scratch.h"
 #include "select.h"
 #include "threads.h"
@@ -25,21 +26,36 @@ Tensor tensor_of(const std::vector<double>& values) {
 }
 
 template <class T>
-std::vector<double> topk(const std::vector<PlannedWeight<T>>& weights,
-                         const std::vector<int64_t>& job_of_weight,
-                         const std::vector<int64_t>& keep) {
-  std::vector<Job<T>> jobs(keep.size());
+std::vector<Job<T>> grouped(const std::vector<PlannedWeight<T>>& weights,
+                            const std::vector<int64_t>& job_of_weight, size_t count) {
+  std::vector<Job<T>> jobs(count);
   for (size_t w = 0; w < weights.size(); ++w) {
-    check_job(w, job_of_weight[w], jobs.size());
+    check_job(w, job_of_weight[w], count);
     jobs[job_of_weight[w]].add(weights[w]);
   }
+  return jobs;
+}
+
+// The thresholds of jobs; `left`, which may be null, gets what each leaves of the job's weights.
+template <class T>
+std::vector<double> topk(const std::vector<Job<T>>& jobs, const std::vector<int64_t>& keep,
+                         std::vector<std::vector<Left>>* left = nullptr) {
   std::vector<std::pair<int64_t, int64_t>> wanted;
   for (size_t j = 0; j < jobs.size(); ++j)
     if (keep[j] > 0 && jobs[j].coefficients > 0)
       wanted.emplace_back(int64_t(j), std::max<int64_t>(jobs[j].coefficients - keep[j], 0));
-  const std::vector<T> values = order_statistics(jobs, wanted);
+  std::vector<std::vector<Left>> found;
+  const std::vector<T> values = order_statistics(jobs, wanted, left ? &found : nullptr);
   std::vector<double> thresholds(jobs.size(), kNothingKept);
-  for (size_t i = 0; i < wanted.size(); ++i) thresholds[wanted[i].first] = double(values[i]);
+  if (left) {
+    for (const Job<T>& job : jobs) left->emplace_back(job.weights.size());
+    for (size_t i = 0; i < wanted.size(); ++i) (*left)[wanted[i].first] = std::move(found[i]);
+  }
+  for (size_t i = 0; i < wanted.size(); ++i) {
+    const auto [j, rank] = wanted[i];
+    const bool random = jobs[j].weights[0].random;
+    thresholds[j] = random ? exact_random_rank(jobs[j], rank, values[i]) : double(values[i]);
+  }
   return thresholds;
 }
 
@@ -116,11 +132,39 @@ Tensor topk_threshold(std::vector<Tensor> weights, std::vector<Tensor> plans,
                       std::vector<int64_t> keep, bool compute_float64) {
   const KeepDenormals guard;
   check_lengths(weights.size(), jobs.size(), "jobs");
-  check_seeds(seeds, weights.size(), compute_float64);
+  check_seeds(seeds, weights.size());
   check_keep(keep);
   return with_compute_type(compute_float64, [&](auto zero) {
     Plans<decltype(zero)> owner;
-    return tensor_of(topk(planned_weights(weights, plans, seeds, Order::memory, &owner), jobs, keep));
+    return tensor_of(topk(
+        grouped(planned_weights(weights, plans, seeds, Order::memory, &owner), jobs, keep.size()),
+        keep));
+  });
+}
+
+Tensor topk_measure(std::vector<Tensor> weights, std::vector<Tensor> plans,
+                    std::vector<int64_t> jobs, std::vector<int64_t> keep, bool compute_float64) {
+  const KeepDenormals guard;
+  check_lengths(weights.size(), jobs.size(), "jobs");
+  check_keep(keep);
+  return with_compute_type(compute_float64, [&](auto zero) {
+    typedef decltype(zero) T;
+    Plans<T> owner;
+    const auto planned = planned_weights(weights, plans, {}, Order::memory, &owner);
+    std::vector<std::vector<Left>> left;
+    std::vector<double> result = topk(grouped(planned, jobs, keep.size()), keep, &left);
+    std::vector<size_t> next(keep.size(), 0);
+    for (size_t w = 0; w < planned.size(); ++w) {
+      const size_t job = size_t(jobs[w]);
+      // A job leaves out the weights that have no values.
+      const Left row = planned[w].weight.numel() ? left[job][next[job]++] : Left{};
+      // At a threshold of 0 the selection has counted zeros, which are never kept.
+      const bool counted = result[job] > 0 && !std::isnan(row.energy);
+      const bool trusted = squares_fit(result[job]) && std::isfinite(row.energy);
+      result.insert(result.end(), {counted ? double(row.kept) : Left::kUnseen,
+                                   trusted ? row.dropped : Left::kUnseen, row.energy});
+    }
+    return tensor_of(result);
   });
 }
 

@@ -128,6 +128,10 @@ struct PlannedWeight {
     tile.row_kernels = pass_kernels(tile.row_kernels);
     return tile;
   }
+  // The index in the weight of a kernel's first value; only in the canonical order.
+  uint64_t index(int64_t kernel) const {
+    return uint64_t(kernel) * uint64_t(route.walk.values());
+  }
 };
 
 // Pairs each weight with its plan, which `plans` owns; no seeds rank by magnitude. Random ranks are
@@ -150,16 +154,23 @@ std::vector<PlannedWeight<T>> planned_weights(
   return planned;
 }
 
-// The random ranks of the values from the flat index `first` on, in (0, 1): 0 for a weight of 0,
-// NaN for one that is not finite.
+// One tile of one of several weights.
+struct TileTask {
+  int64_t weight, first, kernels;
+};
+
 template <class T>
-void rank_at_random(uint64_t first, uint64_t seed, int64_t count, T* values) {
-  for (int64_t i = 0; i < count; ++i) {
-    const T value = values[i];
-    const T rank = value == 0 ? T(0) : T(random_rank(first + uint64_t(i), seed));
-    values[i] = rank + (value - value);
-  }
+std::vector<TileTask> tile_tasks(const std::vector<PlannedWeight<T>>& weights) {
+  std::vector<TileTask> tasks;
+  for (size_t w = 0; w < weights.size(); ++w)
+    weights[w].route.for_each_tile([&](int64_t first, int64_t kernels) {
+      tasks.push_back({int64_t(w), first, kernels});
+    });
+  return tasks;
 }
+
+// The squares of values around this threshold are far from the ends of float32.
+inline bool squares_fit(double threshold) { return threshold > 0x1p-40 && threshold < 0x1p40; }
 
 // A threshold that a coefficient of 0 is always below.
 template <class T>

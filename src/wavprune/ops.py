@@ -172,6 +172,20 @@ def _topk_threshold_shape(
     return _numbers(weights, len(keep))
 
 
+def _topk_measure_shape(
+    weights: list[torch.Tensor],
+    plans: list[torch.Tensor],
+    jobs: list[int],
+    keep: list[int],
+    compute_float64: bool,
+) -> torch.Tensor:
+    return _numbers(weights, len(keep) + 3 * len(weights))
+
+
+def _gram_shape(weights: list[torch.Tensor]) -> torch.Tensor:
+    return _numbers(weights, sum(math.prod(weight.shape[2:]) ** 2 for weight in weights))
+
+
 def _percentile_threshold_shape(
     weights: list[torch.Tensor],
     plans: list[torch.Tensor],
@@ -237,6 +251,8 @@ def _percentile_mask_shape(input: torch.Tensor, percentile: float, packed: bool)
 
 for _name, _shape in (
     ("topk_threshold", _topk_threshold_shape),
+    ("topk_measure", _topk_measure_shape),
+    ("gram", _gram_shape),
     ("percentile_threshold", _percentile_threshold_shape),
     ("prune_", _prune_shape),
     ("mark_", _mark_shape),

@@ -21,7 +21,7 @@ from tests.support.cases import (
 )
 from wavprune import PruneConfig
 from wavprune.backends import Budget, Job, Layer
-from wavprune.backends.eager import EagerBackend, _indices, chunks, lerp, percentile_rank, uniform
+from wavprune.backends.eager import EagerBackend, _indices, chunks, lerp, percentile_rank
 
 IDENTITY = PruneConfig(method="min_weight")
 
@@ -191,25 +191,6 @@ def test_percentile_rank_and_lerp_interpolate_as_numpy_does() -> None:
             pair = torch.from_numpy(values[[rank, min(rank + 1, count - 1)]])
             found = float(lerp(pair[0], pair[1], fraction))
             assert found == float(np.percentile(values, percentile))
-
-
-def test_uniform_is_splitmix64() -> None:
-    # The first outputs of Vigna's splitmix64.c for the seed 1234567.
-    outputs = [6457827717110365317, 3203168211198807973, 9817491932198370423]
-    expected = [((value >> 12) + 0.5) / 2**52 for value in outputs]
-    assert uniform(torch.arange(3), 1234567).tolist() == expected
-
-
-def test_uniform_is_uniform_and_reads_any_place() -> None:
-    places = torch.arange(100_000)
-    draws = uniform(places, -5)
-    assert draws.min() > 0
-    assert draws.max() < 1
-    counts = torch.histc(draws, 20, 0, 1)
-    assert (counts - 5000).abs().max() < 5 * 5000**0.5
-    pairs = torch.corrcoef(torch.stack([draws[:-1], draws[1:]]))
-    assert abs(float(pairs[0, 1])) < 0.02
-    assert uniform(places.flip(0), -5).flip(0).equal(draws)
 
 
 PEAK = """

@@ -285,11 +285,11 @@ def test_no_more_is_tried_at_a_time_than_the_largest_layer() -> None:
         for i, size in enumerate(sizes)
     ]
     several = [0, 1, 2, 3, 4, 6, 7, 8]
-    calls = _calls(options)
+    calls = _calls(options, several)
     assert [i for call in calls for i in call] == several
     assert all(sum(sizes[i] for i in call) <= 1000 for call in calls)
     assert len(calls) < len(several)
-    assert _calls([]) == []
+    assert _calls([], []) == []
 
 
 def test_the_bar_ends_when_everything_is_done(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,14 +1,16 @@
 """Backends: where the numbers of a pruning run are computed."""
 
-from .protocol import Backend, Budget, Job, Layer, Selection
-from .registry import check_name, names, register, resolve, unavailable
+from .protocol import Backend, Budget, Job, Layer, Measured, Selection
+from .registry import capturable, check_name, names, register, resolve, unavailable
 
 __all__ = [
     "Backend",
     "Budget",
     "Job",
     "Layer",
+    "Measured",
     "Selection",
+    "capturable",
     "check_name",
     "names",
     "register",

@@ -23,7 +23,8 @@ from ..bases import Operator
 from ..bases.factors import FactoredTransform
 from ..common.cache import ByteCache
 from .masks import pack, unpack
-from .protocol import Backend, Job, Layer, Selection
+from .protocol import Backend, Job, Layer, Measured, Selection
+from .random import uniform
 
 # Weights per chunk: its temporaries stay in a core's cache, and far below 64 MiB.
 CHUNK = 1 << 18
@@ -59,6 +60,7 @@ class EagerBackend:
     can_stream = True
     is_atomic = False
     has_masks = True
+    can_capture = False
     chunk = CHUNK
 
     def unsupported(self, layer: Layer) -> str | None:
@@ -85,6 +87,11 @@ class EagerBackend:
     def threshold(self, jobs: Sequence[Job]) -> torch.Tensor:
         """One exact threshold per job; see ``Backend``."""
         return torch.stack([self._threshold(job) for job in jobs])
+
+    def measure(self, jobs: Sequence[Job]) -> Measured | None:
+        """Not offered; see ``Backend``."""
+        del jobs
+        return None
 
     def masks(self, layers: Sequence[Layer], thresholds: torch.Tensor) -> list[torch.Tensor]:
         """Which coefficients are kept; see ``Backend``."""
@@ -325,37 +332,6 @@ def lerp(low: torch.Tensor, high: torch.Tensor, fraction: float) -> torch.Tensor
     """``numpy.percentile``'s interpolation, rounding for rounding."""
     span = high - low
     return low + span * fraction if fraction < 0.5 else high - span * (1 - fraction)
-
-
-def uniform(indices: torch.Tensor, seed: int) -> torch.Tensor:
-    """A random float64 in (0, 1) for each index: the same on every device, in any order.
-
-    SplitMix64 (Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators"),
-    read at the given indices of its sequence; the upper 52 bits make the number.
-
-    Args:
-        indices: int64.
-        seed: 64 bits, taken as a signed integer.
-    """
-
-    def mixed(x: torch.Tensor, shift: int, factor: int) -> torch.Tensor:
-        logical = (x >> shift) & ((1 << (64 - shift)) - 1)
-        return (x ^ logical) * factor
-
-    x = (indices + 1) * _GAMMA + seed
-    x = mixed(mixed(x, 30, _MIX_1), 27, _MIX_2)
-    x = x ^ ((x >> 31) & ((1 << 33) - 1))
-    upper = (x >> 12) & ((1 << 52) - 1)
-    return (upper.to(torch.float64) + 0.5) * 2.0**-52
-
-
-def _signed(value: int) -> int:
-    return value - (1 << 64) if value >> 63 else value
-
-
-_GAMMA = _signed(0x9E3779B97F4A7C15)
-_MIX_1 = _signed(0xBF58476D1CE4E5B9)
-_MIX_2 = _signed(0x94D049BB133111EB)
 
 
 def _total_kernels(layer: Layer) -> int:

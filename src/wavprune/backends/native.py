@@ -10,7 +10,8 @@ import torch
 
 from .. import ops  # noqa: F401  # registers the operators
 from .masks import pack, unpack
-from .protocol import SHARDED, Backend, Job, Layer, Selection, mark_changed
+from .protocol import SHARDED, Backend, Job, Layer, Measured, Selection, mark_changed
+from .random import uniform
 
 T = TypeVar("T")
 K = TypeVar("K")
@@ -29,6 +30,7 @@ class NativeBackend:
     can_stream = False
     is_atomic = True
     has_masks = True
+    can_capture = True
 
     def unsupported(self, layer: Layer) -> str | None:
         """Why this backend cannot prune this layer, or None."""
@@ -52,6 +54,29 @@ class NativeBackend:
         groups = _groups(jobs, _job_key)
         parts = [_thresholds([jobs[i] for i in chosen], key) for key, chosen in groups]
         return _in_order(parts, groups)
+
+    def measure(self, jobs: Sequence[Job]) -> Measured | None:
+        """One pass gives thresholds and what they prune, on the CPU; see ``Backend``."""
+        layers = [layer for job in jobs for layer in job.layers]
+        if any(layer.device.type != "cpu" for layer in layers) or any(job.stream for job in jobs):
+            return None
+        thresholds = torch.empty(len(jobs), dtype=torch.float64)
+        rows = torch.empty(len(layers), 3, dtype=torch.float64)
+        owner = [i for i, job in enumerate(jobs) for _ in job.layers]
+        for in_float64, chosen in _groups(jobs, lambda job: _in_float64(job.layers[0])):
+            place = {job: i for i, job in enumerate(chosen)}
+            members = [i for i, job in enumerate(owner) if job in place]
+            group = [layers[i] for i in members]
+            result = torch.ops.wavprune.topk_measure(
+                _weights(group),
+                _plans(group),
+                [place[owner[i]] for i in members],
+                [jobs[job].budget.keep for job in chosen],
+                in_float64,
+            )
+            thresholds[chosen] = result[: len(chosen)]
+            rows[members] = result[len(chosen) :].view(-1, 3)
+        return Measured(thresholds, rows)
 
     def masks(self, layers: Sequence[Layer], thresholds: torch.Tensor) -> list[torch.Tensor]:
         """Which coefficients are kept; see ``Backend``."""
@@ -159,8 +184,6 @@ def _device_coefficients(layer: Layer) -> torch.Tensor:
 
 
 def _device_mask(layer: Layer, threshold: torch.Tensor) -> torch.Tensor:
-    from .eager import uniform
-
     coefficients = _device_coefficients(layer)
     ranks = coefficients.abs()
     if layer.seed is not None:
@@ -207,7 +230,9 @@ def _seeds(layers: Sequence[Layer]) -> list[int]:
 
 
 def _in_float64(layer: Layer) -> bool:
-    return layer.ranking_dtype == torch.float64
+    # On the CPU random numbers rank as integers.
+    on_cpu = layer.weight.device.type == "cpu"
+    return (layer.compute_dtype if on_cpu else layer.ranking_dtype) == torch.float64
 
 
 def _job_key(job: Job) -> tuple[bool, float | None]:

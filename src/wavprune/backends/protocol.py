@@ -141,6 +141,19 @@ class Job(NamedTuple):
         return iter(self.layers) if self.stream is None else self.stream()
 
 
+class Measured(NamedTuple):
+    """What thresholds would prune.
+
+    Attributes:
+        thresholds: ``(jobs,)``, float64; see ``Backend.threshold``.
+        rows: ``(layers, 3)``, float64, in the order of the jobs' layers: coefficients kept, and the
+            squared norms of the coefficients dropped and of all; NaN where it cannot tell.
+    """
+
+    thresholds: torch.Tensor
+    rows: torch.Tensor
+
+
 class Backend(Protocol):
     """What every backend offers.
 
@@ -152,6 +165,8 @@ class Backend(Protocol):
         is_atomic: True where nothing can interrupt a call that changes weights of one compute
             dtype.
         has_masks: True where ``masks`` and ``project_`` work and ``apply_`` takes masks.
+        can_capture: True where it never waits for a device, so that a CUDA graph can hold its
+            calls.
     """
 
     name: str
@@ -159,6 +174,7 @@ class Backend(Protocol):
     can_stream: bool
     is_atomic: bool
     has_masks: bool
+    can_capture: bool
 
     def unsupported(self, layer: Layer) -> str | None:
         """Why this backend cannot prune this layer, or None."""
@@ -170,6 +186,18 @@ class Backend(Protocol):
         Returns:
             ``(jobs,)``, float64, on the device that computed; NaN where a weight is not finite,
             infinity where nothing is to be kept.
+        """
+        ...
+
+    def measure(self, jobs: Sequence[Job]) -> Measured | None:
+        """The thresholds of jobs, and what each would prune; no weight changes.
+
+        Args:
+            jobs: each with ``budget.keep``; no layer is ranked at random.
+
+        Returns:
+            What a threshold and a pruned copy of every weight would tell, or None where the
+            backend has no quicker way to it.
         """
         ...
 

@@ -14,7 +14,8 @@ import torch
 from ..bases import family_of
 from ..bases.transform import Array, Transform
 from .masks import pack, unpack
-from .protocol import SHARDED, Backend, Job, Layer, Selection
+from .protocol import SHARDED, Backend, Job, Layer, Measured, Selection
+from .random import random_keys
 
 
 class ReferenceBackend:
@@ -25,6 +26,7 @@ class ReferenceBackend:
     can_stream = True
     is_atomic = False
     has_masks = True
+    can_capture = False
 
     def unsupported(self, layer: Layer) -> str | None:
         """Why this backend cannot prune this layer, or None."""
@@ -34,6 +36,11 @@ class ReferenceBackend:
         """One exact threshold per job; see ``Backend``."""
         values = [_threshold(job) for job in jobs]
         return torch.tensor(values, dtype=torch.float64, device="cpu")
+
+    def measure(self, jobs: Sequence[Job]) -> Measured | None:
+        """Not offered; see ``Backend``."""
+        del jobs
+        return None
 
     def masks(self, layers: Sequence[Layer], thresholds: torch.Tensor) -> list[torch.Tensor]:
         """Which coefficients are kept; see ``Backend``."""
@@ -148,14 +155,21 @@ def _transform(layer: Layer) -> Transform:
 
 
 def _uniform(count: int, seed: int) -> Array:
-    """SplitMix64's first ``count`` numbers, their upper 52 bits as floats in (0, 1)."""
+    """The random numbers of ``wavprune.backends.random`` at the first ``count`` indices."""
+    before, between, low_key, low_step = map(np.uint32, random_keys(seed))
+    indices = np.arange(count, dtype=np.uint64)
+    index_high = (indices >> np.uint64(32)).astype(np.uint32)
+    factors = [np.uint32(factor) for factor in (0xED5AD4BB, 0xAC4C1B51, 0x31848BAB)]
     with np.errstate(over="ignore"):
-        x = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-        x += np.uint64(seed % 2**64)
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        x ^= x >> np.uint64(31)
-    return ((x >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
+        x = indices.astype(np.uint32) + before
+        x = (x ^ (x >> 17)) * factors[0] + between + index_high * np.uint32(0x9E3779B9)
+        x = (x ^ (x >> 11)) * factors[1]
+        x = (x ^ (x >> 15)) * factors[2]
+        high = x ^ (x >> 14)
+        x = (high ^ (low_key + index_high * low_step)) * factors[0]
+        low = (x ^ (x >> 15)) * factors[2] >> 12
+    bits = high.astype(np.uint64) << np.uint64(20) | low.astype(np.uint64)
+    return (bits.astype(np.float64) + 0.5) * 2.0**-52
 
 
 def make() -> Backend:

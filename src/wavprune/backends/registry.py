@@ -58,6 +58,13 @@ def names() -> list[str]:
     return list(_REGISTRY)
 
 
+def capturable() -> list[str]:
+    """The names of the backends here whose calls a CUDA graph can hold."""
+    absent = unavailable()
+    here = (name for name in names() if name not in absent)
+    return [name for name in here if _load(_REGISTRY[name]).can_capture]
+
+
 def unavailable() -> dict[str, str]:
     """The backends that cannot run on this machine: name -> why, and what would change it."""
     reasons = {}

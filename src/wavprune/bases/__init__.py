@@ -4,12 +4,14 @@ from . import uhaar, dct, klt, identity, wavelets  # isort: skip  # the order of
 from .basis import Basis, Kernel, LevelCollapsedWarning, Operator, Request
 from .registry import (
     Family,
+    bases_of,
     basis_for,
     family_of,
     max_level,
     named_basis,
     names,
     register,
+    request_for,
 )
 
 __all__ = [
@@ -19,6 +21,7 @@ __all__ = [
     "LevelCollapsedWarning",
     "Operator",
     "Request",
+    "bases_of",
     "basis_for",
     "dct",
     "family_of",
@@ -28,6 +31,7 @@ __all__ = [
     "named_basis",
     "names",
     "register",
+    "request_for",
     "uhaar",
     "wavelets",
 ]

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
+from ..common.extension import has_extension
 from ..errors import WavpruneError
 from .basis import Basis, Kernel, Request
 from .matrices import Matrix, frozen
@@ -13,6 +17,10 @@ from .transform import Array, Transform
 
 # The analysis matrix of longer kernels would take more than 128 MiB.
 MAX_VALUES = 4096
+# Below this, squares of float64 may have lost digits.
+LEAST_ENERGY = 1e-200
+# Where torch sums, what is converted to float64 at a time.
+VALUES_AT_ONCE = 1 << 20
 
 
 class PrincipalComponents(Family):
@@ -25,8 +33,8 @@ class PrincipalComponents(Family):
         del name
         return int(kernel != (1, 1))
 
-    def build_for(self, request: Request, weight: torch.Tensor) -> Basis:
-        """The basis of one weight; see ``Family``.
+    def check(self, request: Request) -> None:
+        """See ``Family``.
 
         Raises:
             WavpruneError: the kernels have more than ``MAX_VALUES`` values.
@@ -37,7 +45,13 @@ class PrincipalComponents(Family):
                 f"{request.name!r} of {request.size} kernels needs a matrix of {num_values} x "
                 f"{num_values}; allowed: kernels of at most {MAX_VALUES} values"
             )
-        return self.restore(request, klt_matrix(weight))
+
+    def build_all(
+        self, requests: Sequence[Request], weights: Sequence[torch.Tensor]
+    ) -> list[Basis]:
+        """The bases of several weights; see ``Family``."""
+        pairs = zip(requests, klt_matrices(weights), strict=True)
+        return [self.restore(request, matrix) for request, matrix in pairs]
 
     def restore(self, request: Request, matrix: Matrix) -> Basis:
         """The basis from its analysis matrix ``(K, K)``; see ``Family``."""
@@ -66,32 +80,120 @@ class PrincipalComponents(Family):
         return _Principal(kernels)
 
 
-def klt_matrix(kernels: torch.Tensor, rows_at_once: int = 1 << 15) -> Matrix:
-    """Right singular vectors ``(K, K)`` of a kernel matrix, strongest first.
-
-    The matrix is not centred. Each vector's largest entry (the first of equals) is positive, so
-    that the result is reproducible.
+def klt_matrix(kernels: torch.Tensor) -> Matrix:
+    """The principal components ``(K, K)`` of a kernel matrix; see ``klt_matrices``.
 
     Args:
         kernels: ``(..., kh, kw)`` or ``(N, K)``: every leading axis counts kernels.
-        rows_at_once: kernels converted to float64 at a time, which bounds the extra memory.
+
+    Raises:
+        WavpruneError: a value is not finite.
+
+    Example:
+        >>> klt_matrix(torch.tensor([[3.0, 0.0], [0.0, 4.0]]))
+        array([[0., 1.],
+               [1., 0.]])
+    """
+    return klt_matrices([kernels])[0]
+
+
+def klt_matrices(weights: Sequence[torch.Tensor]) -> list[Matrix]:
+    """The right singular vectors ``(K, K)`` of kernel matrices, the strongest first.
+
+    They are the eigenvectors of the Gram matrix ``W.T @ W`` (W is not centred), which is summed in
+    float64. Squares lose what is below 1e-8 of the largest singular value: directions that weak
+    come out as any orthonormal basis of what they span, and what they hold is less than float32
+    rounds off. Each vector's largest entry (the first of equals) is positive, so that the result
+    is reproducible.
+
+    Args:
+        weights: ``(..., kh, kw)`` or ``(N, K)`` each: every leading axis counts kernels.
 
     Returns:
-        The analysis matrix, orthonormal; its transpose is the synthesis matrix.
+        The analysis matrices, orthonormal; their transposes are the synthesis matrices.
+
+    Raises:
+        WavpruneError: a value is not finite.
     """
-    K = kernels.shape[-1] * (kernels.shape[-2] if kernels.ndim > 2 else 1)
-    triangle = np.zeros((0, K))
-    for block in torch.split(kernels.reshape(-1, K), rows_at_once):
-        values = block.detach().to("cpu", torch.float64).numpy()
-        # R of a QR keeps the right singular vectors, and QR of stacked Rs is the R of the whole.
-        stacked = np.concatenate([triangle, values])
-        triangle = np.asarray(np.linalg.qr(stacked, mode="r"), dtype=np.float64)
-    _, _, vectors = np.linalg.svd(triangle, full_matrices=True)
+    grams = [
+        matrix if _in_range(matrix) else _rescaled(weight)
+        for matrix, weight in zip(gram_matrices(weights), weights, strict=True)
+    ]
+    by_size: dict[int, list[int]] = {}
+    for i, matrix in enumerate(grams):
+        by_size.setdefault(len(matrix), []).append(i)
+    result: dict[int, Matrix] = {}
+    for members in by_size.values():
+        _, columns = np.linalg.eigh(np.stack([grams[i] for i in members]))
+        vectors = _oriented(columns[..., ::-1].swapaxes(-1, -2))
+        result.update(zip(members, map(frozen, vectors), strict=True))
+    return [result[i] for i in range(len(grams))]
+
+
+def gram_matrices(weights: Sequence[torch.Tensor]) -> list[Array]:
+    """``W.T @ W`` of each kernel matrix W ``(N, K)``, in float64.
+
+    On the CPU the compiled code sums, in an order of its own that depends on nothing else;
+    elsewhere torch does.
+
+    Args:
+        weights: ``(..., kh, kw)`` or ``(N, K)`` each.
+
+    Returns:
+        ``(K, K)`` each; not finite where a weight is not, or where its squares overflow.
+    """
+    if not all(weight.device.type == "cpu" for weight in weights) or not has_extension():
+        return [_gram_by_torch(weight) for weight in weights]
+    kernels = [_as_kernels(weight.detach()) for weight in weights]
+    sums: Array = torch.ops.wavprune.gram(kernels).numpy()
+    sizes = [math.prod(weight.shape[2:]) for weight in kernels]
+    parts = np.split(sums, np.cumsum([size**2 for size in sizes])[:-1])
+    return [part.reshape(size, size) for part, size in zip(parts, sizes, strict=True)]
+
+
+def _as_kernels(weight: torch.Tensor) -> torch.Tensor:
+    """``(Cout, Cin, kh, kw)``."""
+    if weight.ndim == 2:
+        return weight[:, None, None, :]
+    return weight if weight.ndim == 4 else weight.reshape(-1, 1, *weight.shape[-2:])
+
+
+def _gram_by_torch(weight: torch.Tensor) -> Array:
+    kernels = _as_kernels(weight.detach())
+    K = math.prod(kernels.shape[2:])
+    total = torch.zeros(K, K, dtype=torch.float64, device=weight.device)
+    channels = max(VALUES_AT_ONCE // max(math.prod(kernels.shape[1:]), 1), 1)
+    for part in kernels.split(channels):
+        matrix = part.to(torch.float64).reshape(-1, K)
+        total += matrix.T @ matrix
+    result: Array = total.cpu().numpy()
+    return result
+
+
+def _in_range(gram: Array) -> bool:
+    """True where no square has left the range of float64."""
+    energy = float(np.trace(gram))
+    return math.isfinite(energy) and energy > LEAST_ENERGY
+
+
+def _rescaled(weight: torch.Tensor) -> Array:
+    """The Gram matrix of a weight times a power of two, which makes its largest value about 1."""
+    peak = float(weight.detach().abs().max()) if weight.numel() else 0.0
+    if not math.isfinite(peak):
+        raise WavpruneError("klt needs finite weights")
+    exponent = math.frexp(peak)[1]
+    # In two steps: the power alone may leave the range.
+    scaled = weight.detach().to(torch.float64) * 2.0 ** (-exponent // 2)
+    return gram_matrices([scaled * 2.0 ** (-exponent - -exponent // 2)])[0]
+
+
+def _oriented(vectors: Array) -> Array:
+    """Vectors ``(..., K)``, turned so that the largest entry is positive."""
     sizes = np.abs(vectors)
     # Entries equal but for rounding count as equal: the first of them decides.
-    peak = (sizes >= (1 - 1e-6) * sizes.max(axis=1, keepdims=True)).argmax(axis=1)
-    peaks = np.take_along_axis(vectors, peak[:, None], axis=1)
-    return frozen(np.where(peaks < 0, -vectors, vectors))
+    peak = (sizes >= (1 - 1e-6) * sizes.max(axis=-1, keepdims=True)).argmax(axis=-1)
+    peaks = np.take_along_axis(vectors, peak[..., None], axis=-1)
+    return np.where(peaks < 0, -vectors, vectors)
 
 
 class _Principal(Transform):

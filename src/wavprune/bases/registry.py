@@ -6,6 +6,8 @@ command line and compressed files take it from there.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from ..common.cache import ByteCache
@@ -39,14 +41,19 @@ class Family:
         """
         raise NotImplementedError
 
-    def build_for(self, request: Request, weight: torch.Tensor) -> Basis:
-        """The basis of one weight ``(..., kh, kw)``; only a data-driven family looks at it.
+    def check(self, request: Request) -> None:
+        """Raise WavpruneError where a data-driven family builds no such basis."""
+        del request
+
+    def build_all(
+        self, requests: Sequence[Request], weights: Sequence[torch.Tensor]
+    ) -> list[Basis]:
+        """The bases of several weights ``(..., kh, kw)``, which a data-driven family looks at.
 
         Raises:
-            WavpruneError: there is no such basis for this weight.
+            WavpruneError: there is no such basis for a weight.
         """
-        del weight
-        return named_basis(*request)
+        raise NotImplementedError
 
     def restore(self, request: Request, matrix: Matrix) -> Basis:
         """A data-driven basis from the analysis matrix that was stored of it, ``(K, K)``."""
@@ -147,24 +154,57 @@ def basis_for(config: PruneConfig, weight: torch.Tensor) -> Basis:
         >>> basis_for(PruneConfig(wavelet="haar"), torch.zeros(8, 4, 3, 3)).grid
         (4, 4)
     """
+    return bases_of([request_for(config, weight)], [weight])[0]
+
+
+def request_for(config: PruneConfig, weight: torch.Tensor) -> Request:
+    """Which basis a layer gets; see ``basis_for``.
+
+    Raises:
+        WavpruneError: the basis does not exist for a weight of this shape.
+    """
     kernel = (int(weight.shape[-2]), int(weight.shape[-1]))
     name = config.basis_name
     if kernel == (1, 1) or (weight.ndim == 2 and (name == "identity" or not weight.numel())):
-        return named_basis("identity", (1, 1))
+        return Request("identity", (1, 1))
     if name == AUTO:
         raise WavpruneError(
             f"wavelet={AUTO!r} is a choice among bases, which pruning makes; name one of them"
         )
     family = family_of(name)
     request = Request(name, kernel, config.mode, config.level, config.force_level)
-    if not family.data_driven:
-        return named_basis(*request)
-    if weight.ndim == 2:
-        raise WavpruneError(
-            f"{name!r} finds the principal components of many kernels, and a "
-            f"{kernel[0]}x{kernel[1]} matrix is one; allowed for it: every other basis"
-        )
-    return family.build_for(request, weight)
+    if family.data_driven:
+        if weight.ndim == 2:
+            raise WavpruneError(
+                f"{name!r} finds the principal components of many kernels, and a "
+                f"{kernel[0]}x{kernel[1]} matrix is one; allowed for it: every other basis"
+            )
+        family.check(request)
+    return request
+
+
+def bases_of(requests: Sequence[Request], weights: Sequence[torch.Tensor]) -> list[Basis]:
+    """The bases of several layers; those of a data-driven family are computed together.
+
+    Args:
+        requests: what each gets, from ``request_for``.
+        weights: their weights.
+
+    Raises:
+        WavpruneError: there is no such basis for a weight.
+    """
+    together: dict[Family, list[int]] = {}
+    for i, request in enumerate(requests):
+        family = family_of(request.name)
+        if family.data_driven:
+            together.setdefault(family, []).append(i)
+    driven: dict[int, Basis] = {}
+    for family, members in together.items():
+        built = family.build_all([requests[i] for i in members], [weights[i] for i in members])
+        driven.update(zip(members, built, strict=True))
+    return [
+        driven[i] if i in driven else named_basis(*request) for i, request in enumerate(requests)
+    ]
 
 
 def _bytes(basis: Basis) -> int:

@@ -19,6 +19,8 @@ WAVELETS = ("db4", "sym8")
 WAVELETS_FROM = 16
 # Errors this close, relatively, are equal but for rounding: uhaar and dct are one on two values.
 TIE = 1e-5
+# By layer and option, the relative error.
+Errors = dict[tuple[int, int], float]
 
 
 class Choice(NamedTuple):
@@ -80,7 +82,9 @@ def choose(
     layers share, and that from the choices: they are made at the counts of global minimum-weight
     pruning first, and once more at the counts of the global threshold in the bases so chosen.
 
-    Every option is tried on a copy, of no more weights at a time than the largest layer has.
+    A backend that can measures every option in one pass over the weights: what an orthonormal
+    basis drops is what the weight loses. Other options, and weights that storing rounds, are tried
+    on copies, of no more weights at a time than the largest layer has.
 
     Args:
         backend: what tries them.
@@ -96,23 +100,35 @@ def choose(
     """
     choices = [Choice() for _ in options]
     chosen = [of_layer[0] for of_layer in options]
+    several = [i for i, of_layer in enumerate(options) if len(of_layer) > 1]
     for _ in range(rounds(budget)):
         stage = Stage(chosen, device)
-        shared = None if budget is None else backend.threshold([stage.job(budget)])
-        trials = _calls(options)
+        shared, counts = _shared(backend, stage, budget)
+        if budget is None and config.percentile is None:
+            counts = [_own_count(layer) for layer in chosen]
+        errors: Errors = {}
+        if counts is not None and not stage.copies:
+            errors = _measured(backend, options, several, counts)
+            advance(2 * sum(options[i][0].weight.numel() for i, _ in errors))
+        left = [i for i in several if any((i, k) not in errors for k in range(len(options[i])))]
+        trials = _calls(options, left)
         scratch = _Scratch()
         for call, layers in zip(trials, stage.visit(trials), strict=True):
-            counts = _kept(backend, layers, shared, config, scratch)
-            errors: list[list[float]] = [[] for _ in call]
+            if counts is None:
+                keeps = _kept(backend, layers, shared, config, scratch)
+            else:
+                keeps = [counts[i] for i in call]
             for k in range(max(len(options[i]) for i in call)):
-                members = [j for j, i in enumerate(call) if k < len(options[i])]
-                trial = [(layers[j], options[call[j]][k], counts[j]) for j in members]
+                members = [
+                    j for j, i in enumerate(call) if k < len(options[i]) and (i, k) not in errors
+                ]
+                trial = [(layers[j], options[call[j]][k], keeps[j]) for j in members]
                 for j, error in zip(members, _errors(backend, trial, scratch), strict=True):
-                    errors[j].append(error)
+                    errors[call[j], k] = error
                 advance(2 * sum(layers[j].weight.numel() for j in members))
-            for j, i in enumerate(call):
-                if len(options[i]) > 1:
-                    choices[i] = _best([layer.basis.name for layer in options[i]], errors[j])
+        for i in several:
+            names = [layer.basis.name for layer in options[i]]
+            choices[i] = _best(names, [errors[i, k] for k in range(len(names))])
         pairs = zip(options, choices, strict=True)
         chosen = [of_layer[choice.option] for of_layer, choice in pairs]
     return choices
@@ -123,12 +139,60 @@ def rounds(budget: Budget | None) -> int:
     return 1 if budget is None else 2
 
 
-def _calls(options: Sequence[Sequence[Layer]]) -> list[list[int]]:
-    """Layers with a choice that are tried together, of no more weights than the largest has."""
-    several = [i for i, of_layer in enumerate(options) if len(of_layer) > 1]
-    layers = [options[i][0] for i in several]
+def _calls(options: Sequence[Sequence[Layer]], chosen: Sequence[int]) -> list[list[int]]:
+    """Some layers that are tried together, of no more weights than the largest of them has."""
+    layers = [options[i][0] for i in chosen]
     most = max((layer.total_weights for layer in layers), default=0)
-    return [[several[j] for j in call] for call in calls_of(layers, most)]
+    return [[chosen[j] for j in call] for call in calls_of(layers, most)]
+
+
+def _shared(
+    backend: Backend, stage: Stage, budget: Budget | None
+) -> tuple[torch.Tensor | None, list[int] | None]:
+    """The threshold that all layers share, and what each keeps there where that is known."""
+    if budget is None:
+        return None, None
+    job = stage.job(budget)
+    measured = backend.measure([job])
+    if measured is None:
+        return backend.threshold([job]), None
+    kept = measured.rows[:, 0]
+    return measured.thresholds, None if kept.isnan().any() else [int(k) for k in kept.tolist()]
+
+
+def _own_count(layer: Layer) -> int:
+    """How many coefficients the layer keeps by its own budget."""
+    return 0 if layer.budget is None else layer.budget.keep or 0
+
+
+def _measured(
+    backend: Backend,
+    options: Sequence[Sequence[Layer]],
+    chosen: Sequence[int],
+    counts: Sequence[int],
+) -> Errors:
+    """The relative errors that a backend finds without a copy, of as many options as it can."""
+    trials = [
+        (i, k)
+        for k in range(max((len(options[i]) for i in chosen), default=0))
+        for i in chosen
+        if k < len(options[i]) and _loses_what_it_drops(options[i][k])
+    ]
+    jobs = [Job((options[i][k],), Budget(keep=counts[i])) for i, k in trials]
+    measured = backend.measure(jobs) if jobs else None
+    if measured is None:
+        return {}
+    rows = zip(trials, measured.rows.tolist(), strict=True)
+    return {
+        trial: _relative(dropped, norm)
+        for trial, (_, dropped, norm) in rows
+        if not math.isnan(dropped)
+    }
+
+
+def _loses_what_it_drops(layer: Layer) -> bool:
+    """True where the coefficients that are dropped are what the weight loses."""
+    return layer.basis.orthonormal and layer.weight.dtype == layer.compute_dtype
 
 
 def _kept(
@@ -139,8 +203,6 @@ def _kept(
     scratch: _Scratch,
 ) -> list[int]:
     """How many coefficients each layer keeps."""
-    if shared is None and config.percentile is None:
-        return [0 if layer.budget is None else layer.budget.keep or 0 for layer in layers]
     copies = scratch.copies([(layer, layer) for layer in layers])
     if shared is not None:
         thresholds = shared.to(copies[0].weight.device).expand(len(copies)).contiguous()
@@ -154,6 +216,8 @@ def _errors(
     backend: Backend, trials: Sequence[tuple[Layer, Layer, int]], scratch: _Scratch
 ) -> list[float]:
     """The relative error of each layer as one of its options, at a kept count."""
+    if not trials:
+        return []
     copies = scratch.copies([(layer, option) for layer, option, _ in trials])
     jobs = [Job((copy,), Budget(keep)) for copy, (_, _, keep) in zip(copies, trials, strict=True)]
     rows = _applied(backend, copies, backend.threshold(jobs))

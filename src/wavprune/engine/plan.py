@@ -6,17 +6,17 @@ A plan is made once: the same call on the same model finds it again.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import nn
 
 from ..backends import Backend, Budget, Layer, check_name, resolve
 from ..backends.registry import registered
-from ..bases import Basis, LevelCollapsedWarning, family_of
+from ..bases import Basis, LevelCollapsedWarning, bases_of, family_of, request_for
 from ..config import AUTO, BASES, RULES, PruneConfig
 from ..errors import WavpruneError
 from ..report import LayerStats, PruneReport
@@ -27,6 +27,7 @@ from .rules import Rule, rule_for
 from .sharding import as_sharded, check_sharded, first_channel, group_of
 
 Message = tuple[str, type[Warning]]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -110,16 +111,17 @@ def plan_layers(
     dtypes = _compute_dtypes(refs, config)
     device = compute_device(config.device)
     options = []
+    choices = _bases(refs, config) if bases is None else [[basis] for basis in bases]
     for i, ref in enumerate(refs):
         budget = None
         if config.scope == "layer":
             budget = (
                 Budget(keeps[i]) if config.percentile is None else Budget(None, config.percentile)
             )
-        of_layer = _checked_bases(ref, config) if bases is None else [bases[i]]
         options.append(
             tuple(
-                _template(ref, basis, budget, dtypes[i], device, config, rule) for basis in of_layer
+                _template(ref, basis, budget, dtypes[i], device, config, rule)
+                for basis in choices[i]
             )
         )
     first = [of_layer[0].basis for of_layer in options]
@@ -344,12 +346,24 @@ def _matched(match: PruneReport, ref: LayerRef) -> LayerStats:
     return stats
 
 
-def _checked_bases(ref: LayerRef, config: PruneConfig) -> list[Basis]:
+def _bases(refs: Sequence[LayerRef], config: PruneConfig) -> list[list[Basis]]:
+    """The bases that each layer may be pruned in."""
     name = config.basis_name
     if name != AUTO and family_of(name).data_driven:
-        check_finite(ref)
+        requests = [_naming(ref, lambda ref: request_for(config, ref.weight)) for ref in refs]
+        try:
+            return [[basis] for basis in bases_of(requests, [ref.weight for ref in refs])]
+        except WavpruneError:
+            for ref in refs:
+                check_finite(ref)
+            raise
+    return [_naming(ref, lambda ref: bases_for(config, ref.weight)) for ref in refs]
+
+
+def _naming(ref: LayerRef, make: Callable[[LayerRef], T]) -> T:
+    """What is made for a layer, which an error names."""
     try:
-        return bases_for(config, ref.weight)
+        return make(ref)
     except WavpruneError as error:
         raise WavpruneError(f"layer {ref.name!r}: {error}") from error
 

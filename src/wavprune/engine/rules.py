@@ -25,10 +25,12 @@ class Rule:
         basis: the basis that the method always prunes in; None means the setting ``wavelet``.
         uses_thresholds: True where a coefficient is kept by its magnitude or random number alone.
             Then backends find the threshold, and ``scores`` and ``masks`` are not called.
+        uses_seed: True where the result depends on the setting ``seed``.
     """
 
     basis: str | None = None
     uses_thresholds = False
+    uses_seed = False
 
     def prepare(self, layer: Layer, config: PruneConfig) -> Layer:
         """The layer with what the rule adds to it, such as a seed."""
@@ -86,6 +88,7 @@ class Random(Rule):
 
     basis = "identity"
     uses_thresholds = True
+    uses_seed = True
 
     def prepare(self, layer: Layer, config: PruneConfig) -> Layer:
         """The layer with 64 bits of its own."""

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from ..backends import Backend, Budget, Job, Layer
+from ..backends import Backend, Budget, Job, Layer, capturable
 from ..backends.eager import EagerBackend
 from ..common.progress import progress_bar
 from ..config import AUTO, PruneConfig, RunSettings
@@ -25,9 +25,6 @@ from .outcome import LayerFacts, outcome_of
 from .plan import Plan, plan_layers, plan_model
 from .rules import packed_masks
 from .staging import Stage, calls_of
-
-# Backends that never wait for a device, and can be captured in a CUDA graph.
-CAPTURED = ("native", "triton")
 
 Advance = Callable[[float], object]
 
@@ -128,7 +125,7 @@ class _Run:
             scattered=plan.budget is not None and self._stage.scattered,
             masks=masks or not plan.rule.uses_thresholds,
         )
-        if self._backend.name not in CAPTURED or plan.has_choice:
+        if not self._backend.can_capture or plan.has_choice:
             _check_not_captured(self._backend.name, plan.config)
         self._clock = Clock(self._layers)
 
@@ -397,5 +394,5 @@ def _check_not_captured(backend: str, config: PruneConfig) -> None:
         what = f"wavelet={AUTO!r}" if config.wavelet == AUTO else f"backend {backend!r}"
         raise WavpruneError(
             f"{what} looks at numbers on the host, which a CUDA graph cannot hold; allowed in a "
-            f"capture: {' and '.join(CAPTURED)}, with a basis by its name"
+            f"capture: {' and '.join(capturable())}, with a basis by its name"
         )

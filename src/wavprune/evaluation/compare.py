@@ -163,11 +163,10 @@ class _Grid:
         return {**{name: list(getattr(self, name)) for name in lists}, **self.shared}
 
     def _variants(self, method: str) -> list[dict[str, Any]]:
-        if rule_for(PruneConfig(method=method)).basis is None:
-            return [{"wavelet": wavelet} for wavelet in self.wavelets]
-        if method == "random":
-            return [{"seed": seed} for seed in self.seeds]
-        return [{}]
+        rule = rule_for(PruneConfig(method=method))
+        bases = [{"wavelet": name} for name in self.wavelets] if rule.basis is None else [{}]
+        draws = [{"seed": seed} for seed in self.seeds] if rule.uses_seed else [{}]
+        return [{**basis, **draw} for basis in bases for draw in draws]
 
 
 def _run(

@@ -326,5 +326,5 @@ def _settings(config: PruneConfig | None) -> dict[str, Any]:
         "sparsity_requested": config.sparsity,
         "percentile": config.percentile,
         "scope": config.scope,
-        "seed": config.seed if config.method == "random" else None,
+        "seed": config.seed if rule_for(config).uses_seed else None,
     }

@@ -20,7 +20,7 @@ from ..config import PruneConfig
 from ..evaluation.metrics import Evaluation
 from ..evaluation.trial import Trial
 from ..report import LayerStats, PruneReport
-from .traits import ranks_magnitudes, reads_wavelet
+from .traits import reads_wavelet, uses_seed
 
 Kind = type[str] | type[int] | type[float] | type[bool]
 Format = Literal["text", "id", "number", "count", "percent", "bytes", "milliseconds"]
@@ -212,7 +212,7 @@ SETTINGS = (
         "seed",
         int,
         "Seed of a method that draws random numbers",
-        value=_of_config("seed", lambda config: not ranks_magnitudes(config)),
+        value=_of_config("seed", uses_seed),
         heading="seed",
         format="number",
     ),

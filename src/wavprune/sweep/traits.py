@@ -19,10 +19,16 @@ def ranks_magnitudes(config: PruneConfig) -> bool:
     return isinstance(RULES[config.method], Magnitude)
 
 
+def uses_seed(config: PruneConfig) -> bool:
+    """Whether the method draws random numbers."""
+    uses: bool = RULES[config.method].uses_seed
+    return uses
+
+
 def unread_settings(config: PruneConfig) -> set[str]:
     """The names of the settings that have no effect on the result."""
     unread = set()
-    if ranks_magnitudes(config):
+    if not uses_seed(config):
         unread |= {"seed"}
     if not reads_wavelet(config):
         return unread | {"wavelet", "mode", "level", "force_level"}

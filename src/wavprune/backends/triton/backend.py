@@ -21,7 +21,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from ...common.cache import ByteCache
 from ...errors import WavpruneError
-from ..protocol import SHARDED, Backend, Job, Layer, Selection, mark_changed
+from ..protocol import SHARDED, Backend, Job, Layer, Measured, Selection, mark_changed
 from .tables import (
     BINS,
     DIGITS,
@@ -49,6 +49,7 @@ class TritonBackend:
     # Layers that compute in float32 and in float64 take a launch each.
     is_atomic = False
     has_masks = False
+    can_capture = True
 
     def unsupported(self, layer: Layer) -> str | None:
         """Why this backend cannot prune this layer, or None."""
@@ -84,6 +85,11 @@ class TritonBackend:
                 entries = [job_entry(jobs[i], result=i) for i in indices]
                 _select(chosen, entries, in_float64, devices, result)
         return result
+
+    def measure(self, jobs: Sequence[Job]) -> Measured | None:
+        """Not offered; see ``Backend``."""
+        del jobs
+        return None
 
     def masks(self, layers: Sequence[Layer], thresholds: torch.Tensor) -> list[torch.Tensor]:
         """Not offered; see ``Backend.has_masks``."""

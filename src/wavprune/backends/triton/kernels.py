@@ -36,7 +36,8 @@ NUM_ITEMS, TILES, FIRST_PROGRAM, NUM_PROGRAMS = _indices(
     tables.LayerEntry, "num_items tiles first_program num_programs"
 )
 ANALYSIS, SYNTHESIS = _indices(tables.LayerEntry, "analysis synthesis")
-JOB, IS_RANDOM, SEED, RESULT = _indices(tables.LayerEntry, "job is_random seed result")
+JOB, RESULT = _indices(tables.LayerEntry, "job result")
+IS_RANDOM, SEED, FIRST_INDEX = _indices(tables.LayerEntry, "is_random seed first_index")
 RANK, KEEPS_NOTHING, IS_ZERO, FRACTION, JOB_RESULT = _indices(
     tables.JobEntry, "rank keeps_nothing is_zero fraction result"
 )
@@ -580,7 +581,8 @@ def _scores(layer, start, value, SIZE: tl.constexpr, IN_FLOAT64: tl.constexpr):
     score = tl.abs(value)
     if IN_FLOAT64:  # noqa: SIM102  # one is decided at compile time, the other at run time
         if tl.load(layer + IS_RANDOM) != 0:
-            random = _uniform(start + tl.arange(0, SIZE), tl.load(layer + SEED))
+            index = tl.load(layer + FIRST_INDEX) + start + tl.arange(0, SIZE)
+            random = _uniform(index, tl.load(layer + SEED))
             # NaN where the weight is not finite, which a random number does not tell.
             score = tl.where(value == 0, 0.0, random) + (value - value)
     return score
@@ -588,12 +590,42 @@ def _scores(layer, start, value, SIZE: tl.constexpr, IN_FLOAT64: tl.constexpr):
 
 @triton.jit
 def _uniform(index, seed):
-    """SplitMix64, read at any index: see backends/eager.py."""
-    x = (index + 1).to(tl.uint64) * 0x9E3779B97F4A7C15 + seed.to(tl.uint64, bitcast=True)
+    """A random number for each index of a weight: see backends/random.py."""
+    seed = seed.to(tl.uint64, bitcast=True)
+    first = _splitmix64(seed + 0x9E3779B97F4A7C15)
+    second = _splitmix64(seed + 0x3C6EF372FE94F82A)
+    index_high = (index >> 32).to(tl.uint32)
+    x = _plus(index.to(tl.uint32), first.to(tl.uint32))
+    x = _plus(_times(x ^ (x >> 17), 0xED5AD4BB), (first >> 32).to(tl.uint32))
+    x = _plus(x, _times(index_high, 0x9E3779B9))
+    x = _times(x ^ (x >> 11), 0xAC4C1B51)
+    x = _times(x ^ (x >> 15), 0x31848BAB)
+    high = x ^ (x >> 14)
+    low_key = _plus(second.to(tl.uint32), _times(index_high, (second >> 32).to(tl.uint32) | 1))
+    x = _times(high ^ low_key, 0xED5AD4BB)
+    low = _times(x ^ (x >> 15), 0x31848BAB) >> 12
+    bits = (high.to(tl.uint64) << 20) | low.to(tl.uint64)
+    return (bits.to(tl.float64) + 0.5) * 2.220446049250313e-16
+
+
+# These wrap, which the interpreter would take for a mistake.
+
+
+@triton.jit
+def _plus(x, y):
+    return tl.add(x, y, sanitize_overflow=False)
+
+
+@triton.jit
+def _times(x, y):
+    return tl.mul(x, y, sanitize_overflow=False)
+
+
+@triton.jit
+def _splitmix64(x):
     x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9
     x = (x ^ (x >> 27)) * 0x94D049BB133111EB
-    x = x ^ (x >> 31)
-    return ((x >> 12).to(tl.float64) + 0.5) * 2.220446049250313e-16
+    return x ^ (x >> 31)
 
 
 @triton.jit

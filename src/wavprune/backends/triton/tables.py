@@ -50,7 +50,6 @@ MAX_TILES = 8
 BUSY_PROGRAMS = 64
 
 # SplitMix64's step; see backends/eager.py.
-_GAMMA = 0x9E3779B97F4A7C15
 
 
 class LayerEntry(NamedTuple):
@@ -74,7 +73,8 @@ class LayerEntry(NamedTuple):
         synthesis: index of the synthesis matrix in the table.
         job: index of its job.
         is_random: 1 where random numbers rank the weights.
-        seed: of the random numbers, moved to where this part of the weight begins.
+        seed: of the random numbers.
+        first_index: index in the whole weight of this part's first value.
         first_program: index of its first program.
         num_programs: programs that work on it.
         result: index of its threshold and of its sums.
@@ -98,6 +98,7 @@ class LayerEntry(NamedTuple):
     job: int
     is_random: int
     seed: int
+    first_index: int
     first_program: int
     num_programs: int
     result: int
@@ -231,20 +232,12 @@ def _layer_entry(
         synthesis=matrices[1],
         job=member.job,
         is_random=layer.seed is not None,
-        seed=_seed(layer),
+        seed=layer.seed or 0,
+        first_index=layer.first_channel * math.prod(weight.shape[1:]),
         first_program=first_program,
         num_programs=-(-num_items // (tile_items * tiles)),
         result=member.result,
     )
-
-
-def _seed(layer: Layer) -> int:
-    """The seed whose random numbers begin where this part of the weight begins."""
-    if layer.seed is None:
-        return 0
-    skipped = layer.first_channel * math.prod(layer.weight.shape[1:])
-    seed = (layer.seed + skipped * _GAMMA) % 2**64
-    return seed - 2**64 if seed >> 63 else seed
 
 
 def _packed(matrix: npt.NDArray[np.float64], in_float64: bool) -> Words:
