@@ -71,6 +71,9 @@ STABLE_TORCH_LIBRARY_IMPL(wavprune, CUDA, library) {
   library.impl("topk_threshold", TORCH_BOX(&wavprune::cuda::topk_threshold));
   library.impl("percentile_threshold", TORCH_BOX(&wavprune::cuda::percentile_threshold));
   library.impl("prune_", TORCH_BOX(&wavprune::cuda::prune_));
+  library.impl("mark_", TORCH_BOX(&wavprune::cuda::mark_));
+  library.impl("project_", TORCH_BOX(&wavprune::cuda::project_));
+  library.impl("prune_by_mask_", TORCH_BOX(&wavprune::cuda::prune_by_mask_));
   library.impl("dwt2", TORCH_BOX(&wavprune::cuda::dwt2));
   library.impl("idwt2", TORCH_BOX(&wavprune::cuda::idwt2));
   library.impl("percentile_mask", TORCH_BOX(&wavprune::cuda::percentile_mask));

@@ -70,6 +70,23 @@ __device__ __forceinline__ float widened(float value) { return value; }
 __device__ __forceinline__ float widened(torch::headeronly::Half value) { return float(value); }
 __device__ __forceinline__ float widened(torch::headeronly::BFloat16 value) { return float(value); }
 
+// Defined by a file that counts accesses to weights.
+#if !defined(WAVPRUNE_ACCESS)
+#define WAVPRUNE_ACCESS(address, bytes) ((void)0)
+#endif
+
+template <class E>
+__device__ __forceinline__ auto read(const E* from) {
+  WAVPRUNE_ACCESS(from, sizeof(E));
+  return widened(*from);
+}
+
+template <class E>
+__device__ __forceinline__ void write(E* to, E value) {
+  WAVPRUNE_ACCESS(to, sizeof(E));
+  *to = value;
+}
+
 template <class T>
 __device__ __forceinline__ T clamped(T value, double limit) {
   const T most = T(limit);

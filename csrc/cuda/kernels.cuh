@@ -8,6 +8,7 @@
 // shared memory.
 #pragma once
 
+#include "mark.cuh"
 #include "prune.cuh"
 #include "select.cuh"
 #include "transform.cuh"

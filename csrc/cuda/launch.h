@@ -52,6 +52,18 @@ void prune_rows(Row<T>* rows, int row_count, int blocks, size_t tile_bytes,
                 const double* thresholds, double* partials, double* result, Stream stream);
 
 template <class T>
+void prune_rows_by_mask(Row<T>* rows, int row_count, int blocks, size_t tile_bytes,
+                        double* partials, double* result, Stream stream);
+
+template <class T>
+void project_rows(Row<T>* rows, int row_count, int blocks, size_t tile_bytes, Stream stream);
+
+// `clear` says that several tiles write to one word of some mask.
+template <class T>
+void mark_rows(Row<T>* rows, int row_count, int blocks, size_t tile_bytes, bool clear,
+               const double* thresholds, Stream stream);
+
+template <class T>
 void mask_values(const char* data, Element element, int64_t count, const double* threshold,
                  bool packed, uint8_t* mask, Stream stream);
 

@@ -1,7 +1,8 @@
 // The operators on CUDA.
 //
 // Bytes: the selection reads every weight once a digit, three times for float32 and six for
-// float64; pruning reads it once more and writes it.
+// float64. Pruning reads it once more and writes it; so does a projection, which reads the masks
+// too, one bit a coefficient. Marking reads the weights and writes the masks.
 
 #include "ops.h"
 
@@ -97,31 +98,63 @@ Tensor percentiles(const std::vector<Tensor>& weights, const std::vector<Tensor>
   return result;
 }
 
-template <class T>
-Tensor prune_all(const std::vector<Tensor>& weights, const std::vector<Tensor>& plan_tensors,
-                 const std::vector<int64_t>& seeds, const Tensor& thresholds) {
-  Plans<T> plans;
-  const std::vector<Source<T>> sources = sources_of<T>(weights, plan_tensors, seeds, &plans);
-  const int64_t count = int64_t(weights.size());
+void check_thresholds(const Tensor& thresholds, const std::vector<Tensor>& weights) {
   STD_TORCH_CHECK(reachable(thresholds) && thresholds.scalar_type() == ScalarType::Double &&
-                      thresholds.is_contiguous() && thresholds.numel() == count &&
+                      thresholds.is_contiguous() && thresholds.numel() == int64_t(weights.size()) &&
                       thresholds.get_device_index() == weights[0].get_device_index(),
-                  "wavprune: thresholds must be ", count,
+                  "wavprune: thresholds must be ", weights.size(),
                   " contiguous float64 numbers on the weights' device");
-  const Device device(weights[0]);
-  Tensor result = torch::stable::new_empty(weights[0], {count, 4}, ScalarType::Double);
-  const DeviceTable<T> on_device =
-      device_table<T>(sources, {}, [](const Table<T>& table, size_t) {
-        return size_t(table.blocks) * 4 * sizeof(double);
-      });
+}
+
+template <class T>
+void set_masks(const std::vector<Tensor>& masks, std::vector<Source<T>>* sources) {
+  check_lengths(sources->size(), masks.size(), "masks");
+  for (size_t w = 0; w < masks.size(); ++w) {
+    Source<T>& source = (*sources)[w];
+    const Tensor& mask = masks[w];
+    const int64_t bytes = source.mask_words() * int64_t(sizeof(MaskWord));
+    STD_TORCH_CHECK(reachable(mask) && mask.scalar_type() == ScalarType::Byte &&
+                        mask.is_contiguous() && mask.numel() == bytes &&
+                        mask.get_device_index() == source.tensor.get_device_index(),
+                    "wavprune: the mask of weight ", w, " must be ", bytes,
+                    " contiguous bytes on the weight's device");
+    STD_TORCH_CHECK(uintptr_t(mask.data_ptr()) % alignof(MaskWord) == 0,
+                    "wavprune: the mask of weight ", w, " must begin at an even address");
+    source.mask = static_cast<MaskWord*>(mask.data_ptr());
+  }
+}
+
+// Uploads the table of some weights and gives the numbers of `result`, one row of four a weight,
+// their values where nothing is pruned. The partial sums of the blocks lie behind the table.
+template <class T>
+DeviceTable<T> uploaded(const std::vector<Source<T>>& sources, double* result, Stream stream) {
+  DeviceTable<T> on_device = device_table<T>(sources, {}, [](const Table<T>& table, size_t) {
+    return size_t(table.blocks) * 4 * sizeof(double);
+  });
+  const std::vector<char>& bytes = on_device.table.bytes;
+  const int64_t numbers = result == nullptr ? 0 : 4 * int64_t(sources.size());
+  upload(bytes.data(), bytes.size(), on_device.memory.data_ptr(),
+         {nullptr, 0, result, numbers, 0.0}, stream);
+  return on_device;
+}
+
+// Prunes at thresholds, or by the masks of the sources where those are null.
+template <class T>
+Tensor prune_all(const std::vector<Source<T>>& sources, const double* thresholds) {
+  const Tensor& weight = sources[0].tensor;
+  const Device device(weight);
+  Tensor result = torch::stable::new_empty(weight, {int64_t(sources.size()), 4}, ScalarType::Double);
+  double* numbers = static_cast<double*>(result.data_ptr());
+  const DeviceTable<T> on_device = uploaded(sources, numbers, device.stream());
   const Table<T>& table = on_device.table;
-  double* rows = static_cast<double*>(result.data_ptr());
-  upload(table.bytes.data(), table.bytes.size(), on_device.memory.data_ptr(),
-         {nullptr, 0, rows, 4 * count, 0.0}, device.stream());
-  if (table.blocks > 0)
-    prune_rows(table.rows, table.row_count, table.blocks, table.tile_bytes,
-               static_cast<const double*>(thresholds.data_ptr()),
-               reinterpret_cast<double*>(on_device.rest), rows, device.stream());
+  double* partials = reinterpret_cast<double*>(on_device.rest);
+  if (table.blocks == 0) return result;
+  if (thresholds != nullptr)
+    prune_rows(table.rows, table.row_count, table.blocks, table.tile_bytes, thresholds, partials,
+               numbers, device.stream());
+  else
+    prune_rows_by_mask(table.rows, table.row_count, table.blocks, table.tile_bytes, partials,
+                       numbers, device.stream());
   return result;
 }
 
@@ -166,7 +199,7 @@ Tensor transform(const Tensor& input, const Tensor& plan_tensor, int64_t kernel_
   const Plan<T>* on_device = packer.put(*owned);
   upload(packer.bytes().data(), packer.bytes().size(), base, {}, device.stream());
   transform_rows(on_device, static_cast<const T*>(input.data_ptr()), kernels,
-                 tile_kernels(plan, kernel_values), tile_bytes(plan), forward,
+                 tile_kernels(plan, kernel_values), tile_bytes(plan, kernel_values), forward,
                  static_cast<T*>(result.data_ptr()), device.stream());
   return result;
 }
@@ -200,7 +233,60 @@ Tensor prune_(std::vector<Tensor> weights, std::vector<Tensor> plans, std::vecto
   check_seeds(seeds, weights.size(), compute_float64);
   if (weights.empty()) return torch::stable::new_empty(thresholds, {0, 4}, ScalarType::Double);
   return with_compute_type(compute_float64, [&](auto zero) {
-    return prune_all<decltype(zero)>(weights, plans, seeds, thresholds);
+    typedef decltype(zero) T;
+    Plans<T> owner;
+    const std::vector<Source<T>> sources = sources_of<T>(weights, plans, seeds, &owner);
+    check_thresholds(thresholds, weights);
+    return prune_all(sources, static_cast<const double*>(thresholds.data_ptr()));
+  });
+}
+
+Tensor prune_by_mask_(std::vector<Tensor> weights, std::vector<Tensor> plans,
+                      std::vector<Tensor> masks, bool compute_float64) {
+  return with_compute_type(compute_float64, [&](auto zero) {
+    typedef decltype(zero) T;
+    Plans<T> owner;
+    std::vector<Source<T>> sources = sources_of<T>(weights, plans, {}, &owner);
+    set_masks(masks, &sources);
+    return prune_all(sources, nullptr);
+  });
+}
+
+void project_(std::vector<Tensor> weights, std::vector<Tensor> plans, std::vector<Tensor> masks,
+              bool compute_float64) {
+  with_compute_type(compute_float64, [&](auto zero) {
+    typedef decltype(zero) T;
+    Plans<T> owner;
+    std::vector<Source<T>> sources = sources_of<T>(weights, plans, {}, &owner);
+    set_masks(masks, &sources);
+    const Device device(weights[0]);
+    const DeviceTable<T> on_device = uploaded(sources, nullptr, device.stream());
+    const Table<T>& table = on_device.table;
+    if (table.blocks > 0)
+      project_rows(table.rows, table.row_count, table.blocks, table.tile_bytes, device.stream());
+  });
+}
+
+// Nothing waits to see whether a threshold is NaN: then the mask keeps nothing.
+void mark_(std::vector<Tensor> weights, std::vector<Tensor> plans, std::vector<int64_t> seeds,
+           Tensor thresholds, std::vector<Tensor> masks, bool compute_float64) {
+  check_seeds(seeds, weights.size(), compute_float64);
+  if (weights.empty()) return;
+  with_compute_type(compute_float64, [&](auto zero) {
+    typedef decltype(zero) T;
+    Plans<T> owner;
+    std::vector<Source<T>> sources = sources_of<T>(weights, plans, seeds, &owner);
+    check_thresholds(thresholds, weights);
+    set_masks(masks, &sources);
+    const Device device(weights[0]);
+    const DeviceTable<T> on_device = uploaded(sources, nullptr, device.stream());
+    const Table<T>& table = on_device.table;
+    const size_t bytes = std::max(table.tile_bytes, table.marked_bytes);
+    STD_TORCH_CHECK(bytes <= kTileBytes, "wavprune: a kernel takes ", bytes,
+                    " bytes; for the mask of a threshold on CUDA at most ", kTileBytes);
+    if (table.blocks > 0)
+      mark_rows(table.rows, table.row_count, table.blocks, bytes, table.shares_words,
+                static_cast<const double*>(thresholds.data_ptr()), device.stream());
   });
 }
 

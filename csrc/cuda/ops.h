@@ -16,6 +16,12 @@ Tensor percentile_threshold(std::vector<Tensor> weights, std::vector<Tensor> pla
                             std::vector<int64_t> dropped, double percentile, bool compute_float64);
 Tensor prune_(std::vector<Tensor> weights, std::vector<Tensor> plans, std::vector<int64_t> seeds,
               Tensor thresholds, bool compute_float64);
+Tensor prune_by_mask_(std::vector<Tensor> weights, std::vector<Tensor> plans,
+                      std::vector<Tensor> masks, bool compute_float64);
+void project_(std::vector<Tensor> weights, std::vector<Tensor> plans, std::vector<Tensor> masks,
+              bool compute_float64);
+void mark_(std::vector<Tensor> weights, std::vector<Tensor> plans, std::vector<int64_t> seeds,
+           Tensor thresholds, std::vector<Tensor> masks, bool compute_float64);
 Tensor dwt2(Tensor kernels, Tensor plan, int64_t outputs);
 Tensor idwt2(Tensor coefficients, Tensor plan, int64_t values);
 Tensor percentile_mask(Tensor input, double percentile, bool packed);

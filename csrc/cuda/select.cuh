@@ -8,35 +8,31 @@ namespace wavprune::cuda {
 // f(rank) for every coefficient of some kernels: the coefficient, whose sign is ignored, or a
 // random rank, 0 for a weight of 0 and NaN for one that is not finite.
 template <class T, class F>
-__device__ __forceinline__ void for_each_rank(const Row<T>& row, int64_t first, int count, T* tile,
-                                          F f) {
+__device__ __forceinline__ void for_each_rank(const Row<T>& row, const Tile& tile, T* shared, F f) {
   const Plan<T>& plan = *row.plan;
   if (plan.kind == Kind::identity) {
     with_element_type(row.element, [&](auto element) {
       const auto* data = reinterpret_cast<const decltype(element)*>(row.data);
-      for_each_value(row, first, count, [&](int, int64_t offset, int64_t index) {
-        const T value = T(widened(data[offset]));
+      for_each_value(row, tile, [&](int, int64_t offset, int64_t index) {
+        const T value = T(read(data + offset));
         if (ranks_at_random(row))
           f((value == 0 ? T(0) : T(random_rank(uint64_t(index), row.seed))) + (value - value));
         else
           f(value);
       });
     });
-    return;
-  }
-  __syncthreads();
-  load_tile(row, first, count, tile);
-  __syncthreads();
-  if (!runs_in_registers(plan)) {
-    const TileParts<T> parts(plan, count, tile);
-    forward_tile(plan, count, parts.x, parts.middle, [&](int, T c) { f(c); });
-  } else if (int(threadIdx.x) < count) {
+  } else if (runs_in_registers(plan)) {
     T x[9], c[9];
-    WAVPRUNE_UNROLL
-    for (int i = 0; i < 9; ++i) x[i] = tile[threadIdx.x * 9 + i];
+    if (!load_own(row, tile, shared, x)) return;
     forward_in_registers(plan, x, c);
     WAVPRUNE_UNROLL
     for (int i = 0; i < 9; ++i) f(c[i]);
+  } else {
+    __syncthreads();
+    load_tile(row, tile, shared);
+    __syncthreads();
+    const TileParts<T> parts(plan, tile.count, shared);
+    forward_tile(plan, tile.count, parts.x, parts.middle, [&](int, T c) { f(c); });
   }
 }
 
@@ -108,7 +104,7 @@ template <class T>
 __global__ void __launch_bounds__(kThreads)
     count_digits(Row<T>* rows, int row_count, Job* jobs, Count* all_counts, int pass,
                  double* thresholds) {
-  WAVPRUNE_TILE(T, tile);
+  WAVPRUNE_TILE(T, shared);
   __shared__ Count bin_memory[kBins];
   unsigned* const bins = reinterpret_cast<unsigned*>(bin_memory);
   const Row<T>& row = row_of_block(rows, row_count);
@@ -122,8 +118,8 @@ __global__ void __launch_bounds__(kThreads)
   // All values count in the first pass, and adjacent ones often fall into one bin: even and odd
   // threads have bins of their own.
   unsigned* own = bins + (pass == 0 && threadIdx.x % 2 ? kBins : 0);
-  for_each_tile(row, [&](int64_t first, int count) {
-    for_each_rank(row, first, count, tile, [&](T rank) {
+  for_each_tile(row, [&](const Tile& tile) {
+    for_each_rank(row, tile, shared, [&](T rank) {
       const Key<T> key = key_of(rank), head = key >> above;
       if (head == low) atomicAdd(own + (key >> shift & mask), 1u);
       else if (head == high) atomicAdd(bins + kBins + (key >> shift & mask), 1u);

@@ -20,16 +20,34 @@ constexpr int kTileBytes = 31 * 1024;
 
 enum class Element : int { f32, f64, f16, bf16 };
 
-// One weight, done by the blocks first_block .. first_block + blocks - 1 of a launch.
+// A mask has a word for each block of 16 kernels and coefficient, block by block; bit l is that of
+// the block's kernel l. For the identity every value is a kernel of one coefficient.
+typedef uint16_t MaskWord;
+constexpr int kMaskBlock = 16;
+
+// The output or the input channels of a weight.
+struct Channels {
+  int64_t size, stride;  // in memory
+  int64_t step;          // between the flat indices of their kernels
+};
+
+// One weight, done by the blocks first_block .. first_block + blocks - 1 of a launch. Its layout
+// says how tiles are cut and in which order their values are loaded and stored.
 template <class T>
 struct Row {
   char* data;
   const Plan<T>* plan;
-  int64_t kernels, ins;
-  int64_t strides[4];
+  MaskWord* mask;  // null where no mask is read or written
+  int64_t kernels, tiles;
+  // Neighboring kernels of a tile are neighbors along the fast channels.
+  Channels slow, fast;
+  int64_t value_strides[2];
   uint64_t seed;
   int values, width;  // K and kw
   int tile_kernels;
+  // Tiles are rectangles of this many fast and slow channels; where these are 0, runs of kernels in
+  // the order of their flat indices.
+  int brick_fast, brick_slow;
   int first_block, blocks;
   int arrived;  // blocks that have finished
   int index;    // which of the caller's weights
@@ -37,6 +55,7 @@ struct Row {
   Element element;
   bool contiguous;
   bool kernels_adjacent;  // adjacent values in memory belong to different kernels
+  bool shares_words;      // several tiles have bits in one word of the mask
   bool random;            // ranked by the seed
 };
 

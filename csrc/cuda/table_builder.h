@@ -40,12 +40,17 @@ struct Source {
   bool random;
   uint64_t seed;
   int job = 0;  // an index among the jobs, or negative for none
+  MaskWord* mask = nullptr;
 
   const Plan<T>& plan() const { return owned->plan; }
   int64_t kernels() const { return tensor.size(0) * tensor.size(1); }
   int64_t values() const { return tensor.size(2) * tensor.size(3); }
   int64_t coefficients() const {
     return kernels() * (plan().kind == Kind::identity ? values() : plan().outputs);
+  }
+  int64_t mask_words() const {
+    const int64_t bits = kernels() * (plan().kind == Kind::identity ? values() : 1);
+    return (bits + kMaskBlock - 1) / kMaskBlock * plan().outputs;
   }
 };
 
@@ -63,17 +68,82 @@ void check_fits(const Plan<T>& plan) {
                   shared_values(plan) * sizeof(T), " bytes each; on CUDA at most ", kTileBytes);
 }
 
-// Bytes of shared memory: a tile of values, or one kernel where that is larger.
-template <class T>
-size_t tile_bytes(const Plan<T>& plan) {
-  return std::max<int64_t>(kTileValues, shared_values(plan)) * sizeof(T);
-}
-
+// Kernels of a tile: whole words of masks where they fit.
 template <class T>
 int tile_kernels(const Plan<T>& plan, int64_t values) {
   if (runs_in_registers(plan)) return kThreads;
-  const int64_t kernel = plan.kind == Kind::identity ? values : shared_values(plan);
-  return int(std::max<int64_t>(kTileValues / kernel, 1));
+  const bool identity = plan.kind == Kind::identity;
+  const int64_t kernel = identity ? values : shared_values(plan);
+  const int64_t fit = kTileValues / kernel;
+  const int64_t whole = (fit + (identity ? 0 : kMaskBlock / 2)) / kMaskBlock * kMaskBlock;
+  const bool fits = whole > 0 && whole * kernel * int64_t(sizeof(T)) <= kTileBytes;
+  return int(fits ? whole : std::max<int64_t>(fit, 1));
+}
+
+// Bytes of shared memory: a tile of values, or its kernels where they are larger.
+template <class T>
+size_t tile_bytes(const Plan<T>& plan, int64_t values) {
+  const int64_t kernels = plan.kind == Kind::identity ? 0 : tile_kernels(plan, values);
+  return std::max<int64_t>(kTileValues, kernels * shared_values(plan)) * sizeof(T);
+}
+
+// True where the values lie in memory without gaps, in any order.
+inline bool is_dense(const Tensor& weight) {
+  std::vector<std::pair<int64_t, int64_t>> axes;
+  for (int64_t i = 0; i < weight.dim(); ++i)
+    if (weight.size(i) > 1) axes.emplace_back(weight.stride(i), weight.size(i));
+  std::sort(axes.begin(), axes.end());
+  int64_t extent = 1;
+  for (const auto& [stride, size] : axes) {
+    if (stride != extent) return false;
+    extent *= size;
+  }
+  return true;
+}
+
+// Describes the memory of a weight: which kernels are neighbors, and how tiles are cut so that the
+// threads of a warp access neighboring values.
+template <class T>
+void set_layout(const Source<T>& source, Row<T>* row) {
+  const Tensor& weight = source.tensor;
+  const int64_t outs = weight.size(0), ins = weight.size(1);
+  const bool identity = source.plan().kind == Kind::identity;
+  row->kernels = source.kernels();
+  row->values = int(source.values());
+  row->width = int(weight.size(3));
+  row->slow = {outs, weight.stride(0), ins};
+  row->fast = {ins, weight.stride(1), 1};
+  row->value_strides[0] = weight.stride(2);
+  row->value_strides[1] = weight.stride(3);
+  // Magnitudes may be ranked in any order.
+  const bool any_order = identity && !source.random && source.mask == nullptr;
+  row->contiguous = weight.is_contiguous() || (any_order && is_dense(weight));
+  if (row->contiguous && identity) {
+    row->kernels *= row->values;
+    row->values = row->width = 1;
+  }
+  row->tile_kernels = tile_kernels(source.plan(), row->values);
+  const bool outputs_adjacent = !row->contiguous && outs > 1 && row->slow.stride < row->fast.stride;
+  if (ins == 1 || outputs_adjacent) std::swap(row->slow, row->fast);
+  if (ins > 1 && outputs_adjacent) {
+    // 16 values are two sectors of float32; 16 input channels are whole words of a mask.
+    const int64_t kernels = row->tile_kernels;
+    const int64_t least = std::clamp<int64_t>(kernels / kMaskBlock, 1, kMaskBlock);
+    row->brick_fast = int(std::min(outs, kernels / std::min(ins, least)));
+    const int64_t slow = kernels / row->brick_fast;
+    row->brick_slow = int(std::min(ins, slow < kMaskBlock ? slow : slow / kMaskBlock * kMaskBlock));
+    row->tiles = (outs + row->brick_fast - 1) / row->brick_fast *
+                 ((ins + row->brick_slow - 1) / row->brick_slow);
+    row->shares_words = ins % kMaskBlock != 0 || row->brick_slow % kMaskBlock != 0;
+  } else {
+    row->tiles = (row->kernels + row->tile_kernels - 1) / row->tile_kernels;
+    const int64_t bits = row->tile_kernels * int64_t(identity ? row->values : 1);
+    row->shares_words = row->tiles > 1 && bits % kMaskBlock != 0;
+  }
+  const int64_t apart = std::numeric_limits<int64_t>::max();
+  const int64_t of_values = std::min(weight.size(2) > 1 ? weight.stride(2) : apart,
+                                     weight.size(3) > 1 ? weight.stride(3) : apart);
+  row->kernels_adjacent = !row->contiguous && row->fast.stride < of_values;
 }
 
 // The weights of a call with their plans; there must be one at least.
@@ -89,8 +159,10 @@ std::vector<Source<T>> sources_of(const std::vector<Tensor>& weights,
     STD_TORCH_CHECK(reachable(weight) &&
                         weight.get_device_index() == weights[0].get_device_index(),
                     "wavprune: the weights of a call must be on one CUDA device");
-    STD_TORCH_CHECK(weight.size(1) < int64_t(1) << 31, "wavprune: weight ", w, " has ",
-                    weight.size(1), " input channels; allowed: up to 2**31 - 1");
+    for (int i = 0; i < 2; ++i)
+      STD_TORCH_CHECK(weight.size(i) < int64_t(1) << 31, "wavprune: weight ", w, " has ",
+                      weight.size(i), i == 0 ? " output" : " input",
+                      " channels; allowed: up to 2**31 - 1");
     const OwnedPlan<T>& owned = plans->add(plan_tensors[w], weight.size(2) * weight.size(3));
     check_fits(owned.plan);
     check_seeded(seeds, owned.plan);
@@ -148,6 +220,9 @@ struct Table {
   Job* jobs;
   int row_count = 0, blocks = 0;
   size_t tile_bytes = 0;
+  // Of masks: bytes of a tile of the identity, and whether tiles share words.
+  size_t marked_bytes = 0;
+  bool shares_words = false;
 };
 
 // The table as it will lie at `base`: a row for each weight that has values and belongs to a job.
@@ -172,28 +247,24 @@ Table<T> table_of(const std::vector<Source<T>>& sources, std::vector<Job> jobs, 
     Row<T> row{};
     row.data = static_cast<char*>(weight.data_ptr());
     row.plan = plan;
-    row.kernels = source.kernels();
-    row.ins = weight.size(1);
-    for (int i = 0; i < 4; ++i) row.strides[i] = weight.stride(i);
+    row.mask = source.mask;
+    set_layout(source, &row);
     row.seed = source.seed;
-    row.values = int(source.values());
-    row.width = int(weight.size(3));
-    row.tile_kernels = tile_kernels(source.plan(), source.values());
     row.first_block = int(blocks);
-    const int64_t block_kernels = int64_t(row.tile_kernels) * kTiles;
-    row.blocks = int((row.kernels + block_kernels - 1) / block_kernels);
+    const int64_t row_blocks = (row.tiles + kTiles - 1) / kTiles;
+    row.blocks = int(row_blocks);
     row.index = int(w);
     row.job = source.job;
     row.element = element_of(weight.scalar_type());
-    row.contiguous = weight.is_contiguous();
-    row.kernels_adjacent = row.strides[1] < row.strides[3];
     row.random = source.random;
     rows.push_back(row);
-    blocks += row.blocks;
+    blocks += row_blocks;
     STD_TORCH_CHECK(blocks < std::numeric_limits<int>::max(),
                     "wavprune: too many weights for one call");
     if (!jobs.empty()) jobs[source.job].blocks += row.blocks;
-    table.tile_bytes = std::max(table.tile_bytes, tile_bytes(source.plan()));
+    table.tile_bytes = std::max(table.tile_bytes, tile_bytes(source.plan(), row.values));
+    table.marked_bytes = std::max(table.marked_bytes, row.tile_kernels * row.values * sizeof(T));
+    table.shares_words = table.shares_words || row.shares_words;
   }
   table.rows = packer.put(rows);
   table.jobs = packer.put(jobs);

@@ -17,13 +17,53 @@ __device__ __forceinline__ Row<T>& row_of_block(Row<T>* rows, int count) {
   return rows[low];
 }
 
-// f(index in the tile, offset in memory, flat index in the weight) for every value of the kernels
-// first .. first + count - 1. Adjacent threads access adjacent memory.
+// Some kernels of a weight. Kernel k of them is at `fast + (shift + k) % period` of the fast
+// channels and at `slow + (shift + k) / period` of the slow ones.
+struct Tile {
+  int64_t slow, fast;
+  int64_t first;  // flat index of kernel 0
+  unsigned shift, period;
+  int count;
+};
+
+template <class T>
+__device__ __forceinline__ Tile tile_at(const Row<T>& row, int64_t t) {
+  const auto smaller = [](int64_t a, int64_t b) { return a < b ? a : b; };
+  if (row.brick_fast == 0) {
+    const int64_t first = t * row.tile_kernels;
+    return {first / row.fast.size, 0, first, unsigned(first % row.fast.size),
+            unsigned(row.fast.size), int(smaller(row.kernels - first, row.tile_kernels))};
+  }
+  const int64_t across = (row.fast.size + row.brick_fast - 1) / row.brick_fast;
+  const int64_t fast = t % across * row.brick_fast, slow = t / across * row.brick_slow;
+  const int64_t period = smaller(row.fast.size - fast, row.brick_fast);
+  return {slow, fast, slow * row.slow.step + fast * row.fast.step, 0, unsigned(period),
+          int(period * smaller(row.slow.size - slow, row.brick_slow))};
+}
+
+// Where a kernel of a tile begins in memory.
+template <class T>
+__device__ __forceinline__ int64_t offset_of(const Row<T>& row, const Tile& tile, int kernel) {
+  const unsigned column = tile.shift + unsigned(kernel);
+  return (tile.slow + column / tile.period) * row.slow.stride +
+         (tile.fast + column % tile.period) * row.fast.stride;
+}
+
+// The flat index of a kernel of a tile.
+template <class T>
+__device__ __forceinline__ int64_t index_of(const Row<T>& row, const Tile& tile, int kernel) {
+  if (row.brick_fast == 0) return tile.first + kernel;
+  return tile.first + unsigned(kernel) / tile.period * row.slow.step +
+         unsigned(kernel) % tile.period * row.fast.step;
+}
+
+// f(index in the tile, offset in memory, flat index in the weight) for every value of a tile.
+// Adjacent threads access adjacent memory.
 template <class T, class F>
-__device__ __forceinline__ void for_each_value(const Row<T>& row, int64_t first, int count, F f) {
-  const int total = count * row.values;
-  const int64_t start = first * row.values;
+__device__ __forceinline__ void for_each_value(const Row<T>& row, const Tile& tile, F f) {
+  const int count = tile.count, total = count * row.values;
   if (row.contiguous) {
+    const int64_t start = tile.first * row.values;
     for (int base = threadIdx.x; base < total; base += kTileValues) {
       WAVPRUNE_UNROLL
       for (int i = 0; i < kTileValues / kThreads; ++i) {
@@ -33,53 +73,116 @@ __device__ __forceinline__ void for_each_value(const Row<T>& row, int64_t first,
     }
     return;
   }
-  const int64_t out = first / row.ins;
-  const unsigned ins = unsigned(row.ins), in = unsigned(first % row.ins);
+  if (row.kernels_adjacent) {
+    // A thread stays with its kernels; several share a kernel where those are few.
+    const int step = count < kThreads ? count : kThreads, parts = kThreads / step;
+    const int part = int(threadIdx.x) / step;
+    if (part >= parts) return;
+    for (int kernel = int(threadIdx.x) % step; kernel < count; kernel += step) {
+      const int64_t start = offset_of(row, tile, kernel);
+      const int64_t index = index_of(row, tile, kernel) * row.values;
+      int line = 0, column = part;
+      WAVPRUNE_UNROLL
+      for (int value = part; value < row.values; value += parts) {
+        for (; column >= row.width; column -= row.width) ++line;
+        f(kernel * row.values + value,
+          start + line * row.value_strides[0] + column * row.value_strides[1], index + value);
+        column += parts;
+      }
+    }
+    return;
+  }
   for (int i = threadIdx.x; i < total; i += kThreads) {
-    const int kernel = row.kernels_adjacent ? i % count : i / row.values;
-    const int value = row.kernels_adjacent ? i / count : i % row.values;
-    const unsigned column = in + unsigned(kernel);
-    const int64_t offset = (out + column / ins) * row.strides[0] + column % ins * row.strides[1] +
-                           value / row.width * row.strides[2] +
-                           value % row.width * row.strides[3];
-    const int index = kernel * row.values + value;
-    f(index, offset, start + index);
+    const int kernel = i / row.values, value = i % row.values;
+    f(i,
+      offset_of(row, tile, kernel) + value / row.width * row.value_strides[0] +
+          value % row.width * row.value_strides[1],
+      index_of(row, tile, kernel) * row.values + value);
   }
 }
 
-// Copies kernels to a tile: value r of kernel k to tile[k * K + r].
+// Copies kernels to shared memory: value r of kernel k to x[k * K + r].
 template <class T>
-__device__ __forceinline__ void load_tile(const Row<T>& row, int64_t first, int count, T* tile) {
+__device__ __forceinline__ void load_tile(const Row<T>& row, const Tile& tile, T* x) {
   with_element_type(row.element, [&](auto element) {
     const auto* data = reinterpret_cast<const decltype(element)*>(row.data);
-    for_each_value(row, first, count,
-               [&](int i, int64_t offset, int64_t) { tile[i] = T(widened(data[offset])); });
+    for_each_value(row, tile,
+                   [&](int i, int64_t offset, int64_t) { x[i] = T(read(data + offset)); });
   });
 }
 
-// Writes a tile, rounded already, to the weight.
+// Writes kernels to the weight.
 template <class T>
-__device__ __forceinline__ void store_tile(const Row<T>& row, int64_t first, int count,
-                                           const T* tile) {
+__device__ __forceinline__ void store_tile(const Row<T>& row, const Tile& tile, const T* x) {
   with_element_type(row.element, [&](auto element) {
     typedef decltype(element) E;
     E* data = reinterpret_cast<E*>(row.data);
-    for_each_value(row, first, count, [&](int i, int64_t offset, int64_t) {
-      data[offset] = static_cast<E>(static_cast<decltype(widened(element))>(tile[i]));
+    for_each_value(row, tile, [&](int i, int64_t offset, int64_t) {
+      write(data + offset, rounded<E>(x[i]));
     });
   });
 }
 
-// f(first, count) for each tile of this block.
+// f(offset in memory, which value) for the values of the 3x3 kernel of this thread.
+template <class T, class F>
+__device__ __forceinline__ void for_each_of_9(const Row<T>& row, const Tile& tile, F f) {
+  const int64_t start = offset_of(row, tile, int(threadIdx.x));
+  WAVPRUNE_UNROLL
+  for (int i = 0; i < 9; ++i)
+    f(start + i / 3 * row.value_strides[0] + i % 3 * row.value_strides[1], i);
+}
+
+// The 3x3 kernel of this thread, where it has one. Where kernels are adjacent in memory it needs no
+// shared memory: the threads of a warp read neighbors.
+template <class T>
+__device__ __forceinline__ bool load_own(const Row<T>& row, const Tile& tile, T* shared, T* x) {
+  const bool exists = int(threadIdx.x) < tile.count;
+  if (row.kernels_adjacent) {
+    if (!exists) return false;
+    with_element_type(row.element, [&](auto element) {
+      const auto* data = reinterpret_cast<const decltype(element)*>(row.data);
+      for_each_of_9(row, tile,
+                    [&](int64_t offset, int i) { x[i] = T(read(data + offset)); });
+    });
+    return true;
+  }
+  __syncthreads();
+  load_tile(row, tile, shared);
+  __syncthreads();
+  if (!exists) return false;
+  WAVPRUNE_UNROLL
+  for (int i = 0; i < 9; ++i) x[i] = shared[threadIdx.x * 9 + i];
+  return true;
+}
+
+// Writes what load_own gave; all threads call it.
+template <class T>
+__device__ __forceinline__ void store_own(const Row<T>& row, const Tile& tile, T* shared,
+                                          const T* x) {
+  const bool exists = int(threadIdx.x) < tile.count;
+  if (row.kernels_adjacent) {
+    if (!exists) return;
+    with_element_type(row.element, [&](auto element) {
+      typedef decltype(element) E;
+      E* data = reinterpret_cast<E*>(row.data);
+      for_each_of_9(row, tile,
+                    [&](int64_t offset, int i) { write(data + offset, rounded<E>(x[i])); });
+    });
+    return;
+  }
+  if (exists) {
+    WAVPRUNE_UNROLL
+    for (int i = 0; i < 9; ++i) shared[threadIdx.x * 9 + i] = x[i];
+  }
+  __syncthreads();
+  store_tile(row, tile, shared);
+}
+
+// f(tile) for each tile of this block.
 template <class T, class F>
 __device__ __forceinline__ void for_each_tile(const Row<T>& row, F f) {
-  const int64_t begin = int64_t(blockIdx.x - row.first_block) * kTiles * row.tile_kernels;
-  for (int t = 0; t < kTiles; ++t) {
-    const int64_t first = begin + int64_t(t) * row.tile_kernels;
-    if (first >= row.kernels) return;
-    const int64_t left = row.kernels - first;
-    f(first, left < row.tile_kernels ? int(left) : row.tile_kernels);
-  }
+  const int64_t begin = int64_t(blockIdx.x - row.first_block) * kTiles;
+  for (int64_t t = begin; t < begin + kTiles && t < row.tiles; ++t) f(tile_at(row, t));
 }
 
 // One 3x3 kernel by one thread; see runs_in_registers.

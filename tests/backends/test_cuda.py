@@ -1,7 +1,7 @@
-"""The CUDA operators: on the host in fibers, through nvcc, and on a device where there is one.
+"""The CUDA operators on the host, in fibers, and through nvcc.
 
 The shim (``cuda_shim``) compiles the same CUDA kernels and the same host code for the CPU; what it
-cannot show is in ``docs/gpu.md``.
+cannot show is in ``docs/gpu.md``, and tested in ``test_cuda_on_gpu.py``.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ import importlib.util
 import os
 import re
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,9 +22,24 @@ from hypothesis import strategies as st
 from rich.console import Console
 from rich.table import Table
 
-from tests.support.cases import any_level, bits, layer_weights, normal, quick
+from tests.support.cases import any_level, bits, normal, quick
+from tests.support.cuda import (
+    DTYPES,
+    LAYOUTS,
+    Case,
+    Pruned,
+    assert_equal,
+    assert_masked,
+    assert_same,
+    case,
+    every_layout,
+    laid_out,
+    mask,
+    mixed,
+    prune,
+    resnet_18,
+)
 from tests.tools import cuda_shim
-from wavprune import LayerRef, PruneConfig, backends, prune_layers
 from wavprune.bases import named_basis
 
 ops = pytest.importorskip("wavprune.ops", reason="the compiled extension is not built here")
@@ -32,12 +47,7 @@ cpu = torch.ops.wavprune
 emulated = torch.ops.wavprune_shim
 
 ROOT = Path(__file__).resolve().parents[2]
-DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 SEEDS = [1, 2, 3]
-gpu = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here"),
-]
 
 
 def setup_module_of_the_project() -> Any:
@@ -64,88 +74,6 @@ def shim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     cuda_shim.load(cuda_shim.build(tmp_path_factory.mktemp("shim"), sanitize))
     yield
     emulated.reseed(0)
-
-
-class Case(NamedTuple):
-    """What the operators get of one weight."""
-
-    weight: torch.Tensor
-    plan: torch.Tensor
-    dropped: int
-
-    @property
-    def keep(self) -> int:
-        """A third of the weights."""
-        return self.weight.numel() // 3
-
-
-def case(
-    weight: torch.Tensor, wavelet: str = "haar", mode: str = "periodization", level: int | None = 1
-) -> Case:
-    kernel = (int(weight.shape[2]), int(weight.shape[3]))
-    with any_level():
-        basis = named_basis(wavelet, kernel, mode, level, True)
-    operator = basis.importance_operator
-    kernels = weight.shape[0] * weight.shape[1]
-    return Case(weight, operator.plan, kernels * operator.dropped)
-
-
-def mixed(dtype: torch.dtype) -> list[Case]:
-    """Every kind of plan, shape and memory layout, for one call."""
-    layers = layer_weights(dtype)
-    cases = [case(weight, level=None) for weight in layers.values()]
-    three, seven = normal(23, 29, 3, 3, dtype=dtype), normal(9, 5, 7, 7, dtype=dtype)
-    last = normal(40, 33, 3, 3, dtype=dtype).to(memory_format=torch.channels_last)
-    flipped = normal(3, 3, 61, 5, dtype=dtype, seed=3).permute(2, 3, 0, 1)
-    cases += [
-        case(three, "haar", "symmetric"),
-        case(three, "uhaar"),
-        case(three, "dct"),
-        case(three, "db2", "symmetric"),
-        case(three, "identity"),
-        case(last, "uhaar"),
-        case(last, "identity"),
-        case(flipped, "haar"),
-        case(seven, "haar", level=None),
-        case(seven, "bior2.2", "symmetric"),
-        case(normal(3, 2, 31, 31, dtype=dtype), "sym4", level=None),
-        case(normal(70, 300, 1, 1, dtype=dtype)),
-        case(torch.zeros(5, 5, 3, 3, dtype=dtype)),
-        case(torch.empty(0, 5, 3, 3, dtype=dtype)),
-    ]
-    return cases
-
-
-class Pruned(NamedTuple):
-    """What a call did."""
-
-    thresholds: torch.Tensor
-    weights: list[torch.Tensor]
-    rows: torch.Tensor
-
-
-def prune(
-    operators: Any,
-    cases: Sequence[Case],
-    jobs: Sequence[int],
-    keep: Sequence[int],
-    compute_float64: bool,
-    seeds: Sequence[int] = (),
-) -> Pruned:
-    weights = [entry.weight.clone(memory_format=torch.preserve_format) for entry in cases]
-    plans = [entry.plan for entry in cases]
-    thresholds = operators.topk_threshold(weights, plans, seeds, jobs, keep, compute_float64)
-    own = thresholds[torch.tensor(jobs, device=thresholds.device)]
-    rows = operators.prune_(weights, plans, seeds, own, compute_float64)
-    return Pruned(thresholds, weights, rows)
-
-
-def assert_same(found: Pruned, expected: Pruned) -> None:
-    assert bits(found.thresholds) == bits(expected.thresholds)
-    for ours, theirs in zip(found.weights, expected.weights, strict=True):
-        assert torch.equal(ours, theirs)
-    assert torch.equal(found.rows[:, :2], expected.rows[:, :2])
-    assert torch.allclose(found.rows[:, 2:], expected.rows[:, 2:], rtol=1e-5)
 
 
 @pytest.mark.usefixtures("shim")
@@ -187,10 +115,10 @@ class TestOnTheHost:
         cases[0].weight[:3] = 0
         seeds, keep = [-(2**63), 12345], [5000, 900]
         for jobs, kept in (([0, 1], keep), ([0, 0], keep[:1])):
-            assert_same(
-                prune(emulated, cases, jobs, kept, True, seeds),
-                prune(cpu, cases, jobs, kept, True, seeds),
-            )
+            expected = prune(cpu, cases, jobs, kept, True, seeds)
+            assert_same(prune(emulated, cases, jobs, kept, True, seeds), expected)
+            own = expected.thresholds[torch.tensor(jobs)]
+            assert_masked(cases, mask(emulated, cases, own, True, seeds), expected)
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
     def test_adversarial_selections_are_numpys(self, dtype: torch.dtype) -> None:
@@ -274,13 +202,75 @@ class TestOnTheHost:
         view.copy_(dense)
         one = case(view, wavelet, "symmetric")
         keep, compute_float64 = [int(kept * dense.numel())], dtype == torch.float64
-        expected = prune(cpu, [Case(dense, one.plan, 0)], [0], keep, compute_float64)
+        expected = prune(cpu, [one._replace(weight=dense)], [0], keep, compute_float64)
         emulated.reseed(seed)
         threshold = emulated.topk_threshold([view], [one.plan], [], [0], keep, compute_float64)
+        assert_masked([one], mask(emulated, [one], threshold, compute_float64), expected)
+        masks = [one.empty_mask()]
+        emulated.mark_([view], [one.plan], [], threshold, masks, compute_float64)
         rows = emulated.prune_([view], [one.plan], [], threshold, compute_float64)
         assert_same(Pruned(threshold, [view], rows), expected)
+        view.copy_(dense)
+        emulated.project_([view], [one.plan], masks, compute_float64)
+        assert_equal([view], expected.weights)
         view.fill_(torch.nan)
         assert stored.isnan().all()
+
+    @pytest.mark.parametrize("dtype", DTYPES)
+    @pytest.mark.parametrize("layout", LAYOUTS)
+    def test_masks_prune_as_thresholds_do_in_every_layout(
+        self, layout: str, dtype: torch.dtype
+    ) -> None:
+        cases, compute_float64 = every_layout(dtype, layout), dtype == torch.float64
+        dense = [entry._replace(weight=laid_out(entry.weight, "contiguous")) for entry in cases]
+        jobs, keep = range(len(cases)), [entry.keep for entry in cases]
+        expected = prune(cpu, dense, jobs, keep, compute_float64)
+        on_cpu = mask(cpu, dense, expected.thresholds, compute_float64)
+        for seed in SEEDS[:2] if dtype == torch.float32 else SEEDS[:1]:
+            emulated.reseed(seed)
+            assert_same(prune(emulated, cases, jobs, keep, compute_float64), expected)
+            found = mask(emulated, cases, expected.thresholds, compute_float64)
+            assert_masked(cases, found, expected)
+            for entry, ours, theirs in zip(cases, found.masks, on_cpu.masks, strict=True):
+                assert torch.equal(entry.kept(ours), entry.kept(theirs))
+
+    def test_a_mask_of_other_weights_keeps_what_it_says(self) -> None:
+        # Coefficients of 0 that are kept, and halves that end at their largest.
+        cases = [case(normal(9, 33, 3, 3, dtype=d), "dct") for d in (torch.float32, torch.float16)]
+        cases[0].weight[2] = 0
+        cases[1].weight[3] = 65504
+        masks = [entry.empty_mask().random_(generator=torch.Generator()) for entry in cases]
+        plans = [entry.plan for entry in cases]
+        results = []
+        for operators in (cpu, emulated):
+            weights = [entry.weight.clone() for entry in cases]
+            rows = operators.prune_by_mask_(weights, plans, masks, False)
+            results.append(Pruned(rows[:, 0].clone(), weights, rows))
+        assert_same(results[1], results[0])
+
+    def test_masks_take_a_launch_for_the_table_and_one_each(self) -> None:
+        cases = [case(normal(64, 48, 3, 3, seed=s), "uhaar") for s in range(3)]
+        thresholds = torch.full((3,), 0.7, dtype=torch.float64)
+        before = emulated.launches()
+        mask(emulated, cases, thresholds, False)
+        assert emulated.launches() - before == 6
+        # Tiles of unaligned rectangles share words of the mask, which are cleared first.
+        odd = [case(laid_out(normal(64, 50, 3, 3), "tensorflow"), "uhaar")]
+        mask(emulated, odd, thresholds[:1], False)
+        assert emulated.launches() - before == 13
+
+    def test_at_a_threshold_of_nan_a_mask_keeps_nothing(self) -> None:
+        cases = [case(normal(20, 20, 3, 3, seed=s)) for s in range(2)]
+        found = mask(emulated, cases, torch.tensor([torch.nan, 0.5], dtype=torch.float64), False)
+        kept = [bool(c.kept(m).any()) for c, m in zip(cases, found.masks, strict=True)]
+        assert kept == [False, True]
+
+    @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "tensorflow"])
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    def test_every_sector_is_used_as_a_whole(self, layout: str, dtype: torch.dtype) -> None:
+        for wavelet, shape in (("uhaar", (64, 64, 3, 3)), ("identity", (64, 64, 3, 3))):
+            entry = case(laid_out(normal(*shape, dtype=dtype), layout), wavelet)
+            assert sector_efficiency(entry) == dict.fromkeys(("count", "prune", "project"), 1.0)
 
     @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -338,6 +328,7 @@ class TestOnTheHost:
         assert emulated.topk_threshold([], [], [], [], [3], False).tolist() == [float("inf")]
         assert emulated.percentile_threshold([], [], [], 50.0, False).shape == (0,)
         assert emulated.prune_([], [], [], none, False).shape == (0, 4)
+        emulated.mark_([], [], [], none, [], False)
 
     @pytest.mark.parametrize("dtype", DTYPES)
     @pytest.mark.parametrize("count", [0, 1, 7, 8, 2305, 20_000])
@@ -384,6 +375,23 @@ class TestOnTheHost:
                 "9223372036854775807 dropped",
             ),
             (lambda w, p: emulated.prune_([w], [p], [], torch.zeros(2), False), "1 contiguous"),
+            (
+                lambda w, p: emulated.project_([w], [p], [torch.zeros(17).byte()], False),
+                "mask of weight 0 must be 18 contiguous bytes",
+            ),
+            (lambda w, p: emulated.prune_by_mask_([w], [p], [], False), "with 0 masks"),
+            (
+                lambda w, p: emulated.mark_(
+                    [w], [p], [], torch.zeros(1).double(), [torch.zeros(18)], False
+                ),
+                "mask of weight 0 must be 18 contiguous bytes",
+            ),
+            (
+                lambda w, p: emulated.mark_(
+                    *([w], [p], [], torch.zeros(1).double(), [torch.zeros(19).byte()[1:]], False)
+                ),
+                "even address",
+            ),
             (lambda w, p: emulated.dwt2(w, p, 9), "matrix"),
             (lambda w, p: emulated.dwt2(w.view(-1, 9), p, 8), "rows of 8"),
             (lambda w, p: emulated.percentile_mask(w.int(), 50.0, False), "bfloat16"),
@@ -403,26 +411,30 @@ class TestOnTheHost:
         assert torch.equal(weight, before)
 
 
+def sector_efficiency(entry: Case) -> dict[str, float]:
+    """Bytes of the weights that each CUDA kernel accesses over those of the sectors it moves."""
+    double = entry.weight.dtype == torch.float64
+    weights, plans, masks = [entry.weight.clone()], [entry.plan], [entry.empty_mask()]
+    cuts = torch.tensor([0.5], dtype=torch.float64)
+    calls = {
+        "count": lambda: emulated.topk_threshold(weights, plans, [], [0], [entry.keep], double),
+        "prune": lambda: emulated.prune_(weights, plans, [], cuts, double),
+        "project": lambda: emulated.project_(weights, plans, masks, double),
+    }
+    found = {}
+    for name, call in calls.items():
+        emulated.count_accesses(True)
+        call()
+        accessed, sectors = emulated.count_accesses(False)
+        found[name] = accessed / (32 * sectors)
+    return found
+
+
 def separable_identity(side: int) -> torch.Tensor:
     """The identity as two axes of a separable transform."""
     axis = torch.eye(side, dtype=torch.float64).flatten()
     head = torch.tensor([1.0, side, side, side, side], dtype=torch.float64)
     return torch.cat([head, axis, axis, axis, axis])
-
-
-def resnet_18(share: float = 1.0) -> list[tuple[int, int, int, int]]:
-    """The shapes of its 20 Conv2d weights, with that share of the channels."""
-    widths = [64, 128, 256, 512]
-    shapes = [(64, 3, 7, 7)]
-    for stage, width in enumerate(widths):
-        narrow = widths[max(stage - 1, 0)]
-        shapes += [(width, narrow, 3, 3)] + [(width, width, 3, 3)] * 3
-        if stage:
-            shapes.append((width, narrow, 1, 1))
-    return [
-        (int(outs * share), max(int(ins * share), min(ins, 3)), kh, kw)
-        for outs, ins, kh, kw in shapes
-    ]
 
 
 def test_resnet_18_has_eleven_million_weights() -> None:
@@ -464,7 +476,7 @@ def test_no_kernel_spills_or_takes_more_than_128_registers(
         said = compiler.communicate()[1]
         assert compiler.returncode == 0, said
         kernels = list(RESOURCES.finditer(said))
-        assert len(kernels) == said.count("Compiling entry function") == 10
+        assert len(kernels) == said.count("Compiling entry function") == 18
         for kernel in kernels:
             argument = kernel["type"]
             name = f"{kernel['name']}<{TYPES.get(argument) or argument.strip('LiE')}>"
@@ -497,7 +509,10 @@ def tile_bytes() -> int:
 @needs_nvcc
 def test_the_extension_has_its_cuda_part_where_there_is_nvcc() -> None:
     assert tuple(cpu.cuda_capabilities()) == building.CAPABILITIES
-    for name in ("topk_threshold", "percentile_threshold", "prune_", "dwt2", "percentile_mask"):
+    for name in (
+        *("topk_threshold", "percentile_threshold", "prune_", "mark_", "project_"),
+        *("prune_by_mask_", "dwt2", "idwt2", "percentile_mask"),
+    ):
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"wavprune::{name}", "CUDA")
 
 
@@ -527,139 +542,3 @@ def test_a_toolkit_is_found_by_its_release_as_numbers(
     assert found or f"release {release}" in capsys.readouterr().out
     monkeypatch.setenv("WAVPRUNE_NO_CUDA", "1")
     assert building.toolkit() is None
-
-
-def on_device(entry: Case) -> Case:
-    return entry._replace(weight=entry.weight.cuda())
-
-
-def to_host(done: Pruned) -> Pruned:
-    weights = [weight.cpu() for weight in done.weights]
-    return Pruned(done.thresholds.cpu(), weights, done.rows.cpu())
-
-
-class TestOnADevice:
-    """The CUDA kernels on a GPU."""
-
-    pytestmark = gpu
-
-    @pytest.mark.parametrize("dtype", DTYPES)
-    def test_same_bits_as_the_cpu(self, dtype: torch.dtype) -> None:
-        cases, compute_float64 = mixed(dtype), dtype == torch.float64
-        jobs, keep = list(range(len(cases))), [c.keep for c in cases]
-        expected = prune(cpu, cases, jobs, keep, compute_float64)
-        there = [on_device(c) for c in cases]
-        for _ in range(3):
-            assert_same(to_host(prune(cpu, there, jobs, keep, compute_float64)), expected)
-
-    def test_a_whole_network_under_one_threshold(self) -> None:
-        cases = [case(normal(*shape), level=None) for shape in resnet_18()]
-        jobs, keep = [0] * len(cases), [sum(c.keep for c in cases)]
-        there = [on_device(c) for c in cases]
-        assert_same(
-            to_host(prune(cpu, there, jobs, keep, False)), prune(cpu, cases, jobs, keep, False)
-        )
-
-    def test_percentiles_masks_and_transforms(self) -> None:
-        weight, plan, dropped = case(normal(64, 64, 3, 3))
-        there = weight.cuda()
-        for ours, theirs in (
-            (
-                cpu.percentile_threshold([there], [plan], [dropped], 60.0, False),
-                cpu.percentile_threshold([weight], [plan], [dropped], 60.0, False),
-            ),
-            (cpu.percentile_mask(there, 60.0, True), cpu.percentile_mask(weight, 60.0, True)),
-            (cpu.percentile_mask(there, 60.0, False), cpu.percentile_mask(weight, 60.0, False)),
-            (cpu.dwt2(there.view(-1, 9), plan, 9), cpu.dwt2(weight.view(-1, 9), plan, 9)),
-            (cpu.idwt2(there.view(-1, 9), plan, 9), cpu.idwt2(weight.view(-1, 9), plan, 9)),
-        ):
-            assert torch.equal(ours.cpu(), theirs)
-
-    def test_opcheck(self) -> None:
-        weight, plan, _ = on_device(case(normal(8, 8, 3, 3)))
-        thresholds = torch.tensor([0.02], dtype=torch.float64, device="cuda")
-        for operator, arguments in (
-            (cpu.topk_threshold, ([weight], [plan], [], [0], [50], False)),
-            (cpu.percentile_threshold, ([weight], [plan], [0], 50.0, False)),
-            (cpu.prune_, ([weight], [plan], [], thresholds, False)),
-            (cpu.dwt2, (weight.view(-1, 9), plan, 9)),
-            (cpu.idwt2, (weight.view(-1, 9), plan, 9)),
-            (cpu.percentile_mask, (weight, 50.0, True)),
-        ):
-            torch.library.opcheck(operator.default, arguments)
-
-    def test_nothing_waits_for_the_device(self) -> None:
-        there = [on_device(case(normal(64, 64, 3, 3), level=None))] * 2
-        prune(cpu, there, [0, 1], [10_000, 10_000], False)
-        weights, plans = [c.weight for c in there], [c.plan for c in there]
-        torch.cuda.synchronize()
-        torch.cuda.set_sync_debug_mode("error")
-        try:
-            found = cpu.topk_threshold(weights, plans, [], [0, 1], [10_000, 10_000], False)
-            cpu.prune_(weights, plans, [], found, False)
-            cpu.percentile_mask(weights[0], 50.0, True)
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-
-    def test_six_launches_for_a_resnet_18(self) -> None:
-        there = [on_device(case(normal(*shape), level=None)) for shape in resnet_18()]
-        weights, plans = [c.weight for c in there], [c.plan for c in there]
-        jobs = list(range(len(there)))
-        cpu.topk_threshold(weights, plans, [], jobs, [c.keep for c in there], False)
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-            found = cpu.topk_threshold(weights, plans, [], jobs, [c.keep for c in there], False)
-            cpu.prune_(weights, plans, [], found, False)
-            torch.cuda.synchronize()
-        launched = [e for e in profile.events() if "wavprune::cuda::" in e.name]
-        assert len(launched) == 6
-
-    def test_a_captured_graph_prunes_what_is_there_when_it_runs(self) -> None:
-        entry = case(normal(64, 64, 3, 3), level=None)
-        there, keep = entry.weight.cuda(), [entry.keep]
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            found = cpu.topk_threshold([there], [entry.plan], [], [0], keep, False)
-            rows = cpu.prune_([there], [entry.plan], [], found, False)
-        for seed in (5, 6):
-            fresh = case(normal(64, 64, 3, 3, seed=seed), level=None)
-            there.copy_(fresh.weight)
-            graph.replay()
-            expected = prune(cpu, [fresh], [0], keep, False)
-            assert_same(Pruned(found.cpu(), [there.cpu()], rows.cpu()), expected)
-
-    def test_streams_of_their_own(self) -> None:
-        cases = [case(normal(256, 256, 3, 3, seed=s), level=None) for s in range(4)]
-        there = [on_device(c) for c in cases]
-        streams = [torch.cuda.Stream() for _ in cases]  # type: ignore[no-untyped-call]  # torch's lack
-        done = []
-        for entry, stream in zip(there, streams, strict=True):
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
-                done.append(prune(cpu, [entry], [0], [entry.keep], False))
-        torch.cuda.synchronize()
-        for found, entry in zip(done, cases, strict=True):
-            assert_same(to_host(found), prune(cpu, [entry], [0], [entry.keep], False))
-
-    @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there is one GPU here at most")
-    def test_every_device_and_no_call_for_two(self) -> None:
-        entry = case(normal(64, 64, 3, 3), level=None)
-        expected = prune(cpu, [entry], [0], [entry.keep], False)
-        places = [entry._replace(weight=entry.weight.to(f"cuda:{d}")) for d in (0, 1)]
-        for place in places:
-            assert_same(to_host(prune(cpu, [place], [0], [entry.keep], False)), expected)
-            assert torch.cuda.current_device() == 0
-        weights, plans = [c.weight for c in places], [c.plan for c in places]
-        with pytest.raises(RuntimeError, match="on one CUDA device"):
-            cpu.topk_threshold(weights, plans, [], [0, 0], [10], False)
-
-    def test_the_native_backend_runs_there(self) -> None:
-        backend = backends.resolve("native", [])
-        assert backend.name == "native"
-        weight = normal(64, 64, 3, 3)
-        there = weight.cuda()
-        config = PruneConfig(wavelet="haar", backend="native")
-        report = prune_layers([LayerRef("conv", there)], config)
-        expected = prune_layers([LayerRef("conv", weight)], config)
-        assert torch.equal(there.cpu(), weight)
-        assert report.kept == expected.kept

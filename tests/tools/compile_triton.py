@@ -22,7 +22,8 @@ from triton.backends.compiler import GPUTarget  # type: ignore[import-untyped]
 from triton.compiler import ASTSource  # type: ignore[import-untyped]
 
 from wavprune.backends.triton import backend as subject
-from wavprune.backends.triton import kernels as triton_kernels
+from wavprune.backends.triton import kernels as selecting
+from wavprune.backends.triton import pruning
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -37,6 +38,15 @@ POINTERS = {
     "thresholds": "*fp64",
     "partials": "*fp64",
     "sums": "*fp64",
+}
+KERNELS = {
+    name: getattr(module, name)
+    for module, names in (
+        (selecting, ("count_digits", "resolve_thresholds")),
+        (pruning, ("prune_layers", "prune_by_masks", "mark_layers")),
+        (pruning, ("sum_partials",)),
+    )
+    for name in names
 }
 MAX_REGISTERS = 128
 MAX_SHARED = 48 * 1024
@@ -61,7 +71,7 @@ class Resources(NamedTuple):
 
 def resources(name: str, in_float64: bool | None, target: str) -> Resources:
     """Compile one Triton kernel as the backend launches it."""
-    kernel = getattr(triton_kernels, name)
+    kernel = KERNELS[name]
     names = list(inspect.signature(kernel.fn).parameters)
     # It is specialized neither on values nor on the alignment of pointers.
     assert {param.name for param in kernel.params if not param.do_not_specialize} == {
@@ -110,10 +120,10 @@ def cubin_usage(cubin: bytes) -> dict[str, int]:
 def main(targets: list[str]) -> int:
     """Compile for these targets; 1 where a Triton kernel takes too much."""
     excessive = []
-    by_dtype = ("count_digits", "resolve_thresholds", "prune_layers")
     variants: list[tuple[str, bool | None]] = [
-        *((name, in_float64) for name in by_dtype for in_float64 in (False, True)),
-        ("sum_partials", None),
+        (name, in_float64)
+        for name in KERNELS
+        for in_float64 in ((None,) if name == "sum_partials" else (False, True))
     ]
     print(f"{'target':8}{'Triton kernel':20}{'dtype':10}registers  spilled  in lanes  shared")
     for target in targets:

@@ -24,12 +24,15 @@ from tests.support.cases import (
     assert_pruned,
     bits,
     layer_of,
+    model_of,
     normal,
     prune_weights,
     quick,
 )
-from wavprune import PruneConfig, backends
+from tests.support.cuda import DTYPES, LAYOUTS, laid_out
+from wavprune import PruneConfig, Pruner, backends
 from wavprune.backends import Budget, Job, Layer
+from wavprune.backends.masks import unpack
 from wavprune.backends.triton import backend as subject
 from wavprune.backends.triton import tables
 from wavprune.bases import named_basis
@@ -66,6 +69,8 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> Iterator[Launches]:
     recorded = Launches()
     launch, patch = interpreter.GridExecutor.__call__, interpreter._patch_lang
     patched: set[tuple[int, ...]] = set()
+
+    subject._UPLOADS.clear()
 
     def launched(self: Any, *arguments: Any, **settings: Any) -> None:
         recorded.kernels.append(self.fn.__name__)
@@ -426,6 +431,138 @@ def test_autograd_sees_that_a_weight_changed() -> None:
     version = weight._version
     BACKEND.apply_([layer_of(weight, PruneConfig())], torch.tensor([0.1], dtype=torch.float64))
     assert weight._version > version
+
+
+def several_kinds(dtype: torch.dtype, layout: str, seed: int | None = None) -> list[Layer]:
+    """Kernels of every kind, around the sizes of tiles and of words of masks, in one layout."""
+    shapes = {
+        "uhaar": [(9, 17, 3, 3), (40, 1, 3, 3)],
+        "dct": [(3, 6, 7, 7)],
+        "identity": [(6, 11, 3, 3), (35, 33, 1, 1)],
+    }
+    layers = []
+    for wavelet, sizes in shapes.items():
+        for i, shape in enumerate(sizes if seed is None or wavelet == "identity" else ()):
+            inside, _ = embedded(laid_out(normal(*shape, dtype=dtype, seed=i), layout))
+            layer = layer_of(inside, PruneConfig(wavelet=wavelet))
+            layers.append(replace(layer, seed=None if seed is None else seed + i))
+    return layers
+
+
+def twins(layers: Sequence[Layer]) -> list[Layer]:
+    """The same layers with their own weights, in the same layout."""
+    return [replace(layer, weight=embedded(layer.weight)[0]) for layer in layers]
+
+
+def kept_by(layer: Layer, mask: torch.Tensor) -> torch.Tensor:
+    """The bits of a mask that mean something."""
+    return unpack(mask, layer.num_kernels, layer.num_coefficients, flat=layer.is_flat)
+
+
+@pytest.mark.parametrize(
+    ("layout", "dtype"),
+    [
+        *((layout, torch.float32) for layout in LAYOUTS),
+        *zip(LAYOUTS[1:], DTYPES[1:], strict=False),
+    ],
+    ids=str,
+)
+def test_masks_prune_as_thresholds_do_in_every_layout(
+    layout: str, dtype: torch.dtype, launches: Launches
+) -> None:
+    layers = several_kinds(dtype, layout)
+    dense = [replace(layer, weight=layer.weight.contiguous()) for layer in layers]
+    budget = Budget(keep=2000)
+    threshold = BACKEND.threshold([Job(layers, budget)])
+    assert torch.equal(threshold, BACKEND.threshold([Job(dense, budget)]))
+    thresholds = threshold.expand(len(layers)).contiguous()
+    launches.kernels.clear()
+    masks = BACKEND.masks(layers, thresholds)
+    assert launches.kernels == ["mark_layers"]
+    by_threshold, by_mask, projected = twins(layers), twins(layers), twins(layers)
+    rows = BACKEND.apply_(by_threshold, thresholds)
+    by_mask_rows = BACKEND.apply_(by_mask, masks)
+    launches.kernels.clear()
+    BACKEND.project_(projected, masks)
+    assert launches.kernels == ["prune_by_masks"]
+    assert [int(kept_by(*pair).sum()) for pair in zip(layers, masks, strict=True)] == rows[
+        :, 0
+    ].tolist()
+    assert torch.equal(by_mask_rows, rows)
+    for one, two, three in zip(by_threshold, by_mask, projected, strict=True):
+        assert bits(one.weight) == bits(two.weight) == bits(three.weight)
+    expected = BACKEND.apply_(dense, thresholds)
+    assert torch.equal(rows[:, :2], expected[:, :2])
+    for one, two in zip(by_threshold, dense, strict=True):
+        assert bits(one.weight) == bits(two.weight)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("seed", [None, 5])
+def test_masks_of_the_identity_are_those_of_the_cpu(layout: str, seed: int | None) -> None:
+    layers = [
+        layer for layer in several_kinds(torch.float32, layout, seed) if layer.operator.identity
+    ]
+    thresholds = torch.full((len(layers),), 0.6, dtype=torch.float64)
+    found, expected = BACKEND.masks(layers, thresholds), EAGER.masks(layers, thresholds)
+    for layer, ours, theirs in zip(layers, found, expected, strict=True):
+        assert torch.equal(kept_by(layer, ours), kept_by(layer, theirs))
+
+
+def test_at_a_threshold_of_nan_a_mask_keeps_nothing() -> None:
+    layers = several_kinds(torch.float32, "contiguous")
+    thresholds = torch.full((len(layers),), NAN, dtype=torch.float64)
+    for layer, mask in zip(layers, BACKEND.masks(layers, thresholds), strict=True):
+        assert not kept_by(layer, mask).any()
+
+
+@pytest.mark.parametrize("wavelet", ["uhaar", "identity"])
+def test_training_is_pruned_without_eager(
+    wavelet: str, launches: Launches, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unexpected(*arguments: object) -> None:
+        raise AssertionError("eager ran")
+
+    for step in ("_threshold", "_mask", "_rewrite", "project_"):
+        monkeypatch.setattr(type(EAGER), step, unexpected)
+    config = PruneConfig(wavelet=wavelet, backend="triton", sparsity=0.75)
+    model = model_of(conv=laid_out(normal(9, 8, 3, 3), "channels_last"))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    pruner = Pruner(model, config)
+    pruner.attach(optimizer)
+    weight = model.get_parameter("conv.weight")
+    for step in range(2):
+        weight.grad = normal(9, 8, 3, 3, seed=step)
+        optimizer.step()
+    report = pruner.finish()
+    assert report.layers[0].backend == "triton"
+    assert report.kept == 162
+    assert launches.kernels.count("prune_by_masks") >= 2
+    if wavelet == "identity":
+        assert int((weight != 0).sum()) == 162
+
+
+def test_a_repeated_call_packs_no_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    layers = several_kinds(torch.float32, "contiguous")
+    jobs = [Job([layer], Budget(keep=5)) for layer in layers]
+    masks = [torch.zeros(layer.mask_bytes, dtype=torch.uint8) for layer in layers]
+    packed: list[int] = []
+
+    def counted(*arguments: Any) -> tables.Table:
+        packed.append(1)
+        return tables.table_of(*arguments)
+
+    monkeypatch.setattr(subject, "table_of", counted)
+    monkeypatch.setattr(subject, "_run", lambda *arguments, **settings: None)
+    for _ in range(2):
+        BACKEND.apply_(layers, BACKEND.threshold(jobs))
+        BACKEND.project_(layers, masks)
+        # One that counts, one of the jobs, one that prunes at thresholds, and one with masks.
+        assert len(packed) == 4
+    BACKEND.project_(layers, [mask.clone() for mask in masks])
+    assert len(packed) == 5
+    BACKEND.project_(twins(layers), masks)
+    assert len(packed) == 6
 
 
 def resnet18(width: int) -> list[tuple[int, ...]]:

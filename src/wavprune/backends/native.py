@@ -9,9 +9,7 @@ from typing import TypeVar
 import torch
 
 from .. import ops  # noqa: F401  # registers the operators
-from .masks import pack, unpack
 from .protocol import SHARDED, Backend, Job, Layer, Measured, Selection, mark_changed
-from .random import uniform
 
 T = TypeVar("T")
 K = TypeVar("K")
@@ -80,17 +78,18 @@ class NativeBackend:
 
     def masks(self, layers: Sequence[Layer], thresholds: torch.Tensor) -> list[torch.Tensor]:
         """Which coefficients are kept; see ``Backend``."""
-        if layers and layers[0].weight.device.type != "cpu":
-            return [_device_mask(*pair) for pair in zip(layers, thresholds.unbind(), strict=True)]
-        masks = [torch.empty(layer.mask_bytes, dtype=torch.uint8, device="cpu") for layer in layers]
-        for in_float64, chosen in _groups(layers, _in_float64):
+        masks = [
+            torch.empty(layer.mask_bytes, dtype=torch.uint8, device=layer.weight.device)
+            for layer in layers
+        ]
+        groups = _groups(layers, _in_float64)
+        for in_float64, chosen in groups:
             members = [layers[i] for i in chosen]
-            cuts = torch.stack([thresholds[i] for i in chosen])
             torch.ops.wavprune.mark_(
                 _weights(members),
                 _plans(members),
                 _seeds(members),
-                cuts,
+                _chosen(thresholds, chosen, groups),
                 [masks[i] for i in chosen],
                 in_float64,
             )
@@ -104,9 +103,6 @@ class NativeBackend:
 
     def project_(self, layers: Sequence[Layer], masks: Sequence[torch.Tensor]) -> None:
         """Set the coefficients that are not kept to 0, in place; see ``Backend``."""
-        if layers and layers[0].weight.device.type != "cpu":
-            _apply_masks(layers, masks)
-            return
         for in_float64, chosen in _groups(layers, _in_float64):
             members = [layers[i] for i in chosen]
             weights = _weights(members)
@@ -123,9 +119,8 @@ def _apply_thresholds(layers: Sequence[Layer], thresholds: torch.Tensor) -> torc
         thresholds = torch.maximum(thresholds, thresholds.amin())
     parts = []
     for in_float64, chosen in groups:
-        members = layers if len(groups) == 1 else [layers[i] for i in chosen]
-        # One by one: a list as an index would be copied to a GPU, and waited for.
-        cuts = thresholds if len(groups) == 1 else torch.stack([thresholds[i] for i in chosen])
+        members = [layers[i] for i in chosen]
+        cuts = _chosen(thresholds, chosen, groups)
         weights = _weights(members)
         plans, seeds = _plans(members), _seeds(members)
         parts.append(torch.ops.wavprune.prune_(weights, plans, seeds, cuts, in_float64))
@@ -134,8 +129,6 @@ def _apply_thresholds(layers: Sequence[Layer], thresholds: torch.Tensor) -> torc
 
 
 def _apply_masks(layers: Sequence[Layer], masks: Sequence[torch.Tensor]) -> torch.Tensor:
-    if layers and layers[0].weight.device.type != "cpu":
-        return torch.stack([_device_project(*pair) for pair in zip(layers, masks, strict=True)])
     parts = []
     groups = _groups(layers, _in_float64)
     for in_float64, chosen in groups:
@@ -169,54 +162,6 @@ def _thresholds(jobs: Sequence[Job], key: tuple[bool, float | None]) -> torch.Te
     return result
 
 
-# On a device masks come from the coefficients of ``dwt2``, whose arithmetic is that of the pass
-# that prunes: so they are what ``apply_`` keeps, bit for bit.
-
-
-def _device_coefficients(layer: Layer) -> torch.Tensor:
-    kernels = layer.weight.to(layer.ranking_dtype).flatten(0, 1).flatten(1).contiguous()
-    if layer.operator.identity:
-        return kernels
-    result: torch.Tensor = torch.ops.wavprune.dwt2(
-        kernels, layer.operator.plan, layer.num_coefficients
-    )
-    return result
-
-
-def _device_mask(layer: Layer, threshold: torch.Tensor) -> torch.Tensor:
-    coefficients = _device_coefficients(layer)
-    ranks = coefficients.abs()
-    if layer.seed is not None:
-        indices = torch.arange(coefficients.numel(), device=coefficients.device)
-        ranks = torch.where(
-            coefficients == 0, 0, uniform(indices, layer.seed).view_as(coefficients)
-        )
-    cut = threshold.to(ranks.device, ranks.dtype)
-    return pack((ranks >= cut) & (coefficients != 0), flat=layer.is_flat)
-
-
-def _device_project(layer: Layer, mask: torch.Tensor) -> torch.Tensor:
-    coefficients = _device_coefficients(layer)
-    size = (layer.num_kernels, layer.num_coefficients)
-    kept = unpack(mask, *size, flat=layer.is_flat) & (coefficients != 0)
-    # Adding 0 makes 0 of the -0 that a negative coefficient leaves.
-    pruned = (coefficients * kept).add_(0)
-    if not layer.operator.identity:
-        plan = layer.operator.plan
-        pruned = torch.ops.wavprune.idwt2(pruned, plan, layer.basis.num_values)
-    before = layer.weight.double()
-    limit = torch.finfo(layer.weight.dtype).max
-    layer.weight.copy_(pruned.clamp_(-limit, limit).view(layer.weight.shape))
-    return torch.stack(
-        [
-            kept.sum(dtype=torch.float64),
-            (layer.weight == 0).sum(dtype=torch.float64),
-            (before - layer.weight.double()).square().sum(),
-            before.square().sum(),
-        ]
-    )
-
-
 def _weights(layers: Sequence[Layer]) -> list[torch.Tensor]:
     return [layer.weight for layer in layers]
 
@@ -245,6 +190,16 @@ def _groups(items: Sequence[T], key: Callable[[T], K]) -> list[tuple[K, list[int
     for i, group in enumerate(map(key, items)):
         groups.setdefault(group, []).append(i)
     return list(groups.items())
+
+
+def _chosen(
+    thresholds: torch.Tensor, chosen: list[int], groups: Sequence[tuple[object, list[int]]]
+) -> torch.Tensor:
+    """The thresholds of one group."""
+    if len(groups) == 1:
+        return thresholds
+    # One by one: a list as an index would be copied to a GPU, and waited for.
+    return torch.stack([thresholds[i] for i in chosen])
 
 
 def _in_order(

@@ -6,11 +6,15 @@
 #include <ucontext.h>
 
 #include <algorithm>
+#include <map>
 #include <memory>
 #include <numeric>
 #include <random>
+#include <set>
+#include <utility>
 #include <vector>
 
+#define WAVPRUNE_ACCESS(address, bytes) shim::touch(address, bytes)
 #define WAVPRUNE_TILE(T, name) T* const name = static_cast<T*>(shim::dynamic_shared())
 #define WAVPRUNE_LAUNCH(kernel, blocks, tile_bytes, stream, ...) \
   ((void)(stream), shim::launch([&] { kernel(__VA_ARGS__); }, blocks, kThreads, tile_bytes))
@@ -38,6 +42,22 @@ const std::function<void()>* body;
 char* shared;
 std::mt19937_64 random_order;
 int64_t launch_count;
+
+// What the warps of a device would move: the accesses that the threads of a warp make at the same
+// instruction take every sector of 32 bytes that one of them touches, once.
+constexpr size_t kSector = 32;
+constexpr int kWarp = 32;
+bool counting;
+int64_t touched_bytes, touched_sectors;
+std::vector<int> accesses_of_thread;
+std::map<std::pair<int, int>, std::set<uintptr_t>> sectors_of_access;
+
+void count_block() {
+  for (const auto& [access, sectors] : sectors_of_access)
+    touched_sectors += int64_t(sectors.size());
+  sectors_of_access.clear();
+  std::fill(accesses_of_thread.begin(), accesses_of_thread.end(), 0);
+}
 
 void enter() {
   (*body)();
@@ -76,6 +96,15 @@ void run_block(int threads) {
 
 }  // namespace
 
+void touch(const void* address, size_t bytes) {
+  if (!counting) return;
+  const int thread = int(threadIdx.x);
+  touched_bytes += int64_t(bytes);
+  const uintptr_t first = uintptr_t(address) / kSector;
+  auto& sectors = sectors_of_access[{thread / kWarp, accesses_of_thread[thread]++}];
+  for (uintptr_t s = first; s <= (uintptr_t(address) + bytes - 1) / kSector; ++s) sectors.insert(s);
+}
+
 void wait() { swapcontext(&running->context, &scheduler); }
 
 void* dynamic_shared() { return shared; }
@@ -83,6 +112,7 @@ void* dynamic_shared() { return shared; }
 void launch(const std::function<void()>& kernel, int blocks, int threads, size_t shared_bytes) {
   ++launch_count;
   while (int(fibers.size()) < threads) fibers.emplace_back();
+  accesses_of_thread.resize(threads);
   body = &kernel;
   gridDim.x = unsigned(blocks);
   for (const int block : shuffled(blocks)) {
@@ -92,7 +122,14 @@ void launch(const std::function<void()>& kernel, int blocks, int threads, size_t
     shared = memory.get();
     blockIdx.x = unsigned(block);
     run_block(threads);
+    count_block();
   }
+}
+
+// Bytes and sectors since counting began; from now on accesses are counted, or not.
+std::vector<int64_t> count_accesses(bool on) {
+  counting = on;
+  return {std::exchange(touched_bytes, 0), std::exchange(touched_sectors, 0)};
 }
 
 void reseed(int64_t seed) { random_order.seed(uint64_t(seed)); }
@@ -120,20 +157,33 @@ STABLE_TORCH_LIBRARY(wavprune_shim, library) {
   library.def(
       "prune_(Tensor(a!)[] weights, Tensor[] plans, int[] seeds, Tensor thresholds, bool compute_float64) -> "
       "Tensor");
+  library.def(
+      "mark_(Tensor[] weights, Tensor[] plans, int[] seeds, Tensor thresholds, "
+      "Tensor(a!)[] masks, bool compute_float64) -> ()");
+  library.def(
+      "project_(Tensor(a!)[] weights, Tensor[] plans, Tensor[] masks, bool compute_float64) -> ()");
+  library.def(
+      "prune_by_mask_(Tensor(a!)[] weights, Tensor[] plans, Tensor[] masks, "
+      "bool compute_float64) -> Tensor");
   library.def("dwt2(Tensor kernels, Tensor plan, int outputs) -> Tensor");
   library.def("idwt2(Tensor coefficients, Tensor plan, int values) -> Tensor");
   library.def("percentile_mask(Tensor input, float percentile, bool packed) -> Tensor");
   library.def("reseed(int seed) -> ()");
   library.def("launches() -> int");
+  library.def("count_accesses(bool on) -> int[]");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(wavprune_shim, CompositeExplicitAutograd, library) {
   library.impl("topk_threshold", TORCH_BOX(&wavprune::cuda::topk_threshold));
   library.impl("percentile_threshold", TORCH_BOX(&wavprune::cuda::percentile_threshold));
   library.impl("prune_", TORCH_BOX(&wavprune::cuda::prune_));
+  library.impl("mark_", TORCH_BOX(&wavprune::cuda::mark_));
+  library.impl("project_", TORCH_BOX(&wavprune::cuda::project_));
+  library.impl("prune_by_mask_", TORCH_BOX(&wavprune::cuda::prune_by_mask_));
   library.impl("dwt2", TORCH_BOX(&wavprune::cuda::dwt2));
   library.impl("idwt2", TORCH_BOX(&wavprune::cuda::idwt2));
   library.impl("percentile_mask", TORCH_BOX(&wavprune::cuda::percentile_mask));
   library.impl("reseed", TORCH_BOX(&shim::reseed));
   library.impl("launches", TORCH_BOX(&shim::launches));
+  library.impl("count_accesses", TORCH_BOX(&shim::count_accesses));
 }

@@ -31,6 +31,9 @@ void* dynamic_shared();
 // Runs a CUDA kernel on blocks of threads, to the end.
 void launch(const std::function<void()>& kernel, int blocks, int threads, size_t shared_bytes);
 
+// Notes an access of the running thread to a weight's memory, where accesses are counted.
+void touch(const void* address, size_t bytes);
+
 void reseed(int64_t seed);
 int64_t launches();
 
@@ -50,5 +53,12 @@ template <class T>
 T atomicAdd(T* place, T value) {
   const T before = *place;
   *place += value;
+  return before;
+}
+
+template <class T>
+T atomicCAS(T* place, T expected, T value) {
+  const T before = *place;
+  if (before == expected) *place = value;
   return before;
 }

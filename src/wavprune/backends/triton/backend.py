@@ -2,14 +2,16 @@
 
 A threshold takes three passes over float32 weights, and six over float64 ones and over random
 numbers, which rank in float64. Pruning takes one more, which also writes: float32 weights are read
-four times and written once.
+four times and written once. A projection reads and writes them once; a mask takes one pass that
+reads.
 """
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from itertools import chain
@@ -19,6 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from ...bases import Operator
 from ...common.cache import ByteCache
 from ...errors import WavpruneError
 from ..protocol import SHARDED, Backend, Job, Layer, Measured, Selection, mark_changed
@@ -27,7 +30,6 @@ from .tables import (
     DIGITS,
     HEADER,
     MAX_VALUES,
-    JobEntry,
     Member,
     Table,
     computes_in_float64,
@@ -35,8 +37,6 @@ from .tables import (
     max_offset,
     table_of,
 )
-
-NO_MASKS = "the 'triton' backend has no masks; 'native' and 'eager' have"
 
 
 class TritonBackend:
@@ -48,7 +48,7 @@ class TritonBackend:
     can_stream = True
     # Layers that compute in float32 and in float64 take a launch each.
     is_atomic = False
-    has_masks = False
+    has_masks = True
     can_capture = True
 
     def unsupported(self, layer: Layer) -> str | None:
@@ -65,7 +65,7 @@ class TritonBackend:
                 f"the Triton code takes kernels of at most {MAX_VALUES} values, not {size}; "
                 "'eager' takes larger ones"
             )
-        if max_offset(layer) >= 1 << 31:
+        if max_offset(layer.weight) >= 1 << 31:
             return (
                 f"with strides of {layer.weight.stride()} its values are too far apart for the "
                 "Triton code, which counts in 32 bits; 'eager' takes any strides"
@@ -76,14 +76,8 @@ class TritonBackend:
         """One exact threshold per job; see ``Backend``."""
         devices = list(dict.fromkeys(layer.device for job in jobs for layer in job.layers))
         result = torch.empty(len(jobs), dtype=torch.float64, device=devices[0])
-        for in_float64 in (False, True):
-            indices = [
-                i for i, job in enumerate(jobs) if computes_in_float64(job.layers[0]) == in_float64
-            ]
-            if indices:
-                chosen = [jobs[i] for i in indices]
-                entries = [job_entry(jobs[i], result=i) for i in indices]
-                _select(chosen, entries, in_float64, devices, result)
+        for in_float64, indices in _by_precision([job.layers[0] for job in jobs]):
+            _select([jobs[i] for i in indices], indices, in_float64, devices, result)
         return result
 
     def measure(self, jobs: Sequence[Job]) -> Measured | None:
@@ -92,31 +86,45 @@ class TritonBackend:
         return None
 
     def masks(self, layers: Sequence[Layer], thresholds: torch.Tensor) -> list[torch.Tensor]:
-        """Not offered; see ``Backend.has_masks``."""
-        raise NotImplementedError(NO_MASKS)
+        """Which coefficients are kept; see ``Backend``."""
+        masks = [
+            torch.empty(layer.mask_bytes, dtype=torch.uint8, device=layer.device)
+            for layer in layers
+        ]
+        cuts = thresholds.to(layers[0].device, torch.float64).contiguous() if layers else thresholds
+        kernel = _module("pruning").mark_layers
+        for in_float64, (table, num_programs, _) in _launches(layers, masks, marks=True):
+            _run(kernel, num_programs, table, cuts, num_programs, IN_FLOAT64=in_float64)
+        return masks
 
     def apply_(self, layers: Sequence[Layer], selection: Selection) -> torch.Tensor:
-        """Prune each layer's weight in place, at thresholds; see ``Backend``."""
-        if not isinstance(selection, torch.Tensor):
-            raise NotImplementedError(NO_MASKS)
-        device = layers[0].device
-        thresholds = selection.to(device, torch.float64).contiguous()
+        """Prune each layer's weight in place; see ``Backend``."""
+        device, kernels = layers[0].device, _module("pruning")
         sums = torch.empty(len(layers), 4, dtype=torch.float64, device=device)
-        for in_float64 in (False, True):
-            members = [
-                Member(layer, result=i)
-                for i, layer in enumerate(layers)
-                if computes_in_float64(layer) == in_float64
-            ]
-            if members:
-                launch = _uploaded(table_of(members, [], in_float64), device, layers)
-                _prune(launch, thresholds, in_float64, sums)
+        thresholds = masks = None
+        if isinstance(selection, torch.Tensor):
+            thresholds = selection.to(device, torch.float64).contiguous()
+        else:
+            masks = selection
+        for in_float64, launch in _launches(layers, masks):
+            table, num_programs, num_layers = launch
+            if thresholds is None:
+                partials = _prune_by_masks(launch, in_float64)
+            else:
+                partials = sums.new_empty(num_programs, 4)
+                _run(
+                    kernels.prune_layers, num_programs, table, thresholds, partials, num_programs,
+                    len(layers), IN_FLOAT64=in_float64,
+                )  # fmt: skip
+            _run(kernels.sum_partials, num_layers, table, partials, sums, num_programs)
         mark_changed(layers)
         return sums
 
     def project_(self, layers: Sequence[Layer], masks: Sequence[torch.Tensor]) -> None:
-        """Not offered; see ``Backend.has_masks``."""
-        raise NotImplementedError(NO_MASKS)
+        """Set the coefficients that are not kept to 0, in place; see ``Backend``."""
+        for in_float64, launch in _launches(layers, masks):
+            _prune_by_masks(launch, in_float64)
+        mark_changed(layers)
 
 
 class _Launch(NamedTuple):
@@ -127,9 +135,38 @@ class _Launch(NamedTuple):
     num_layers: int
 
 
+def _prune_by_masks(launch: _Launch, in_float64: bool) -> torch.Tensor:
+    """Prune by the masks of a table; ``(num_programs, 4)``, what each program changed."""
+    table, num_programs, _ = launch
+    partials = torch.empty(num_programs, 4, dtype=torch.float64, device=table.device)
+    kernel = _module("pruning").prune_by_masks
+    _run(kernel, num_programs, table, partials, num_programs, IN_FLOAT64=in_float64)
+    return partials
+
+
+def _by_precision(layers: Sequence[Layer]) -> Iterator[tuple[bool, list[int]]]:
+    """Whether float64 computes, and the indices of the layers where that is so."""
+    doubles = [computes_in_float64(layer) for layer in layers]
+    for in_float64 in (False, True):
+        chosen = [i for i, double in enumerate(doubles) if double == in_float64]
+        if chosen:
+            yield in_float64, chosen
+
+
+def _launches(
+    layers: Sequence[Layer], masks: Sequence[torch.Tensor] | None, marks: bool = False
+) -> Iterator[tuple[bool, _Launch]]:
+    """A launch for each dtype that computes; results are in the order of the layers."""
+    for in_float64, chosen in _by_precision(layers):
+        members = [
+            Member(layers[i], result=i, mask=None if masks is None else masks[i]) for i in chosen
+        ]
+        yield in_float64, _launch(members, (), in_float64, layers[chosen[0]].device, marks=marks)
+
+
 def _select(
     jobs: Sequence[Job],
-    entries: Sequence[JobEntry],
+    results: Sequence[int],
     in_float64: bool,
     devices: Sequence[torch.device],
     result: torch.Tensor,
@@ -138,22 +175,23 @@ def _select(
 
     Args:
         jobs: jobs that compute in the same dtype.
-        entries: one per job.
+        results: one per job: where in ``result`` its threshold is written.
         in_float64: True where float64 computes, else float32 does.
         devices: where the layers are; the first resolves the thresholds.
-        result: float64, on the first device; written where the entries say.
+        result: float64, on the first device.
     """
-    kernels = _kernels()
+    kernels = _module("kernels")
     digits = DIGITS[in_float64]
     state_size = HEADER + len(digits) * BINS
     states = {
         device: torch.zeros(len(jobs), state_size, dtype=torch.int64, device=device)
         for device in devices
     }
-    present = _present(jobs, entries, in_float64, devices)
+    asked = list(zip(jobs, results, strict=True))
+    present = _present(asked, in_float64, devices)
     bits_before = 0
     for digit, (shift, bits) in enumerate(digits):
-        for launch in chain(present, _streamed(jobs, entries, in_float64)):
+        for launch in chain(present, _streamed(asked, in_float64)):
             _run(
                 kernels.count_digits, launch.num_programs, launch.table,
                 states[launch.table.device], launch.num_programs, launch.num_layers, state_size,
@@ -161,24 +199,24 @@ def _select(
             )  # fmt: skip
         share_counts(list(states.values()), digit)
         bits_before = bits
-    layers = [layer for job in jobs for layer in job.layers]
-    table = _uploaded(table_of([], entries, in_float64), devices[0], layers).table
+    table = _launch([], asked, in_float64, devices[0]).table
     _run(
         kernels.resolve_thresholds, len(jobs), table, states[devices[0]], result, state_size,
         len(digits) - 1, bits_before, IN_FLOAT64=in_float64,
     )  # fmt: skip
 
 
+# A job, and the index of its threshold.
+Asked = tuple[Job, int]
+
+
 def _present(
-    jobs: Sequence[Job],
-    entries: Sequence[JobEntry],
-    in_float64: bool,
-    devices: Sequence[torch.device],
+    asked: Sequence[Asked], in_float64: bool, devices: Sequence[torch.device]
 ) -> list[_Launch]:
     """A launch per device, of the layers that stay there."""
     members = [
         Member(layer, job=j)
-        for j, job in enumerate(jobs)
+        for j, (job, _) in enumerate(asked)
         if job.stream is None
         for layer in job.layers
     ]
@@ -186,20 +224,16 @@ def _present(
     for device in devices:
         here = [member for member in members if member.layer.device == device]
         if here:
-            table = table_of(here, entries, in_float64)
-            launches.append(_uploaded(table, device, [member.layer for member in here]))
+            launches.append(_launch(here, asked, in_float64, device))
     return launches
 
 
-def _streamed(
-    jobs: Sequence[Job], entries: Sequence[JobEntry], in_float64: bool
-) -> Iterator[_Launch]:
+def _streamed(asked: Sequence[Asked], in_float64: bool) -> Iterator[_Launch]:
     """A launch per layer, of the layers that come and go."""
-    for j, job in enumerate(jobs):
+    for j, (job, _) in enumerate(asked):
         if job.stream is not None:
             for layer in job.visit():
-                table = table_of([Member(layer, job=j)], entries, in_float64)
-                yield _uploaded(table, layer.device, [layer])
+                yield _launch([Member(layer, job=j)], asked, in_float64, layer.device)
 
 
 def share_counts(states: Sequence[torch.Tensor], digit: int) -> None:
@@ -217,17 +251,6 @@ def share_counts(states: Sequence[torch.Tensor], digit: int) -> None:
         first[:, :HEADER] = torch.maximum(first[:, :HEADER], other[:, :HEADER].to(first.device))
     for other in states[1:]:
         other[:, counts] = first[:, counts].to(other.device)
-
-
-def _prune(launch: _Launch, thresholds: torch.Tensor, in_float64: bool, sums: torch.Tensor) -> None:
-    kernels = _kernels()
-    table, num_programs, num_layers = launch
-    partials = sums.new_empty(num_programs, 4)
-    _run(
-        kernels.prune_layers, num_programs, table, thresholds, partials, num_programs,
-        len(thresholds), IN_FLOAT64=in_float64,
-    )  # fmt: skip
-    _run(kernels.sum_partials, num_layers, table, partials, sums, num_programs)
 
 
 def _run(kernel: Any, num_programs: int, *arguments: Any, **constants: Any) -> None:
@@ -261,8 +284,17 @@ def _current(device: torch.device) -> Iterator[None]:
 
 
 class _Upload(NamedTuple):
-    table: torch.Tensor
-    ready: torch.cuda.Event
+    """A table on its device.
+
+    Attributes:
+        launch: the table.
+        ready: when it has been copied; None where it needed no copy.
+        operators: the bases that it was made of, whose identities are in its key.
+    """
+
+    launch: _Launch
+    ready: torch.cuda.Event | None
+    operators: tuple[Operator, ...]
 
 
 class CapturedTables:
@@ -292,33 +324,90 @@ class CapturedTables:
         return len(self._kept)
 
 
-# By content: a model that is pruned again and again is described to its device once.
-_UPLOADS = ByteCache[_Upload](16 << 20, lambda upload: upload.table.nbytes)
+# A model that is pruned again and again is described to its device once.
+_UPLOADS = ByteCache[_Upload](16 << 20, lambda upload: upload.launch.table.nbytes)
 _CAPTURED = CapturedTables()
 
 
-def _uploaded(table: Table, device: torch.device, layers: Sequence[Layer]) -> _Launch:
+def _launch(
+    members: Sequence[Member],
+    asked: Sequence[Asked],
+    in_float64: bool,
+    device: torch.device,
+    marks: bool = False,
+) -> _Launch:
+    """The table of some layers and jobs, on its device; see ``table_of``."""
+    key = (
+        device,
+        in_float64,
+        marks,
+        tuple(map(_member_key, members)),
+        tuple(map(_asked_key, asked)),
+    )
+
+    def make() -> Table:
+        entries = [job_entry(job, result=i) for job, i in asked]
+        return table_of(members, entries, in_float64, marks)
+
+    layers = [member.layer for member in members] or [
+        layer for job, _ in asked for layer in job.layers
+    ]
+    return uploaded(key, make, device, layers)
+
+
+def _member_key(member: Member) -> tuple[Hashable, ...]:
+    """All that a table says of a layer."""
+    layer, job, result, mask = member
+    weight = layer.weight
+    return (
+        weight.data_ptr(),
+        weight.dtype,
+        weight.shape,
+        weight.stride(),
+        id(layer.operator),
+        layer.seed,
+        layer.first_channel,
+        job,
+        result,
+        None if mask is None else mask.data_ptr(),
+    )
+
+
+def _asked_key(asked: Asked) -> tuple[Hashable, ...]:
+    """All that a table says of a job."""
+    job, result = asked
+    sizes = tuple([(layer.weight.shape, id(layer.operator)) for layer in job.layers])
+    return job.budget, result, sizes
+
+
+def uploaded(
+    key: Hashable, make: Callable[[], Table], device: torch.device, layers: Sequence[Layer]
+) -> _Launch:
     """A table on its device, by a copy that the host does not wait for.
 
     Args:
-        table: what to copy.
+        key: what tells it from others.
+        make: makes the table, where it is not known.
         device: where to.
         layers: those that it is about.
 
     Raises:
         WavpruneError: a graph is being captured, and the same call did not run before.
     """
-    words = torch.from_numpy(table.words)
-    if device.type == "cpu":
-        return _Launch(words, *table[1:])
-    key = (device, table.words.tobytes())
 
     def copy() -> _Upload:
+        table = make()
+        words = torch.from_numpy(table.words)
+        operators = tuple({id(layer.operator): layer.operator for layer in layers}.values())
+        if device.type == "cpu":
+            return _Upload(_Launch(words, *table[1:]), None, operators)
         ready = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch has no types for it
-        upload = _Upload(words.pin_memory().to(device, non_blocking=True), ready)
+        there = words.pin_memory().to(device, non_blocking=True)
         ready.record(torch.cuda.current_stream())
-        return upload
+        return _Upload(_Launch(there, *table[1:]), ready, operators)
 
+    if device.type == "cpu":
+        return _UPLOADS.get(key, copy).launch
     with torch.cuda.device(device):
         if torch.cuda.is_current_stream_capturing():
             known = _UPLOADS.peek(key)
@@ -329,25 +418,24 @@ def _uploaded(table: Table, device: torch.device, layers: Sequence[Layer]) -> _L
                     "the layers to the device, which a capture does not allow"
                 )
             # The device was synchronized when the capture began: the copy is done.
-            _CAPTURED.keep(known.table, layers)
-            return _Launch(known.table, *table[1:])
+            _CAPTURED.keep(known.launch.table, layers)
+            return known.launch
         upload = _UPLOADS.get(key, copy)
         stream = torch.cuda.current_stream()
-        stream.wait_event(upload.ready)
-        upload.table.record_stream(stream)
-    return _Launch(upload.table, *table[1:])
+        if upload.ready is not None:
+            stream.wait_event(upload.ready)
+        upload.launch.table.record_stream(stream)
+    return upload.launch
 
 
 @cache
-def _kernels() -> Any:
-    """The module of the Triton kernels: importing it needs triton."""
-    from . import kernels
-
-    return kernels
+def _module(name: str) -> Any:
+    """A module of Triton kernels: importing it needs triton."""
+    return importlib.import_module(f".{name}", __package__)
 
 
 def _interpreted() -> bool:
-    return bool(_kernels().triton.knobs.runtime.interpret)
+    return bool(_module("kernels").triton.knobs.runtime.interpret)
 
 
 def make() -> Backend:
