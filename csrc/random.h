@@ -14,8 +14,11 @@
 
 #if defined(__CUDACC__)
 #define WAVPRUNE_INLINE __host__ __device__ __forceinline__
+// Inlined in an unrolled loop, its keys would take more registers than a thread has.
+#define WAVPRUNE_CALLED static __host__ __device__ __noinline__
 #else
 #define WAVPRUNE_INLINE inline __attribute__((always_inline))
+#define WAVPRUNE_CALLED WAVPRUNE_INLINE
 #endif
 
 namespace wavprune {
@@ -70,7 +73,7 @@ WAVPRUNE_INLINE double rank_of_high(uint32_t high, const RandomKeys& keys) {
 }
 
 // The random rank of the weight at a flat index.
-WAVPRUNE_INLINE double random_rank(uint64_t index, uint64_t seed) {
+WAVPRUNE_CALLED double random_rank(uint64_t index, uint64_t seed) {
   const RandomKeys keys = random_keys(seed, uint32_t(index >> 32));
   return rank_of_high(random_high(uint32_t(index), keys), keys);
 }

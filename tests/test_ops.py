@@ -536,7 +536,9 @@ def test_gram_matrices_are_sums_of_products(
                 assert bits(call.gram([layout])) == bits(expected)
     other = weights(22, 5, 5, 2, 2)
     together = call.gram([other, dense, other[:0]])
-    assert bits(together) == bits(torch.cat([call.gram([other]), expected, torch.zeros(16).double()]))
+    assert bits(together) == bits(
+        torch.cat([call.gram([other]), expected, torch.zeros(16).double()])
+    )
 
 
 @quick

@@ -1,13 +1,18 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import pywt
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from tests.support.cases import normal
+from tests.support.cases import normal, quick
+from wavprune.bases import klt
 from wavprune.bases.dct import dct_matrix
-from wavprune.bases.klt import klt_matrix
+from wavprune.bases.klt import gram_matrices, klt_matrices, klt_matrix
 from wavprune.bases.matrices import Matrix
 from wavprune.bases.uhaar import uhaar_matrix, uhaar_spans
 
@@ -120,7 +125,119 @@ def test_klt_is_the_same_for_the_same_kernels_in_any_order_and_sign(name: str) -
     expected = klt_matrix(kernels)
     np.testing.assert_allclose(klt_matrix(-kernels), expected, atol=1e-10)
     np.testing.assert_allclose(klt_matrix(kernels.flip(0)), expected, atol=1e-10)
-    np.testing.assert_allclose(klt_matrix(kernels, rows_at_once=5), expected, atol=1e-10)
+    (alone,) = klt_matrices([kernels])
+    assert alone.tobytes() == expected.tobytes()
+
+
+def singular_vectors(kernels: torch.Tensor) -> Matrix:
+    """What the principal components are, by the SVD of the kernels themselves."""
+    flat = kernels.to(torch.float64).reshape(-1, kernels.shape[-1] * kernels.shape[-2]).numpy()
+    return np.asarray(np.linalg.svd(flat, full_matrices=True)[2])
+
+
+def half_pruned(kernels: torch.Tensor, matrix: Matrix, sparsity: float) -> tuple[int, float]:
+    """How many coefficients are kept, and the relative error."""
+    dtype = np.float64 if kernels.dtype == torch.float64 else np.float32
+    flat = kernels.to(torch.float64).reshape(-1, matrix.shape[1]).numpy()
+    # Without what float64 cannot square.
+    flat = flat / np.abs(flat).max()
+    coefficients = flat.astype(dtype) @ matrix.T.astype(dtype)
+    sizes = np.abs(coefficients)
+    keep = math.ceil(round((1 - sparsity) * sizes.size, 6))
+    kept = (sizes >= np.sort(sizes, axis=None)[-keep]) & (sizes > 0)
+    pruned = np.where(kept, coefficients, 0) @ matrix.astype(dtype)
+    return int(kept.sum()), float(np.linalg.norm(flat - pruned) / np.linalg.norm(flat))
+
+
+def powers(*exponents: float) -> torch.Tensor:
+    return torch.diag(10.0 ** torch.tensor(exponents, dtype=torch.float64))
+
+
+HARD = {
+    "random": normal(64, 64, 3, 3),
+    "smooth": normal(64, 32, 5, 5).cumsum(-1).cumsum(-2),
+    "half": normal(64, 9, 3, 3, dtype=torch.bfloat16),
+    "float64": normal(30, 30, 3, 3, dtype=torch.float64),
+    "one kernel": normal(1, 1, 3, 3),
+    "three kernels": normal(3, 1, 5, 5),
+    "two values that are one": normal(64, 32, 3, 3)[..., [0, 1, 1]],
+    "values that are 0": normal(64, 32, 3, 3) * torch.tensor([0.0, 1.0, 1.0]),
+    "rank 2": (normal(300, 2, dtype=torch.float64) @ normal(2, 9, dtype=torch.float64))
+    .float()
+    .view(100, 3, 3, 3),
+    "scaled": (normal(300, 9, dtype=torch.float64) @ powers(*range(0, -9, -1)))
+    .float()
+    .view(100, 3, 3, 3),
+    "scaled in float64": (normal(300, 9, dtype=torch.float64) @ powers(*range(0, -18, -2))).view(
+        100, 3, 3, 3
+    ),
+    "one value of all sizes": normal(300, 9, dtype=torch.float64).view(100, 3, 3, 3) ** 9,
+    "huge": 1e200 * normal(8, 8, 3, 3, dtype=torch.float64),
+    "tiny": 1e-200 * normal(8, 8, 3, 3, dtype=torch.float64),
+    "denormal": 1e-40 * normal(8, 8, 3, 3),
+}
+
+
+@pytest.mark.parametrize("kernels", HARD.values(), ids=HARD)
+@pytest.mark.parametrize("sparsity", [0.1, 0.5, 0.9, 0.99])
+def test_klt_prunes_as_the_singular_vectors_do(kernels: torch.Tensor, sparsity: float) -> None:
+    matrix = klt_matrix(kernels)
+    assert_orthonormal(matrix)
+    kept, error = half_pruned(kernels, matrix, sparsity)
+    expected, expected_error = half_pruned(kernels, singular_vectors(kernels), sparsity)
+    assert kept == expected
+    assert error == pytest.approx(expected_error, abs=1e-6)
+
+
+@quick
+@given(
+    kernels=st.integers(1, 60),
+    kernel=st.tuples(st.integers(1, 5), st.integers(1, 5)),
+    rank=st.integers(1, 25),
+    spread=st.floats(0, 6),
+    seed=st.integers(0, 99),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+)
+def test_klt_keeps_the_most_energy_of_any_kernels(
+    kernels: int, kernel: tuple[int, int], rank: int, spread: float, seed: int, dtype: torch.dtype
+) -> None:
+    K = kernel[0] * kernel[1]
+    left = normal(kernels, min(rank, K), dtype=torch.float64, seed=seed)
+    right = normal(min(rank, K), K, dtype=torch.float64, seed=seed + 1)
+    scales = torch.logspace(0, -spread, min(rank, K), dtype=torch.float64)
+    weight = ((left * scales) @ right).to(dtype).view(kernels, 1, *kernel)
+    matrix = klt_matrix(weight)
+    assert_orthonormal(matrix)
+    values = np.linalg.svd(weight.double().reshape(-1, K).numpy(), compute_uv=False)
+    found = energies(weight.to(torch.float64), matrix)
+    best = np.zeros(K)
+    best[: len(values)] = values**2
+    np.testing.assert_allclose(found.cumsum(), best.cumsum(), rtol=1e-10)
+
+
+def test_klt_of_many_layers_is_that_of_each() -> None:
+    layers = list(HARD.values())
+    for together, layer in zip(klt_matrices(layers), layers, strict=True):
+        assert together.tobytes() == klt_matrix(layer).tobytes()
+    assert klt_matrices([]) == []
+
+
+def test_klt_without_the_extension(monkeypatch: pytest.MonkeyPatch) -> None:
+    layers = [layer for name, layer in HARD.items() if name != "huge"]
+    compiled = gram_matrices(layers)
+    monkeypatch.setattr(klt, "has_extension", lambda: False)
+    monkeypatch.setattr(klt, "VALUES_AT_ONCE", 1000)
+    for found, expected in zip(gram_matrices(layers), compiled, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-11, atol=1e-11 * np.trace(expected))
+    assert_orthonormal(klt_matrix(HARD["huge"]))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_klt_takes_finite_values_only(bad: float) -> None:
+    kernels = normal(5, 5, 3, 3)
+    kernels[2, 2, 2, 2] = bad
+    with pytest.raises(ValueError, match="finite"):
+        klt_matrices([normal(5, 5, 3, 3), kernels])
 
 
 def test_klt_points_each_vectors_largest_entry_up() -> None:

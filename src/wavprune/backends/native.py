@@ -58,8 +58,8 @@ class NativeBackend:
         layers = [layer for job in jobs for layer in job.layers]
         if any(layer.device.type != "cpu" for layer in layers) or any(job.stream for job in jobs):
             return None
-        thresholds = torch.empty(len(jobs), dtype=torch.float64)
-        rows = torch.empty(len(layers), 3, dtype=torch.float64)
+        thresholds = torch.empty(len(jobs), dtype=torch.float64, device="cpu")
+        rows = torch.empty(len(layers), 3, dtype=torch.float64, device="cpu")
         owner = [i for i, job in enumerate(jobs) for _ in job.layers]
         for in_float64, chosen in _groups(jobs, lambda job: _in_float64(job.layers[0])):
             place = {job: i for i, job in enumerate(chosen)}

@@ -160,14 +160,16 @@ def _uniform(count: int, seed: int) -> Array:
     indices = np.arange(count, dtype=np.uint64)
     index_high = (indices >> np.uint64(32)).astype(np.uint32)
     factors = [np.uint32(factor) for factor in (0xED5AD4BB, 0xAC4C1B51, 0x31848BAB)]
+
+    def mixed(x: Array, shift: int) -> Array:
+        return np.asarray(x ^ (x >> np.uint32(shift)))
+
     with np.errstate(over="ignore"):
-        x = indices.astype(np.uint32) + before
-        x = (x ^ (x >> 17)) * factors[0] + between + index_high * np.uint32(0x9E3779B9)
-        x = (x ^ (x >> 11)) * factors[1]
-        x = (x ^ (x >> 15)) * factors[2]
-        high = x ^ (x >> 14)
+        x = mixed(indices.astype(np.uint32) + before, 17) * factors[0]
+        x = mixed(x + (between + index_high * np.uint32(0x9E3779B9)), 11) * factors[1]
+        high = mixed(mixed(x, 15) * factors[2], 14)
         x = (high ^ (low_key + index_high * low_step)) * factors[0]
-        low = (x ^ (x >> 15)) * factors[2] >> 12
+        low = mixed(x, 15) * factors[2] >> np.uint32(12)
     bits = high.astype(np.uint64) << np.uint64(20) | low.astype(np.uint64)
     return (bits.astype(np.float64) + 0.5) * 2.0**-52
 

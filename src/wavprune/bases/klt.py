@@ -142,7 +142,8 @@ def gram_matrices(weights: Sequence[torch.Tensor]) -> list[Array]:
     Returns:
         ``(K, K)`` each; not finite where a weight is not, or where its squares overflow.
     """
-    if not all(weight.device.type == "cpu" for weight in weights) or not has_extension():
+    on_cpu = all(weight.device.type == "cpu" for weight in weights)
+    if not (weights and on_cpu and has_extension()):
         return [_gram_by_torch(weight) for weight in weights]
     kernels = [_as_kernels(weight.detach()) for weight in weights]
     sums: Array = torch.ops.wavprune.gram(kernels).numpy()
@@ -163,7 +164,7 @@ def _gram_by_torch(weight: torch.Tensor) -> Array:
     K = math.prod(kernels.shape[2:])
     total = torch.zeros(K, K, dtype=torch.float64, device=weight.device)
     channels = max(VALUES_AT_ONCE // max(math.prod(kernels.shape[1:]), 1), 1)
-    for part in kernels.split(channels):
+    for part in torch.split(kernels, channels):
         matrix = part.to(torch.float64).reshape(-1, K)
         total += matrix.T @ matrix
     result: Array = total.cpu().numpy()
