@@ -177,6 +177,13 @@ def _ours(backend: str) -> list[Row]:
         "min-weight": {"method": "min_weight", "sparsity": 0.5},
         "random": {"method": "random", "sparsity": 0.5},
     }
+    if backend == "native":
+        cases |= {
+            "dct": {"wavelet": "dct", "sparsity": 0.5},
+            "klt": {"wavelet": "klt", "sparsity": 0.5},
+            "auto": {"wavelet": "auto", "sparsity": 0.5},
+            "auto global": {"wavelet": "auto", "sparsity": 0.5, "scope": "global"},
+        }
     return [
         Row(
             f"{backend} {case}",

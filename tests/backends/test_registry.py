@@ -208,6 +208,16 @@ def test_a_new_backend_is_one_module_and_one_line(monkeypatch: pytest.MonkeyPatc
     assert wavprune.fast.prune(model).layers[0].backend != "halving"
 
 
+def test_a_backend_says_whether_a_cuda_graph_can_hold_its_calls(
+    monkeypatch: pytest.MonkeyPatch, registry: Registry[Any]
+) -> None:
+    found = backends.capturable()
+    assert set(found) == {"native", "triton"} & set(registry) - set(backends.unavailable())
+    monkeypatch.setattr(Halving, "can_capture", True)
+    add_halving(monkeypatch, automatic=False)
+    assert backends.capturable() == [*found, "halving"]
+
+
 def test_auto_takes_the_first_that_is_there(
     monkeypatch: pytest.MonkeyPatch, registry: Registry[Any]
 ) -> None:

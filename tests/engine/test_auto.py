@@ -22,8 +22,10 @@ import wavprune
 from tests.support.cases import BACKENDS, bits, model_of, normal, prune_weight, quick, weight_of
 from wavprune import LayerRef, PruneConfig, PruneReport, basis_for, prune_layers
 from wavprune.backends import Layer
+from wavprune.backends.native import NativeBackend
 from wavprune.bases import named_basis
 from wavprune.cli.app import main
+from wavprune.engine import auto
 from wavprune.engine.auto import TIE, _calls, bases_for
 
 Magnitudes = dict[str, npt.NDArray[np.float64]]
@@ -131,6 +133,45 @@ def test_the_choice_is_the_best_by_brute_force(sparsity: float, backend: str) ->
         assert report[name].kept == min(keep, int(weight.count_nonzero()))
         assert_best(weight, keep, report, name)
         assert report[name].relative_error == pytest.approx(ranking(weight, keep)[0][0], rel=1e-4)
+
+
+@pytest.mark.skipif("native" not in BACKENDS, reason="the compiled extension is not built here")
+@pytest.mark.parametrize("scope", ["layer", "global"])
+@pytest.mark.parametrize("sparsity", [0.0, 0.5, 0.97])
+def test_measuring_chooses_what_trying_on_copies_does(
+    monkeypatch: pytest.MonkeyPatch, scope: str, sparsity: float
+) -> None:
+    weights = {name: w for name, w in layers().items() if w.ndim == 4}
+    weights["half"] = weights["smooth"].bfloat16()
+    weights["large"] = 1e25 * weights["smooth"]
+    weights["zero"] = torch.zeros(4, 4, 3, 3)
+    settings = {"scope": scope, "sparsity": sparsity, "backend": "native"}
+    quick_one = pruned(weights, **settings)
+    monkeypatch.setattr(NativeBackend, "measure", lambda self, jobs: None)
+    slow_one = pruned(weights, **settings)
+    for row, expected in zip(quick_one, slow_one, strict=True):
+        chosen = (row.wavelet, row.runner_up, row.kept, row.threshold)
+        assert chosen == (expected.wavelet, expected.runner_up, expected.kept, expected.threshold)
+        errors = [
+            -1 if error is None else error
+            for error in (row.runner_up_error, expected.runner_up_error)
+        ]
+        assert errors[0] == pytest.approx(errors[1], rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.skipif("native" not in BACKENDS, reason="the compiled extension is not built here")
+def test_what_can_be_measured_is_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = {name: layers()[name] for name in ("smooth", "five", "pair", "steps")}
+    expected = {scope: pruned(weights, scope=scope) for scope in ("layer", "global")}
+
+    def copies(self: object, pairs: object) -> None:
+        raise AssertionError("a weight was copied")
+
+    monkeypatch.setattr(auto._Scratch, "copies", copies)
+    for scope, report in expected.items():
+        assert pruned(weights, scope=scope) == report
+    with pytest.raises(AssertionError, match="was copied"):
+        pruned({"half": weights["smooth"].half()})
 
 
 def test_different_layers_get_different_bases() -> None:

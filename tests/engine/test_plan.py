@@ -13,7 +13,7 @@ from torch import nn
 import wavprune
 from tests.support.cases import bits, model_of, normal, weight_of
 from wavprune import PruneConfig
-from wavprune.engine.layers import select_layers
+from wavprune.engine.layers import LayerRef, select_layers
 from wavprune.engine.plan import plan_layers, plan_model
 from wavprune.errors import WavpruneError
 
@@ -159,3 +159,31 @@ def test_levels_that_do_not_end_are_refused(wavelet: str) -> None:
     ):
         wavprune.fast.prune(model, wavelet=wavelet, level=200, force_level=True)
     assert bits(weight_of(model)) == before
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_data_driven_basis_of_a_weight_that_is_not_finite_names_the_layer(bad: float) -> None:
+    weights = {"fine": normal(4, 4, 3, 3), "bad": normal(4, 4, 3, 3), "last": normal(4, 4, 5, 5)}
+    weights["bad"][3, 3, 2, 2] = bad
+    before = [bits(weight) for weight in weights.values()]
+    model = model_of(**weights)
+    with pytest.raises(WavpruneError, match="layer 'bad': 1 of 144 weights are NaN or infinite"):
+        wavprune.fast.prune(model, wavelet="klt")
+    assert [bits(weight) for weight in weights.values()] == before
+
+
+def test_a_data_driven_basis_that_does_not_exist_names_the_layer() -> None:
+    for shape, reason in (((2, 2, 65, 64), "at most 4096 values"), ((8, 8), "every other basis")):
+        refs = [LayerRef("fine", normal(4, 4, 3, 3)), LayerRef("odd", torch.zeros(shape))]
+        with pytest.raises(WavpruneError, match=f"layer 'odd': .*{reason}"):
+            plan_layers(refs, PruneConfig(wavelet="klt"))
+
+
+def test_a_layers_klt_is_the_same_whichever_other_layers_are_pruned() -> None:
+    weights = {f"{k}x{n}": normal(n, 3, k, k, seed=n) for k in (1, 2, 3, 5) for n in (1, 7, 40)}
+    refs = [LayerRef(name, weight) for name, weight in weights.items()]
+    config = PruneConfig(wavelet="klt")
+    together = plan_layers(refs, config).layers
+    for ref, layer in zip(refs, together, strict=True):
+        (alone,) = plan_layers([ref], config).layers
+        assert alone.basis.analysis.tobytes() == layer.basis.analysis.tobytes()

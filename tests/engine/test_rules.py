@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from types import ModuleType
 
 import numpy as np
@@ -23,6 +24,8 @@ from wavprune.config import BASES, RULES
 from wavprune.engine.layers import LayerRef
 from wavprune.engine.rules import Rule, register
 from wavprune.errors import WavpruneError
+from wavprune.evaluation.compare import _Grid
+from wavprune.sweep.traits import unread_settings
 
 
 class SmallestFirst(Rule):
@@ -30,6 +33,20 @@ class SmallestFirst(Rule):
 
     def scores(self, layer: Layer, coefficients: torch.Tensor) -> torch.Tensor:
         return 1 / (1 + coefficients.abs())
+
+
+class Dice(Rule):
+    """Draws scores for the coefficients of any basis."""
+
+    uses_seed = True
+
+    def prepare(self, layer: Layer, config: PruneConfig) -> Layer:
+        return replace(layer, seed=config.seed)
+
+    def scores(self, layer: Layer, coefficients: torch.Tensor) -> torch.Tensor:
+        assert layer.seed is not None
+        generator = torch.Generator().manual_seed(layer.seed)
+        return torch.rand(coefficients.shape, generator=generator)
 
 
 class Checkerboard(Rule):
@@ -72,6 +89,7 @@ class Loud(EagerBackend):
 def registered(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     register("smallest", SmallestFirst())
     register("checkerboard", Checkerboard())
+    register("dice", Dice())
     bases.register("hadamard", Hadamard())
     module = ModuleType("loud_backend")
     module.__dict__["make"] = Loud
@@ -80,6 +98,7 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
     RULES.unregister("smallest")
     RULES.unregister("checkerboard")
+    RULES.unregister("dice")
     BASES.unregister("hadamard")
     backends.registry._REGISTRY.unregister("loud")
 
@@ -117,6 +136,19 @@ def test_a_rule_scores_coefficients_of_any_basis() -> None:
     assert torch.equal(kept[clear], (coefficients.abs() <= ranked[143])[clear])
     expected = torch.where(kept, coefficients, 0) @ A
     torch.testing.assert_close(ref.weight.flatten(2), expected, atol=1e-5, rtol=0)
+
+
+def test_a_rule_that_draws_is_tried_with_every_seed() -> None:
+    def trials(method: str) -> list[tuple[str, int]]:
+        (configs,) = _Grid((0.5,), ("uhaar", "dct"), (method,), (3, 4), {}).plan()
+        return [(config.wavelet, config.seed) for config in configs]
+
+    assert trials("dice") == [("uhaar", 3), ("uhaar", 4), ("dct", 3), ("dct", 4)]
+    assert trials("smallest") == [("uhaar", 0), ("dct", 0)]
+    assert trials("random") == [("uhaar", 3), ("uhaar", 4)]
+    assert trials("min_weight") == [("uhaar", 0)]
+    for method, reads in (("dice", True), ("random", True), ("smallest", False), ("dwt", False)):
+        assert ("seed" in unread_settings(PruneConfig(method=method))) != reads
 
 
 def test_a_rule_that_gives_masks() -> None:

@@ -2,6 +2,7 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <limits>
 #include <memory>
 #include <new>
 #include <vector>
@@ -143,8 +144,9 @@ void run_at_random(const char* name, const Passes<T>& passes, uint64_t first, in
     norm += double(x[i]) * double(x[i]);
     error += keep[i] ? 0 : double(x[i]) * double(x[i]);
   }
-  // Above every rank of 0, and below infinity.
-  Scan<T> scan{T(1e-37), T(1e37), ranks.data(), 0, 0, 0, 0, 0};
+  // All ranks but those of 0.
+  const T least = std::numeric_limits<T>::denorm_min(), most = std::numeric_limits<T>::max();
+  Scan<T> scan{least, most, ranks.data(), 0, 0, 0, 0, 0};
   passes.scan_at_random(x.data(), count, first, kSeed, &scan);
   require(scan.below == count - inside && scan.inside == inside, "a random scan", name, 0, count);
   std::vector<MaskWord> mask((count + kLanes - 1) / kLanes);

@@ -188,6 +188,22 @@ def test_part_of_a_weight_gets_the_random_numbers_of_the_whole() -> None:
     assert torch.equal(torch.cat([part.weight for part in parts]), whole)
 
 
+def test_random_numbers_beyond_32_bits_of_the_index() -> None:
+    # As in the last part of a weight of more than 2**32 values.
+    weight = torch.ones(3, 64, 3, 3)
+    layer = Layer(
+        "conv", weight, named_basis("identity", (3, 3)), seed=11, first_channel=(1 << 33) // 576
+    )
+    other = replace(layer, weight=weight.clone())
+    threshold = torch.full((1,), 0.5, dtype=torch.float64)
+    BACKEND.apply_([layer], threshold)
+    EAGER.apply_([other], threshold)
+    assert torch.equal(layer.weight, other.weight)
+    near_zero = replace(layer, weight=torch.ones(3, 64, 3, 3), first_channel=0)
+    EAGER.apply_([near_zero], threshold)
+    assert not torch.equal(near_zero.weight, other.weight)
+
+
 def pointwise(values: Sequence[float], dtype: torch.dtype = torch.float32) -> Layer:
     """A layer whose coefficients are these values."""
     weight = torch.tensor(values, dtype=dtype).view(-1, 1, 1, 1)
