@@ -29,10 +29,16 @@ findings: $(VENV)/.test $(VENV)/.native
 	$(BIN)/python examples/gradual.py
 	$(BIN)/python examples/findings.py
 
-# Needs a GPU: its tests, then measured times beside those computed in docs/gpu.md.
-gpu: $(VENV)/.test $(VENV)/.native
-	$(BIN)/pytest -m gpu tests
-	$(BIN)/pytest -m gpu benchmarks/bench_gpu.py
+# Needs a GPU: its tests, then measured times beside those computed in docs/gpu.md, and
+# gpu-report.json. SYSTEM=1 takes the interpreter's own packages and installs nothing:
+#   make gpu PYTHON=python3 SYSTEM=1
+ifdef SYSTEM
+gpu:
+	$(PYTHON) -m benchmarks.gpu_report
+else
+gpu: $(VENV)/.test
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m benchmarks.gpu_report
+endif
 
 # Prunes and compresses a checkpoint of more than 8 GiB in a sixth of that memory; not in `test`.
 big: $(VENV)/.test $(VENV)/.native

@@ -2,6 +2,7 @@
 
 With a CUDA toolkit, found by ``CUDA_HOME`` or ``nvcc`` on the path, the extension has CUDA kernels
 too, whether or not this machine has a GPU. ``WAVPRUNE_NO_CUDA=1`` leaves them out,
+``WAVPRUNE_CUDA_CAPABILITIES=90`` (several: ``80,90``) compiles them for other devices than usual,
 ``WAVPRUNE_NO_EXTENSION=1`` builds nothing.
 """
 
@@ -29,7 +30,10 @@ FLAGS = [
     TARGET,
 ]
 # Compute capabilities; the last one as PTX too, from which the driver compiles for later devices.
-CAPABILITIES = (80, 90)
+CAPABILITIES = tuple(
+    int(capability)
+    for capability in os.environ.get("WAVPRUNE_CUDA_CAPABILITIES", "80,90").split(",")
+)
 OLDEST_TOOLKIT = (12, 0)
 
 

@@ -2,33 +2,43 @@
 
 Run with ``make gpu``. Each row is checked against ``wavprune.reference.prune`` before it is timed.
 ``python -m benchmarks.bench_gpu`` prints the computed times, which needs no GPU: the bytes that a
-row must move, over the bandwidth in the card's data sheet.
+row must move, over the bandwidth in the card's data sheet. It needs no package that wavprune can do
+without; rows of others are skipped where those are missing.
 """
 
 from __future__ import annotations
 
 import copy
+import json
+import os
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import nn
 
-from wavprune import backends
+from wavprune import LayerRef, PruneConfig, backends, prune_layers
+from wavprune.engine.projection import project_layers, projection_plan
 
-from .bench_prune import checked, loaded, restore
-from .conftest import rendered
+from .checks import checked, loaded, restore
 from .networks import NETWORKS, convolutions
 from .pipelines import ROWS, Row
 
 ROUNDS = 20
 PEERS = ("l1_unstructured", "global_unstructured", "ptwt haar + kthvalue", "abs + kthvalue + mul_")
 CASES = ("haar", "haar global", "uhaar", "min-weight", "random")
+# The backends whose memory traffic is known.
+COMPUTED = ("native", "triton")
 COPY = "copy from device to device"
+PROJECTION = "projection"
+# Orders of the axes in memory other than that of the sizes.
+LAYOUTS = {"channels_last": (0, 2, 3, 1), "tensorflow": (2, 3, 1, 0)}
+# Where the figures are written; benchmarks/gpu_report.py sets it.
+REPORT = "WAVPRUNE_GPU_REPORT"
 
 # Bytes per second in the data sheet, and the name that ``torch.cuda.get_device_name`` gives.
 BANDWIDTHS = {
@@ -36,6 +46,7 @@ BANDWIDTHS = {
     "A100 40 GB PCIe": (1.555e12, "A100-PCIE-40GB"),
     "H100 SXM": (3.35e12, "H100 80GB HBM3"),
     "H100 PCIe": (2.0e12, "H100 PCIe"),
+    "H200": (4.8e12, "H200"),
 }
 
 # Passes that count one digit; random pruning ranks float64 values.
@@ -69,9 +80,12 @@ def computed_seconds(row: str, weight_bytes: int, bandwidth: float) -> float | N
     """Lower bound for a row of this library and for the copy; None for other rows."""
     if row == COPY:
         return 2 * weight_bytes / bandwidth
-    if row.split()[0] not in ("native", "triton"):
+    if row.split()[0] not in COMPUTED:
         return None
-    passes = COUNTING_PASSES["float64" if row.endswith("random") else "float32"]
+    if PROJECTION in row:
+        # One read and one write of each weight, and a bit for each coefficient.
+        return (2 + 1 / 32) * weight_bytes / bandwidth
+    passes = COUNTING_PASSES["float64" if "random" in row else "float32"]
     return (passes + 2) * weight_bytes / bandwidth
 
 
@@ -80,26 +94,59 @@ def weight_bytes(network: nn.Module) -> int:
     return sum(conv.weight.nbytes for conv in convolutions(network))
 
 
-def tables() -> list[Table]:
+def tables() -> list[str]:
     """The computed figures for ResNet-18: memory traffic by CUDA kernel, times by card."""
     size = weight_bytes(NETWORKS["ResNet-18"]())
-    kernels = Table("CUDA kernel", "launches", "weights read", "written", "MB", title="computed")
+    kernels: list[Sequence[str]] = [("CUDA kernel", "launches", "weights read", "written", "MB")]
     for kernel in PRUNE:
         moved = (kernel.reads + kernel.writes) * size
-        kernels.add_row(*map(str, kernel[:4]), f"{moved / 1e6:.1f}")
-    cards = Table("card", "count_digits, per pass", "prune_rows", "select and prune", COPY)
+        kernels.append((kernel.kernel, *map(str, kernel[1:]), f"{moved / 1e6:.1f}"))
+    cards: list[Sequence[str]] = [
+        ("card", "count_digits, per pass", "prune_rows", "select and prune", "project", COPY)
+    ]
     for card, (bandwidth, _) in BANDWIDTHS.items():
         once = size / bandwidth
         total = computed_seconds("native haar", size, bandwidth)
+        project = computed_seconds(f"native {PROJECTION}", size, bandwidth)
         floor = computed_seconds(COPY, size, bandwidth)
-        cards.add_row(card, *(f"{1e6 * (s or 0):.0f} µs" for s in (once, 2 * once, total, floor)))
-    return [kernels, cards]
+        times = (once, 2 * once, total, project, floor)
+        cards.append((card, *(f"{1e6 * (s or 0):.0f} us" for s in times)))
+    return [aligned(kernels), aligned(cards)]
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """A table in plain text, its first row the heading."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = [row[0].ljust(widths[0])]
+        cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines) + "\n"
 
 
 def rows() -> list[Row]:
-    """The rows that run on a GPU."""
-    ours = [f"{backend} {case}" for backend in ("triton", "native", "eager") for case in CASES]
-    return [ROWS[name] for name in (*ours, *PEERS) if name in ROWS]
+    """The rows that run on a GPU; those with one reference follow each other."""
+    ours = [ROWS[f"{backend} {case}"] for backend in (*COMPUTED, "eager") for case in CASES]
+    peers = [ROWS[name] for name in PEERS]
+    return sorted((*ours, *peers), key=lambda row: sorted(map(str, row.settings.items())))
+
+
+def relaid(model: nn.Module, layout: str | None) -> nn.Module:
+    """The same model with its weights in another order in memory."""
+    for conv in convolutions(model) if layout is not None else ():
+        order = LAYOUTS[str(layout)]
+        back = [order.index(axis) for axis in range(4)]
+        conv.weight.data = conv.weight.detach().permute(order).contiguous().permute(back)
+    return model
+
+
+def on_gpu(network: str) -> nn.Module:
+    """A copy of the network; the test is skipped where the network is not installed."""
+    try:
+        return copy.deepcopy(loaded(network)).cuda()
+    except ImportError as error:
+        pytest.skip(f"{network}: {error}")
 
 
 Results = dict[str, dict[str, float]]
@@ -107,37 +154,66 @@ Results = dict[str, dict[str, float]]
 
 @pytest.fixture(scope="module")
 def results(request: pytest.FixtureRequest) -> Iterator[Results]:
-    """Seconds of every network and row, printed at the end."""
+    """Seconds of every network and row, printed and written down at the end."""
     measured: Results = {}
     yield measured
     reporter = request.config.pluginmanager.getplugin("terminalreporter")
     for network, seconds in measured.items():
         reporter.section(f"{network} on {torch.cuda.get_device_name()}")
-        reporter.write(rendered(compared(network, seconds)))
+        reporter.write(table(network, seconds))
+    if path := os.environ.get(REPORT):
+        figures = {
+            network: [row._asdict() for row in compared(network, seconds)]
+            for network, seconds in measured.items()
+        }
+        Path(path).write_text(json.dumps(figures, indent=1))
 
 
-def compared(network: str, seconds: dict[str, float]) -> Table:
+class Compared(NamedTuple):
+    """A row's time in seconds, and its lower bounds; None where there is none.
+
+    Attributes:
+        row: its name.
+        measured: median on the device.
+        computed: at the bandwidth in the card's data sheet.
+        at_copy: at the bandwidth that the copy had.
+        copies: how many copies the row took.
+    """
+
+    row: str
+    measured: float
+    computed: float | None
+    at_copy: float | None
+    copies: float | None
+
+
+def compared(network: str, seconds: dict[str, float]) -> list[Compared]:
     """Measured times, and those computed from the data sheet and from the measured copy."""
     size = weight_bytes(loaded(network))
-    card = next(
-        (
-            bandwidth
-            for bandwidth, name in BANDWIDTHS.values()
-            if name in torch.cuda.get_device_name()
-        ),
-        None,
-    )
-    copying = 2 * size / seconds[COPY] if COPY in seconds else None
-    table = Table("row", "measured", "computed", "at the copy's bandwidth", "times the copy")
+    name = torch.cuda.get_device_name()
+    card = next((bandwidth for bandwidth, part in BANDWIDTHS.values() if part in name), None)
+    copied = seconds.get(COPY)
+    found = []
     for row, spent in seconds.items():
-        least = [computed_seconds(row, size, b) if b else None for b in (card, copying)]
-        table.add_row(
-            row,
-            f"{1e6 * spent:.0f} µs",
-            *("" if s is None else f"{1e6 * s:.0f} µs" for s in least),
-            f"{spent / seconds[COPY]:.1f}" if COPY in seconds else "",
-        )
-    return table
+        bounds = [
+            None if bandwidth is None else computed_seconds(row, size, bandwidth)
+            for bandwidth in (card, None if copied is None else 2 * size / copied)
+        ]
+        copies = None if copied is None else spent / copied
+        found.append(Compared(row, spent, bounds[0], bounds[1], copies))
+    return found
+
+
+def table(network: str, seconds: dict[str, float]) -> str:
+    """The rows in plain text."""
+    lines: list[Sequence[str]] = [
+        ("row", "measured", "computed", "at the copy's bandwidth", "times the copy")
+    ]
+    for row in compared(network, seconds):
+        times = (row.measured, row.computed, row.at_copy)
+        cells = ["" if s is None else f"{1e6 * s:.0f} us" for s in times]
+        lines.append((row.row, *cells, "" if row.copies is None else f"{row.copies:.1f}"))
+    return aligned(lines)
 
 
 gpu = [
@@ -151,7 +227,7 @@ class TestOnGpu:
     pytestmark = gpu
 
     def test_copy(self, network: str, results: Results) -> None:
-        weights = [conv.weight.detach().cuda() for conv in convolutions(loaded(network))]
+        weights = [conv.weight.detach() for conv in convolutions(on_gpu(network))]
         source = torch.cat([weight.flatten() for weight in weights])
         target = torch.empty_like(source)
         spent = median(lambda: target.copy_(source), lambda: target.zero_())
@@ -160,13 +236,53 @@ class TestOnGpu:
 
     @pytest.mark.parametrize("row", rows(), ids=lambda row: row.name)
     def test_row(self, network: str, row: Row, results: Results) -> None:
+        self.timed(network, row, None, results)
+
+    @pytest.mark.parametrize("layout", LAYOUTS)
+    @pytest.mark.parametrize("name", ["native uhaar", "triton uhaar", "native min-weight"])
+    def test_layout(self, network: str, name: str, layout: str, results: Results) -> None:
+        self.timed(network, ROWS[name], layout, results)
+
+    @pytest.mark.parametrize("layout", [None, *LAYOUTS])
+    @pytest.mark.parametrize("backend", COMPUTED)
+    def test_projection(
+        self, network: str, backend: str, layout: str | None, results: Results
+    ) -> None:
+        if backend in backends.unavailable():
+            pytest.skip(backends.unavailable()[backend])
+        model = relaid(on_gpu(network), layout)
+        refs = [
+            LayerRef(str(i), conv.weight.detach()) for i, conv in enumerate(convolutions(model))
+        ]
+        config = PruneConfig(wavelet="uhaar", backend=backend)
+        restore(network, model)
+        report = prune_layers(refs, config, masks=True)
+        assert report.masks is not None
+        masks = [report.masks[ref.name] for ref in refs]
+        expected = [ref.weight.clone() for ref in refs]
+        plan = projection_plan(refs, config, [report.bases[ref.name] for ref in refs])
+        # Guarded: the caller would undo an error, so that nothing is copied.
+        project = partial(project_layers, plan, refs, masks, guarded=True)
+        restore(network, model)
+        project()
+        for ref, weight in zip(refs, expected, strict=True):
+            assert torch.equal(ref.weight, weight), ref.name
+        spent = median(project, lambda: restore(network, model))
+        name = f"{backend} {PROJECTION} uhaar"
+        results.setdefault(network, {})[f"{name}, {layout}" if layout else name] = spent
+
+    @staticmethod
+    def timed(network: str, row: Row, layout: str | None, results: Results) -> None:
         backend = row.name.split()[0]
         if backend in backends.unavailable():
             pytest.skip(backends.unavailable()[backend])
-        model = copy.deepcopy(loaded(network)).cuda()
+        if backend == "ptwt":
+            pytest.importorskip("ptwt")
+        model = relaid(on_gpu(network), layout)
         checked(row, network, model)
         spent = median(lambda: row.run(model), lambda: restore(network, model))
-        results.setdefault(network, {})[row.name] = spent
+        name = f"{row.name}, {layout}" if layout else row.name
+        results.setdefault(network, {})[name] = spent
 
 
 def median(run: Callable[[], object], setup: Callable[[], object]) -> float:
@@ -186,4 +302,4 @@ def median(run: Callable[[], object], setup: Callable[[], object]) -> float:
 
 if __name__ == "__main__":
     for printed in tables():
-        Console(width=110).print(printed)
+        print(printed)

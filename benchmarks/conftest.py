@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Mapping
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import pytest
-from rich.console import Console
-from rich.table import Table
 
 import wavprune
 
 from .pipelines import FLOOR, PEERS
+
+if TYPE_CHECKING:
+    # Only where something is printed: bench_gpu.py runs where there is no rich.
+    from rich.table import Table
 
 Kind = Literal["speed", "time", "memory"]
 
@@ -207,12 +209,16 @@ def rendered(table: Table) -> str:
     """The table as text; an empty string for a table without rows."""
     if not table.rows:
         return ""
+    from rich.console import Console
+
     text = io.StringIO()
     Console(file=text, width=120, color_system=None).print(table)
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines()) + "\n\n"
 
 
 def _table(*columns: str) -> Table:
+    from rich.table import Table
+
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for column in columns:
         words = column in ("row", "compared with", "")

@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import ptwt
 import pywt
 import torch
 from torch import nn
@@ -79,6 +78,8 @@ def wavelet_transforms_min_weight(network: nn.Module) -> None:
 
 def ptwt_haar(network: nn.Module) -> None:
     """Haar pruning written with ptwt, with a threshold from ``torch.kthvalue``."""
+    import ptwt  # the other rows do without it
+
     for weight in _weights(network):
         h, w = weight.shape[-2:]
         approximation, *details = ptwt.wavedec2(weight, "haar", mode="symmetric")

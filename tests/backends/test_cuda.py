@@ -416,15 +416,15 @@ def sector_efficiency(entry: Case) -> dict[str, float]:
     double = entry.weight.dtype == torch.float64
     weights, plans, masks = [entry.weight.clone()], [entry.plan], [entry.empty_mask()]
     cuts = torch.tensor([0.5], dtype=torch.float64)
-    calls = {
-        "count": lambda: emulated.topk_threshold(weights, plans, [], [0], [entry.keep], double),
-        "prune": lambda: emulated.prune_(weights, plans, [], cuts, double),
-        "project": lambda: emulated.project_(weights, plans, masks, double),
+    calls: dict[str, tuple[Any, tuple[Any, ...]]] = {
+        "count": (emulated.topk_threshold, (weights, plans, [], [0], [entry.keep], double)),
+        "prune": (emulated.prune_, (weights, plans, [], cuts, double)),
+        "project": (emulated.project_, (weights, plans, masks, double)),
     }
     found = {}
-    for name, call in calls.items():
+    for name, (operator, arguments) in calls.items():
         emulated.count_accesses(True)
-        call()
+        operator(*arguments)
         accessed, sectors = emulated.count_accesses(False)
         found[name] = accessed / (32 * sectors)
     return found

@@ -24,7 +24,7 @@ from tests.support.cuda import (
     prune,
     resnet_18,
 )
-from wavprune import LayerRef, PruneConfig, Pruner, prune_layers
+from wavprune import LayerRef, PruneConfig, Pruner, backends, prune_layers
 
 pytest.importorskip("wavprune.ops", reason="the compiled extension is not built here")
 ops = torch.ops.wavprune
@@ -214,6 +214,23 @@ def test_every_device_and_no_call_for_two() -> None:
         ops.topk_threshold(weights, plans, [], [0, 0], [10], False)
     with pytest.raises(RuntimeError, match="mask of weight 0"):
         ops.project_(weights[:1], plans[:1], [places[1].empty_mask()], False)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there is one GPU here at most")
+@pytest.mark.parametrize("name", ["native", "triton"])
+def test_layers_on_two_devices_are_projected_where_they_are(name: str) -> None:
+    if name in backends.unavailable():
+        pytest.skip(backends.unavailable()[name])
+    model = model_of(
+        one=normal(8, 9, 3, 3).to("cuda:0"), other=normal(8, 9, 3, 3, seed=1).to("cuda:1")
+    )
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    pruner = Pruner(model, PruneConfig(wavelet="identity", backend=name, sparsity=0.75))
+    pruner.attach(optimizer)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    assert [int((weight != 0).sum()) for weight in model.parameters()] == [162, 162]
 
 
 def test_the_native_backend_runs_there() -> None:

@@ -25,10 +25,6 @@ from wavprune.errors import WavpruneError
 TOOLS = Path(__file__).parents[1] / "tools"
 TARGETS = [("sm_80", "sm_90"), ("sm_100", "gfx942")]
 
-needs_device = pytest.mark.skipif(
-    not torch.cuda.is_available(), reason="needs a CUDA or ROCm device: torch sees none"
-)
-
 
 class Run:
     """A process that runs beside the tests, and its output."""

@@ -19,11 +19,9 @@ from torch import nn
 import wavprune
 from tests.support.cases import (
     BACKENDS,
-    assert_pruned,
     bits,
     model_of,
     normal,
-    outcomes,
     prune_weight,
     quick,
     weight_of,
@@ -602,19 +600,6 @@ def test_cuda_where_there_is_none_warns_once_and_runs_on_the_cpu() -> None:
     (warning,) = caught
     assert "'cuda:3': torch sees no CUDA here; pruning on the CPU" in str(warning.message)
     assert warning.filename == __file__
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA here")
-@pytest.mark.parametrize("home", ["cpu", "cuda"])
-def test_a_weight_stays_on_its_device(home: str) -> None:
-    before = {"conv": normal(32, 16, 3, 3)}
-    model = model_of(conv=normal(32, 16, 3, 3).to(home))
-    report = wavprune.fast.prune(model, device="cuda")
-    assert weight_of(model).device.type == home
-    assert report["conv"].device.startswith("cuda")
-    after = outcomes({"conv": weight_of(model).cpu()}, report)
-    assert_pruned(before, after, PruneConfig())
 
 
 def test_one_threshold_that_is_nan_stops_all_calls() -> None:

@@ -251,23 +251,6 @@ def test_statistics_from_another_device_are_those_of_home(name: str, elsewhere: 
     assert all(map(torch.equal, *results))
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA here")
-@pytest.mark.parametrize("name", ["predict", "match", "update"])
-def test_a_gpu_is_only_borrowed(name: str) -> None:
-    model = copy.deepcopy(PRUNED)
-    before = State(model)
-    addresses = [tensor.data_ptr() for tensor in before.tensors]
-    if name == "predict":
-        predict(model, DATA, "cuda")
-        assert before.holds_for(model)
-    elif name == "match":
-        match_batchnorm(model, DENSE, DATA, "cuda")
-    else:
-        wavprune.update_batchnorm(model, DATA, "cuda")
-    assert [tensor.data_ptr() for tensor in State(model).tensors] == addresses
-
-
 def test_private_buffers_share_what_the_modules_share() -> None:
     first, second = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
     second.running_mean = first.running_mean

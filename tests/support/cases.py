@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from fractions import Fraction
 from typing import Any, NamedTuple
 
-import hypothesis
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -34,8 +33,14 @@ Weights = dict[str, torch.Tensor]
 # On kernels of tests, a second thread only waits, and long where the machine is busy.
 torch.set_num_threads(1)
 
-# The same examples in every run, and no directory of old ones.
-quick = hypothesis.settings(max_examples=25, derandomize=True, deadline=None)
+try:
+    import hypothesis
+except ImportError:
+    # On a machine that has only what the tests on a GPU need; see conftest.py.
+    pass
+else:
+    # The same examples in every run, and no directory of old ones.
+    quick = hypothesis.settings(max_examples=25, derandomize=True, deadline=None)
 
 # name -> settings of every kind of basis: orthonormal, biorthogonal, expansive, the library's own.
 BASES: dict[str, dict[str, Any]] = {

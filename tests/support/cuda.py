@@ -224,13 +224,15 @@ def assert_same_rows(found: torch.Tensor, expected: torch.Tensor) -> None:
     assert torch.allclose(ours[:, 2:], theirs[:, 2:], rtol=1e-5)
 
 
-def on_gpu(entry: Case) -> Case:
-    """The same weight in the same layout on the current device."""
-    weight = entry.weight
-    if weight.numel() == 0:
-        return entry._replace(weight=weight.cuda())
+def to_gpu(weight: torch.Tensor) -> torch.Tensor:
+    """The same values with the same strides on the current device."""
     there = torch.empty_strided(weight.shape, weight.stride(), dtype=weight.dtype, device="cuda")
-    return entry._replace(weight=there.copy_(weight))
+    return there.copy_(weight)
+
+
+def on_gpu(entry: Case) -> Case:
+    """The same weight on the current device."""
+    return entry._replace(weight=to_gpu(entry.weight))
 
 
 def resnet_18(share: float = 1.0) -> list[tuple[int, int, int, int]]:

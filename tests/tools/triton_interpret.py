@@ -539,8 +539,8 @@ def test_training_is_pruned_without_eager(
     def unexpected(*arguments: object) -> None:
         raise AssertionError("eager ran")
 
-    for step in ("_threshold", "_mask", "_rewrite", "project_"):
-        monkeypatch.setattr(type(EAGER), step, unexpected)
+    for name in ("_threshold", "_mask", "_rewrite", "project_"):
+        monkeypatch.setattr(type(EAGER), name, unexpected)
     config = PruneConfig(wavelet=wavelet, backend="triton", sparsity=0.75)
     model = model_of(conv=laid_out(normal(9, 8, 3, 3), "channels_last"))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)

@@ -103,7 +103,7 @@ class NativeBackend:
 
     def project_(self, layers: Sequence[Layer], masks: Sequence[torch.Tensor]) -> None:
         """Set the coefficients that are not kept to 0, in place; see ``Backend``."""
-        for in_float64, chosen in _groups(layers, _in_float64):
+        for (_, in_float64), chosen in _groups(layers, _place):
             members = [layers[i] for i in chosen]
             weights = _weights(members)
             torch.ops.wavprune.project_(
@@ -178,6 +178,11 @@ def _in_float64(layer: Layer) -> bool:
     # On the CPU random numbers rank as integers.
     on_cpu = layer.weight.device.type == "cpu"
     return (layer.compute_dtype if on_cpu else layer.ranking_dtype) == torch.float64
+
+
+def _place(layer: Layer) -> tuple[torch.device, bool]:
+    """What one call of the compiled code has in common: the device, and its precision."""
+    return layer.weight.device, _in_float64(layer)
 
 
 def _job_key(job: Job) -> tuple[bool, float | None]:

@@ -163,7 +163,7 @@ class Backend(Protocol):
         can_stream: True where it looks at the layers of a job one after the other, so that they
             may live on several devices, or come and go.
         is_atomic: True where nothing can interrupt a call that changes weights of one compute
-            dtype.
+            dtype on one device.
         has_masks: True where ``masks`` and ``project_`` work and ``apply_`` takes masks.
         can_capture: True where it never waits for a device, so that a CUDA graph can hold its
             calls.

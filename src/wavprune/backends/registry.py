@@ -121,7 +121,7 @@ def _obstacle(
     backend: Backend, layers: Sequence[Layer], scattered: bool, masks: bool
 ) -> str | None:
     if masks and not backend.has_masks:
-        return "it has no masks, which training needs; 'native' and 'eager' have"
+        return "it has no masks, which training needs; 'native', 'triton' and 'eager' have"
     if scattered and not backend.can_stream:
         return (
             "one threshold for weights that do not fit on one device together; "

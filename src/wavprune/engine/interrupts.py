@@ -20,8 +20,8 @@ def cannot_be_interrupted(backend: Backend, layers: Sequence[Layer]) -> bool:
     if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
         # What is captured runs later, as a whole.
         return True
-    precisions = {(layer.compute_dtype, layer.seed is None) for layer in layers}
-    return backend.is_atomic and len(precisions) == 1
+    calls = {(layer.device, layer.compute_dtype, layer.seed is None) for layer in layers}
+    return backend.is_atomic and len(calls) == 1
 
 
 def finish(work: Callable[[], T]) -> T:

@@ -46,8 +46,8 @@ class TritonBackend:
     # Any number of weights in one call: it needs 50 KiB per layer, whatever their size.
     call_limit = 1 << 60
     can_stream = True
-    # Layers that compute in float32 and in float64 take a launch each.
-    is_atomic = False
+    # One launch changes all layers of a dtype and device.
+    is_atomic = True
     has_masks = True
     can_capture = True
 
@@ -156,12 +156,14 @@ def _by_precision(layers: Sequence[Layer]) -> Iterator[tuple[bool, list[int]]]:
 def _launches(
     layers: Sequence[Layer], masks: Sequence[torch.Tensor] | None, marks: bool = False
 ) -> Iterator[tuple[bool, _Launch]]:
-    """A launch for each dtype that computes; results are in the order of the layers."""
+    """A launch for each device and dtype that computes; results are in the order of the layers."""
     for in_float64, chosen in _by_precision(layers):
         members = [
             Member(layers[i], result=i, mask=None if masks is None else masks[i]) for i in chosen
         ]
-        yield in_float64, _launch(members, (), in_float64, layers[chosen[0]].device, marks=marks)
+        for device in dict.fromkeys(layers[i].device for i in chosen):
+            here = [member for member in members if member.layer.device == device]
+            yield in_float64, _launch(here, (), in_float64, device, marks=marks)
 
 
 def _select(
@@ -187,7 +189,10 @@ def _select(
         device: torch.zeros(len(jobs), state_size, dtype=torch.int64, device=device)
         for device in devices
     }
-    asked = list(zip(jobs, results, strict=True))
+    asked = [
+        Asked(job, i, (job.budget, i, tuple([_size_key(layer) for layer in job.layers])))
+        for job, i in zip(jobs, results, strict=True)
+    ]
     present = _present(asked, in_float64, devices)
     bits_before = 0
     for digit, (shift, bits) in enumerate(digits):
@@ -206,8 +211,24 @@ def _select(
     )  # fmt: skip
 
 
-# A job, and the index of its threshold.
-Asked = tuple[Job, int]
+class Asked(NamedTuple):
+    """A threshold that is asked for.
+
+    Attributes:
+        job: what for.
+        result: index of the threshold.
+        key: all that a table says of it.
+    """
+
+    job: Job
+    result: int
+    key: tuple[Hashable, ...]
+
+
+def _size_key(layer: Layer) -> tuple[Hashable, ...]:
+    """What says how many coefficients a layer has."""
+    operator = layer.operator
+    return layer.weight.shape, operator.num_coefficients, operator.dropped
 
 
 def _present(
@@ -216,7 +237,7 @@ def _present(
     """A launch per device, of the layers that stay there."""
     members = [
         Member(layer, job=j)
-        for j, (job, _) in enumerate(asked)
+        for j, (job, *_) in enumerate(asked)
         if job.stream is None
         for layer in job.layers
     ]
@@ -230,7 +251,7 @@ def _present(
 
 def _streamed(asked: Sequence[Asked], in_float64: bool) -> Iterator[_Launch]:
     """A launch per layer, of the layers that come and go."""
-    for j, (job, _) in enumerate(asked):
+    for j, (job, *_) in enumerate(asked):
         if job.stream is not None:
             for layer in job.visit():
                 yield _launch([Member(layer, job=j)], asked, in_float64, layer.device)
@@ -342,15 +363,15 @@ def _launch(
         in_float64,
         marks,
         tuple(map(_member_key, members)),
-        tuple(map(_asked_key, asked)),
+        tuple([entry.key for entry in asked]),
     )
 
     def make() -> Table:
-        entries = [job_entry(job, result=i) for job, i in asked]
+        entries = [job_entry(job, result=i) for job, i, _ in asked]
         return table_of(members, entries, in_float64, marks)
 
     layers = [member.layer for member in members] or [
-        layer for job, _ in asked for layer in job.layers
+        layer for job, *_ in asked for layer in job.layers
     ]
     return uploaded(key, make, device, layers)
 
@@ -371,13 +392,6 @@ def _member_key(member: Member) -> tuple[Hashable, ...]:
         result,
         None if mask is None else mask.data_ptr(),
     )
-
-
-def _asked_key(asked: Asked) -> tuple[Hashable, ...]:
-    """All that a table says of a job."""
-    job, result = asked
-    sizes = tuple([(layer.weight.shape, id(layer.operator)) for layer in job.layers])
-    return job.budget, result, sizes
 
 
 def uploaded(

@@ -1,0 +1,29 @@
+"""Which tests a machine without the development packages collects: those for a GPU.
+
+A machine with a GPU often reaches no package index. Tests in ``*_on_gpu.py`` need torch, numpy,
+PyWavelets and pytest, and nothing else.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+MISSING = [name for name in ("hypothesis", "rich") if importlib.util.find_spec(name) is None]
+
+
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """Leave out what cannot be imported here; None lets others decide."""
+    if not MISSING:
+        return None
+    if collection_path.is_dir():
+        return None if any(collection_path.rglob("*_on_gpu.py")) else True
+    is_test = collection_path.name.startswith("test_")
+    return True if is_test and not collection_path.name.endswith("_on_gpu.py") else None
+
+
+def pytest_report_header() -> str | None:
+    """Say so."""
+    if MISSING:
+        return f"only the tests for a GPU are collected: there is no {' and no '.join(MISSING)}"
+    return None
