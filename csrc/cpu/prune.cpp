@@ -44,7 +44,7 @@ template <class T>
 class TileBuffers {
  public:
   explicit TileBuffers(const PlannedWeight<T>& planned)
-      : scratch(scratch_values(*planned.plan)), values_(planned.route.values_per_tile()) {}
+      : scratch(scratch_values(*planned.plan)), values_(planned.route.values_per_part()) {}
   const Scratch<T> scratch;
   T* tile() { return allocated(tile_); }
   T* before() { return allocated(before_); }
@@ -155,9 +155,9 @@ void prune_loaded(const PlannedWeight<T>& planned, const TileTask& task, const T
   }
 }
 
-// Prunes one tile of a weight. `change` may be null: then nothing is counted.
+// Prunes a part of a tile. `change` may be null: then nothing is counted.
 template <class T>
-void prune_tile(const PlannedWeight<T>& planned, const TileTask& task,
+void prune_part(const PlannedWeight<T>& planned, const TileTask& task,
                 const Selection<T>& selection, TileBuffers<T>& buffers, Change<T>* change) {
   T* const scratch = buffers.scratch.get();
   T* const buffer = planned.route.in_place ? nullptr : buffers.tile();
@@ -185,6 +185,23 @@ void prune_tile(const PlannedWeight<T>& planned, const TileTask& task,
   if (planned.random || !sums_fit(*change, before, tile.data, lanes))
     measure(before, tile.data, lanes, lanes - values, change);
   apart.route.store(task.first, task.kernels, copy);
+}
+
+// Prunes one tile of a weight. `change` may be null.
+template <class T>
+void prune_tile(const PlannedWeight<T>& planned, const TileTask& tile,
+                const Selection<T>& selection, TileBuffers<T>& buffers, Change<T>* change) {
+  if (change != nullptr) *change = {0, 0, 0, 0};
+  planned.route.for_each_part(tile.first, tile.kernels, [&](int64_t first, int64_t kernels) {
+    const TileTask part{tile.weight, first, kernels};
+    if (change == nullptr) return prune_part(planned, part, selection, buffers, change);
+    Change<T> more;
+    prune_part(planned, part, selection, buffers, &more);
+    change->kept += more.kept;
+    change->zeros += more.zeros;
+    change->squared_error += more.squared_error;
+    change->squared_norm += more.squared_norm;
+  });
 }
 
 // A row for each weight: kept, zeros, squared error, squared norm.
@@ -234,14 +251,16 @@ void mark_weights(const std::vector<PlannedWeight<T>>& weights, const double* th
     const TileTask& task = tasks[i];
     const PlannedWeight<T>& planned = weights[task.weight];
     T* const buffer = planned.route.in_place ? nullptr : buffers.tile();
-    const Tile<T> tile = planned.load(task.first, task.kernels, buffer);
-    MaskWord* const words = masks[task.weight] + mask_words(planned, task.first);
     const T threshold = positive<T>(thresholds[task.weight]);
-    if (planned.random)
-      mark_at_random(uint64_t(planned.pass_kernels(task.first)), planned.seed, threshold,
-                     tile.row_kernels, tile.data, words);
-    else
-      passes<T>().mark(*planned.plan, tile, buffers.scratch.get(), threshold, words);
+    planned.route.for_each_part(task.first, task.kernels, [&](int64_t first, int64_t kernels) {
+      const Tile<T> tile = planned.load(first, kernels, buffer);
+      MaskWord* const words = masks[task.weight] + mask_words(planned, first);
+      if (planned.random)
+        mark_at_random(uint64_t(planned.pass_kernels(first)), planned.seed, threshold,
+                       tile.row_kernels, tile.data, words);
+      else
+        passes<T>().mark(*planned.plan, tile, buffers.scratch.get(), threshold, words);
+    });
   });
 }
 

@@ -103,7 +103,7 @@ struct Buffers {
       : tile(largest(job, [](const auto& planned) {
           // Random ranks take the place of the values.
           const bool used = planned.random || !planned.route.in_place;
-          return used ? planned.route.values_per_tile() : 0;
+          return used ? planned.route.values_per_part() : 0;
         })),
         scratch(largest(job, [](const auto& planned) { return scratch_values(*planned.plan); })),
         ranks(largest(job, [](const auto& planned) { return planned.coefficients_per_tile(); })) {}
@@ -119,16 +119,22 @@ struct Buffers {
 template <class T>
 Scan<T> scan_tile(const PlannedWeight<T>& planned, int64_t first, int64_t kernels, T low, T high,
                   Buffers<T>& buffers) {
-  Scan<T> scan{low, high, buffers.ranks.get(), 0, 0, 0};
-  Tile<T> tile = planned.load(first, kernels, buffers.tile.get());
-  if (planned.random) {
-    T* const ranks = buffers.tile.get();
-    if (planned.route.in_place) std::copy(tile.data, tile.data + tile.row_kernels, ranks);
-    rank_at_random(uint64_t(planned.pass_kernels(first)), planned.seed, tile.row_kernels, ranks);
-    tile.data = ranks;
-  }
-  passes<T>().scan(*planned.plan, tile, buffers.scratch.get(), &scan);
-  return scan;
+  Scan<T> all{low, high, buffers.ranks.get(), 0, 0, 0};
+  planned.route.for_each_part(first, kernels, [&](int64_t begin, int64_t count) {
+    Tile<T> tile = planned.load(begin, count, buffers.tile.get());
+    if (planned.random) {
+      T* const ranks = buffers.tile.get();
+      if (planned.route.in_place) std::copy(tile.data, tile.data + tile.row_kernels, ranks);
+      rank_at_random(uint64_t(planned.pass_kernels(begin)), planned.seed, tile.row_kernels, ranks);
+      tile.data = ranks;
+    }
+    Scan<T> scan{low, high, all.out + all.inside, 0, 0, 0};
+    passes<T>().scan(*planned.plan, tile, buffers.scratch.get(), &scan);
+    all.below += scan.below;
+    all.inside += scan.inside;
+    all.peak = std::max(all.peak, scan.peak);
+  });
+  return all;
 }
 
 // Adds one tile to the current pass of its search.

@@ -16,9 +16,9 @@
 
 namespace wavprune {
 
-// Values of a tile, before or after the transform, unless a block of kernels has more: where it is
-// in memory, and where it is copied to a buffer that should stay in the first cache.
-constexpr int64_t kTile = 16384, kBufferedTile = 4096;
+// Values of a tile, before or after the transform, unless a block of kernels has more; and of the
+// parts of a tile that are copied to a buffer, which should stay in the first cache.
+constexpr int64_t kTile = 16384, kPart = 4096;
 
 template <class T>
 constexpr Element kOwnElement = sizeof(T) == 4 ? Element::float32 : Element::float64;
@@ -29,7 +29,7 @@ struct Route {
   Walk walk;
   bool in_place;
   Form form;
-  int64_t kernels_per_tile;  // in whole blocks
+  int64_t kernels_per_tile, kernels_per_part;  // in whole blocks
 
   Route(const Weight& weight, const Plan<T>& plan, Order order)
       : walk(walk_through(weight, order, plan.kind == Kind::identity)),
@@ -37,18 +37,20 @@ struct Route {
         form(!walk.together && (in_place || plan.kind != Kind::identity) ? Form::lanes
                                                                          : Form::flat) {
     const int64_t side = std::max<int64_t>(walk.values() * plan.outputs / plan.inputs, walk.values());
-    const int64_t blocks = (in_place ? kTile : kBufferedTile) / (side * kLanes);
-    kernels_per_tile = std::max<int64_t>(blocks, 1) * kLanes;
+    const auto kernels_of = [&](int64_t values) {
+      return std::max<int64_t>(values / (side * kLanes), 1) * kLanes;
+    };
+    kernels_per_part = kernels_of(in_place ? kTile : kPart);
     // Of neighbouring rows, whose values share cache lines, as many as a block has lanes.
     if (!in_place && walk.is_turned())
-      kernels_per_tile = std::max(kernels_per_tile, kLanes * walk.row_kernels);
+      kernels_per_part = std::max(kernels_per_part, kLanes * walk.row_kernels);
+    kernels_per_tile = (kernels_of(kTile) + kernels_per_part - 1) / kernels_per_part * kernels_per_part;
   }
 
   // A tile in place is one run of memory.
   bool is_one_run() const { return form == Form::flat && walk.rows == 1; }
 
-  // Values of one tile's buffer.
-  int64_t values_per_tile() const { return buffer_values(kernels_per_tile, walk.values()); }
+  int64_t values_per_part() const { return buffer_values(kernels_per_part, walk.values()); }
 
   // f(first, kernels) for every tile. One in place is a part of a row, or whole rows.
   template <class F>
@@ -62,6 +64,13 @@ struct Route {
     for (int64_t begin = 0; begin < walk.kernels(); begin += run)
       for (int64_t first = 0; first < run; first += tile)
         f(begin + first, std::min(tile, run - first));
+  }
+
+  // f(first, kernels) for every part of a tile.
+  template <class F>
+  void for_each_part(int64_t first, int64_t kernels, F f) const {
+    for (int64_t done = 0; done < kernels; done += kernels_per_part)
+      f(first + done, std::min(kernels_per_part, kernels - done));
   }
 
   // The kernels first .. first + kernels - 1 for a pass: in place, or loaded into the buffer.
@@ -122,7 +131,7 @@ struct PlannedWeight {
   int64_t coefficients_per_tile() const {
     return pass_kernels(route.kernels_per_tile) * plan->outputs;
   }
-  // What a pass works on: a tile in place, or loaded into the buffer.
+  // What a pass works on: a part of a tile, in place or loaded into the buffer.
   Tile<T> load(int64_t first, int64_t kernels, T* buffer) const {
     Tile<T> tile = route.load(first, kernels, buffer);
     tile.row_kernels = pass_kernels(tile.row_kernels);

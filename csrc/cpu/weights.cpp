@@ -64,7 +64,8 @@ Weight vector_of(const torch::stable::Tensor& tensor) {
 void Walk::prefetch(int64_t first, int64_t kernels) const {
   constexpr int kLine = 64;
   const int64_t size = element == Element::float64 ? 8 : element == Element::float32 ? 4 : 2;
-  const int64_t at = first / row_kernels * row_stride + first % row_kernels * kernel_stride;
+  const int64_t row = rows == 1 ? 0 : first / row_kernels;
+  const int64_t at = row * row_stride + (first - row * row_kernels) * kernel_stride;
   const char* const begin = data + at * size;
   if (is_flat())
     for (int64_t byte = 0; byte < kernels * values() * size; byte += kLine)
