@@ -138,7 +138,7 @@ int64_t keep_at_random(uint64_t first, uint64_t seed, T threshold, int64_t count
 
 // Runs the pass that a selection wants. `change` may be null where it is a mask.
 template <class T>
-void prune_loaded(const PlannedWeight<T>& planned, const TileTask& task, const Tile<T>& tile,
+void prune_loaded(const PlannedWeight<T>& planned, const TileTask& task, const Tile& tile,
                   const Selection<T>& selection, T* scratch, Change<T>* change) {
   const Plan<T>& plan = *planned.plan;
   if (selection.mask != nullptr) {
@@ -149,7 +149,8 @@ void prune_loaded(const PlannedWeight<T>& planned, const TileTask& task, const T
       passes<T>().project(plan, tile, scratch, words);
   } else if (planned.random) {
     change->kept = keep_at_random(uint64_t(planned.pass_kernels(task.first)), planned.seed,
-                                  selection.threshold, tile.row_kernels, tile.data);
+                                  selection.threshold, tile.row_kernels,
+                                  static_cast<T*>(tile.data));
   } else {
     passes<T>().prune(plan, tile, scratch, selection.threshold, change);
   }
@@ -165,7 +166,7 @@ void prune_part(const PlannedWeight<T>& planned, const TileTask& task,
   const bool trusted = selection.mask ? planned.weight.element == Element::float16
                                       : !planned.random && squares_fit(double(selection.threshold));
   if (change == nullptr || trusted) {
-    const Tile<T> tile = planned.load(task.first, task.kernels, buffer);
+    const Tile tile = planned.load(task.first, task.kernels, buffer);
     prune_loaded(planned, task, tile, selection, scratch, change);
     return planned.route.store(task.first, task.kernels, buffer);
   }
@@ -173,17 +174,17 @@ void prune_part(const PlannedWeight<T>& planned, const TileTask& task,
   // Values in rows, or in lanes, are compared side by side in buffers.
   if (!planned.route.is_one_run()) apart.route.in_place = false;
   T* const copy = apart.route.in_place ? nullptr : buffers.tile();
-  const Tile<T> tile = apart.load(task.first, task.kernels, copy);
+  const Tile tile = apart.load(task.first, task.kernels, copy);
   const int64_t values = task.kernels * planned.route.walk.values();
   const int64_t lanes =
       tile.form == Form::lanes && !apart.route.in_place
           ? (task.kernels + kLanes - 1) / kLanes * kLanes * planned.route.walk.values()
           : values;
-  T* const before = buffers.before();
-  std::copy(tile.data, tile.data + lanes, before);
+  T *const before = buffers.before(), *const x = static_cast<T*>(tile.data);
+  std::copy(x, x + lanes, before);
   prune_loaded(planned, task, tile, selection, scratch, change);
-  if (planned.random || !sums_fit(*change, before, tile.data, lanes))
-    measure(before, tile.data, lanes, lanes - values, change);
+  if (planned.random || !sums_fit(*change, before, x, lanes))
+    measure(before, x, lanes, lanes - values, change);
   apart.route.store(task.first, task.kernels, copy);
 }
 
@@ -253,11 +254,11 @@ void mark_weights(const std::vector<PlannedWeight<T>>& weights, const double* th
     T* const buffer = planned.route.in_place ? nullptr : buffers.tile();
     const T threshold = positive<T>(thresholds[task.weight]);
     planned.route.for_each_part(task.first, task.kernels, [&](int64_t first, int64_t kernels) {
-      const Tile<T> tile = planned.load(first, kernels, buffer);
+      const Tile tile = planned.load(first, kernels, buffer);
       MaskWord* const words = masks[task.weight] + mask_words(planned, first);
       if (planned.random)
         mark_at_random(uint64_t(planned.pass_kernels(first)), planned.seed, threshold,
-                       tile.row_kernels, tile.data, words);
+                       tile.row_kernels, static_cast<const T*>(tile.data), words);
       else
         passes<T>().mark(*planned.plan, tile, buffers.scratch.get(), threshold, words);
     });

@@ -101,9 +101,7 @@ struct Buffers {
   Scratch<T> tile, scratch, ranks;
   explicit Buffers(const Job<T>& job)
       : tile(largest(job, [](const auto& planned) {
-          // Random ranks take the place of the values.
-          const bool used = planned.random || !planned.route.in_place;
-          return used ? planned.route.values_per_part() : 0;
+          return planned.route.in_place ? 0 : planned.route.values_per_part();
         })),
         scratch(largest(job, [](const auto& planned) { return scratch_values(*planned.plan); })),
         ranks(largest(job, [](const auto& planned) { return planned.coefficients_per_tile(); })) {}
@@ -121,13 +119,10 @@ Scan<T> scan_tile(const PlannedWeight<T>& planned, int64_t first, int64_t kernel
                   Buffers<T>& buffers) {
   Scan<T> all{low, high, buffers.ranks.get(), 0, 0, 0};
   planned.route.for_each_part(first, kernels, [&](int64_t begin, int64_t count) {
-    Tile<T> tile = planned.load(begin, count, buffers.tile.get());
-    if (planned.random) {
-      T* const ranks = buffers.tile.get();
-      if (planned.route.in_place) std::copy(tile.data, tile.data + tile.row_kernels, ranks);
-      rank_at_random(uint64_t(planned.pass_kernels(begin)), planned.seed, tile.row_kernels, ranks);
-      tile.data = ranks;
-    }
+    const Tile tile = planned.load(begin, count, buffers.tile.get());
+    if (planned.random)
+      rank_at_random(uint64_t(planned.pass_kernels(begin)), planned.seed, tile.row_kernels,
+                     static_cast<T*>(tile.data));
     Scan<T> scan{low, high, all.out + all.inside, 0, 0, 0};
     passes<T>().scan(*planned.plan, tile, buffers.scratch.get(), &scan);
     all.below += scan.below;
@@ -195,8 +190,7 @@ void sample_ranks(const PlannedWeight<T>& planned, double wanted, Buffers<T>& bu
   const size_t before = sample.size();
   sample.resize(before + taken * outputs + kLanes);
   Scan<T> scan{T(0), value_of<T>(infinity_key<T>() - 1), sample.data() + before, 0, 0, 0};
-  const Tile<T> tile{gathered.get(), 1,       planned.pass_kernels(taken), 0, kLanes * K,
-                     Form::flat,     nullptr, kOwnElement<T>};
+  const Tile tile = tile_of(gathered.get(), planned.pass_kernels(taken), K);
   passes<T>().scan(*planned.plan, tile, buffers.scratch.get(), &scan);
   sample.resize(before + scan.inside);
 }

@@ -20,9 +20,6 @@ namespace wavprune {
 // parts of a tile that are copied to a buffer, which should stay in the first cache.
 constexpr int64_t kTile = 16384, kPart = 4096;
 
-template <class T>
-constexpr Element kOwnElement = sizeof(T) == 4 ? Element::float32 : Element::float64;
-
 // A walk and how its tiles are worked on: in the weight's own memory, or in a buffer.
 template <class T>
 struct Route {
@@ -31,9 +28,11 @@ struct Route {
   Form form;
   int64_t kernels_per_tile, kernels_per_part;  // in whole blocks
 
-  Route(const Weight& weight, const Plan<T>& plan, Order order)
-      : walk(walk_through(weight, order, plan.kind == Kind::identity)),
-        in_place(works_in_place(plan, order)),
+  // Random ranks are those of the canonical order, and take the place of values in a buffer.
+  Route(const Weight& weight, const Plan<T>& plan, Order order, bool random = false)
+      : walk(walk_through(weight, random ? Order::canonical : order,
+                          plan.kind == Kind::identity)),
+        in_place(!random && works_in_place(plan, order)),
         form(!walk.together && (in_place || plan.kind != Kind::identity) ? Form::lanes
                                                                          : Form::flat) {
     const int64_t side = std::max<int64_t>(walk.values() * plan.outputs / plan.inputs, walk.values());
@@ -47,8 +46,10 @@ struct Route {
     kernels_per_tile = (kernels_of(kTile) + kernels_per_part - 1) / kernels_per_part * kernels_per_part;
   }
 
-  // A tile in place is one run of memory.
-  bool is_one_run() const { return form == Form::flat && walk.rows == 1; }
+  // A tile in place is one run of the values that passes work on.
+  bool is_one_run() const {
+    return form == Form::flat && walk.rows == 1 && walk.element == kOwnElement<T>;
+  }
 
   int64_t values_per_part() const { return buffer_values(kernels_per_part, walk.values()); }
 
@@ -74,22 +75,16 @@ struct Route {
   }
 
   // The kernels first .. first + kernels - 1 for a pass: in place, or loaded into the buffer.
-  Tile<T> load(int64_t first, int64_t kernels, T* buffer) const {
-    const int64_t K = walk.values();
+  Tile load(int64_t first, int64_t kernels, T* buffer) const {
     if (!in_place) {
       passes<T>().load(walk.strided(), first, kernels, form, buffer);
-      return {buffer, 1, kernels, 0, kLanes * K, form, nullptr, walk.element};
+      return {buffer, kOwnElement<T>, walk.element,    1,      kernels,
+              0,      kLanes * walk.values(), form, nullptr};
     }
-    const int64_t row = first / walk.row_kernels, column = first % walk.row_kernels;
     const int64_t in_row = std::min(kernels, walk.row_kernels);
-    return {reinterpret_cast<T*>(walk.data) + row * walk.row_stride + column * walk.kernel_stride,
-            kernels / in_row,
-            in_row,
-            walk.row_stride,
-            kLanes * walk.kernel_stride,
-            form,
-            walk.offsets.data(),
-            walk.element};
+    return {walk.at(first),  walk.element, walk.element,
+            kernels / in_row, in_row,      walk.row_stride,
+            kLanes * walk.kernel_stride, form, walk.offsets.data()};
   }
   // What a pass made of a tile that was loaded into the buffer, rounded to the weight's dtype.
   void store(int64_t first, int64_t kernels, T* buffer) const {
@@ -98,7 +93,7 @@ struct Route {
 
  private:
   bool works_in_place(const Plan<T>& plan, Order order) const {
-    if (walk.element != kOwnElement<T> || walk.overlapping) return false;
+    if (walk.overlapping) return false;
     // In lanes, 16 kernels lie side by side.
     const bool placed = walk.is_flat() || (plan.kind != Kind::identity && walk.kernel_stride == 1);
     if (!placed || walk.rows == 1) return placed;
@@ -132,15 +127,14 @@ struct PlannedWeight {
     return pass_kernels(route.kernels_per_tile) * plan->outputs;
   }
   // What a pass works on: a part of a tile, in place or loaded into the buffer.
-  Tile<T> load(int64_t first, int64_t kernels, T* buffer) const {
-    Tile<T> tile = route.load(first, kernels, buffer);
+  Tile load(int64_t first, int64_t kernels, T* buffer) const {
+    Tile tile = route.load(first, kernels, buffer);
     tile.row_kernels = pass_kernels(tile.row_kernels);
     return tile;
   }
 };
 
-// Pairs each weight with its plan, which `plans` owns; no seeds rank by magnitude. Random ranks are
-// those of the canonical order.
+// Pairs each weight with its plan, which `plans` owns; no seeds rank by magnitude.
 template <class T>
 std::vector<PlannedWeight<T>> planned_weights(
     const std::vector<torch::stable::Tensor>& weights,
@@ -154,7 +148,7 @@ std::vector<PlannedWeight<T>> planned_weights(
     check_seeded(seeds, plan);
     const bool random = !seeds.empty();
     planned.push_back({weight, &plan, random, random ? uint64_t(seeds[w]) : 0,
-                       {weight, plan, random ? Order::canonical : order}});
+                       {weight, plan, order, random}});
   }
   return planned;
 }
