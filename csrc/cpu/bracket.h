@@ -48,11 +48,11 @@ inline Bracket bracket_of(int64_t sample, double quantile, double sigmas) {
   return {int64_t(std::floor(middle - spread)), int64_t(std::ceil(middle + spread))};
 }
 
-// A vector for a pass with the identity.
+// Values one after the other as a pass takes them.
 template <class T>
-Tile<T> vector_tile(T* values, int64_t count) {
-  return {values, 1, count, 0, kLanes, Form::flat, nullptr,
-          sizeof(T) == 4 ? Element::float32 : Element::float64};
+Tile tile_of(T* values, int64_t kernels, int64_t values_of_each) {
+  return {values, kOwnElement<T>,          kOwnElement<T>, 1,      kernels,
+          0,      kLanes * values_of_each, Form::flat,     nullptr};
 }
 
 // The values of two ranks, first <= second. Reorders and overwrites the values, which need room for
@@ -66,7 +66,7 @@ std::pair<T, T> select(T* values, int64_t count, int64_t first, int64_t second) 
   const Scratch<T> scratch(scratch_values(identity));
   const auto scan = [&](T low, T high, T* out) {
     Scan<T> result{low, high, out, 0, 0, 0, 0, 0};
-    passes<T>().scan(identity, vector_tile(values, count), scratch.get(), &result);
+    passes<T>().scan(identity, tile_of(values, count, 1), scratch.get(), &result);
     return result;
   };
   while (count > 8 * kSample) {

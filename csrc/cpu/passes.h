@@ -29,15 +29,18 @@ struct Strided {
 // flat, the kernels one after the other.
 enum class Form { lanes, flat };
 
-// What a pass works on: values of its own type, in rows of kernels, block by block. Rows hold whole
-// blocks, or there is only one, or the order of the blocks does not matter.
 template <class T>
+constexpr Element kOwnElement = sizeof(T) == sizeof(float) ? Element::float32 : Element::float64;
+
+// What a pass works on: rows of kernels, block by block. Rows hold whole blocks, or there is only
+// one, or the order of the blocks does not matter. Strides and offsets are counted in elements.
 struct Tile {
-  T* data;
+  void* data;
+  Element stored;   // what the values are
+  Element element;  // to which results are rounded: what the weight's values are
   int64_t rows, row_kernels, row_stride, block_stride;
   Form form;
   const int64_t* offsets;  // of the values in lanes; null where that of value k is 16 k
-  Element element;         // to which results are rounded
 };
 
 // Collects the ranks in [low, high] in `out`, which needs room for all of them and a vector more.
@@ -65,13 +68,13 @@ typedef uint16_t MaskWord;
 // identity, kernels are single values one after the other.
 template <class T>
 struct Passes {
-  void (*scan)(const Plan<T>&, const Tile<T>&, T* scratch, Scan<T>*);
+  void (*scan)(const Plan<T>&, const Tile&, T* scratch, Scan<T>*);
   // A scan that sums the squares too, in T.
-  void (*scan_energy)(const Plan<T>&, const Tile<T>&, T* scratch, Scan<T>*);
-  void (*prune)(const Plan<T>&, const Tile<T>&, T* scratch, T threshold, Change<T>*);
-  void (*prune_by_mask)(const Plan<T>&, const Tile<T>&, T* scratch, const MaskWord*, Change<T>*);
-  void (*project)(const Plan<T>&, const Tile<T>&, T* scratch, const MaskWord*);
-  void (*mark)(const Plan<T>&, const Tile<T>&, T* scratch, T threshold, MaskWord*);
+  void (*scan_energy)(const Plan<T>&, const Tile&, T* scratch, Scan<T>*);
+  void (*prune)(const Plan<T>&, const Tile&, T* scratch, T threshold, Change<T>*);
+  void (*prune_by_mask)(const Plan<T>&, const Tile&, T* scratch, const MaskWord*, Change<T>*);
+  void (*project)(const Plan<T>&, const Tile&, T* scratch, const MaskWord*);
+  void (*mark)(const Plan<T>&, const Tile&, T* scratch, T threshold, MaskWord*);
   // Matrices of kernels and coefficients.
   void (*forward)(const Plan<T>&, const T* x, int64_t kernels, T* scratch, T* coefficients);
   void (*inverse)(const Plan<T>&, const T* coefficients, int64_t kernels, T* scratch, T* x);
@@ -100,10 +103,10 @@ struct InstructionSet {
 };
 
 // Blocks that a pass with the identity takes at a time.
-constexpr int kIdentityGroup = 4;
+constexpr int kIdentityGroup = 16;
 
 // Vectors for the kernels before and after, their coefficients, the middle of a separable transform
-// and the padded last block.
+// and a copy of a block.
 template <class T>
 int64_t scratch_values(const Plan<T>& plan) {
   const int64_t side = plan.inputs > plan.outputs ? plan.inputs : plan.outputs;

@@ -39,7 +39,7 @@ template <class T>
 class TileBuffers {
  public:
   explicit TileBuffers(const PlannedWeight<T>& planned)
-      : scratch(scratch_values(*planned.plan)), values_(planned.route.values_per_tile()) {}
+      : scratch(scratch_values(*planned.plan)), values_(planned.route.values_per_part()) {}
   const Scratch<T> scratch;
   T* tile() { return allocated(tile_); }
   T* before() { return allocated(before_); }
@@ -109,7 +109,7 @@ bool sums_fit(const Change<T>& change, const T* before, const T* after, int64_t 
 
 // Runs the pass that a selection wants. `change` may be null where it is a mask.
 template <class T>
-void prune_loaded(const PlannedWeight<T>& planned, const TileTask& task, const Tile<T>& tile,
+void prune_loaded(const PlannedWeight<T>& planned, const TileTask& task, const Tile& tile,
                   const Selection<T>& selection, T* scratch, Change<T>* change) {
   const Plan<T>& plan = *planned.plan;
   if (selection.mask != nullptr) {
@@ -119,16 +119,17 @@ void prune_loaded(const PlannedWeight<T>& planned, const TileTask& task, const T
     else
       passes<T>().project(plan, tile, scratch, words);
   } else if (planned.random) {
-    passes<T>().prune_at_random(tile.data, tile.row_kernels, planned.index(task.first),
-                                planned.seed, selection.threshold, change);
+    passes<T>().prune_at_random(static_cast<T*>(tile.data), tile.row_kernels,
+                                planned.index(task.first), planned.seed, selection.threshold,
+                                change);
   } else {
     passes<T>().prune(plan, tile, scratch, T(selection.threshold), change);
   }
 }
 
-// Prunes one tile of a weight. `change` may be null: then nothing is counted.
+// Prunes a part of a tile. `change` may be null: then nothing is counted.
 template <class T>
-void prune_tile(const PlannedWeight<T>& planned, const TileTask& task,
+void prune_part(const PlannedWeight<T>& planned, const TileTask& task,
                 const Selection<T>& selection, TileBuffers<T>& buffers, Change<T>* change) {
   T* const scratch = buffers.scratch.get();
   T* const buffer = planned.route.in_place ? nullptr : buffers.tile();
@@ -137,7 +138,7 @@ void prune_tile(const PlannedWeight<T>& planned, const TileTask& task,
   const bool trusted = selection.mask ? planned.weight.element == Element::float16
                                       : planned.random || squares_fit(selection.threshold);
   if (change == nullptr || trusted) {
-    const Tile<T> tile = planned.load(task.first, task.kernels, buffer);
+    const Tile tile = planned.load(task.first, task.kernels, buffer);
     prune_loaded(planned, task, tile, selection, scratch, change);
     return planned.route.store(task.first, task.kernels, buffer);
   }
@@ -145,18 +146,34 @@ void prune_tile(const PlannedWeight<T>& planned, const TileTask& task,
   // Values in rows, or in lanes, are compared side by side in buffers.
   if (!planned.route.is_one_run()) apart.route.in_place = false;
   T* const copy = apart.route.in_place ? nullptr : buffers.tile();
-  const Tile<T> tile = apart.load(task.first, task.kernels, copy);
+  const Tile tile = apart.load(task.first, task.kernels, copy);
   const int64_t values = task.kernels * planned.route.walk.values();
   const int64_t lanes =
       tile.form == Form::lanes && !apart.route.in_place
           ? (task.kernels + kLanes - 1) / kLanes * kLanes * planned.route.walk.values()
           : values;
-  T* const before = buffers.before();
-  std::copy(tile.data, tile.data + lanes, before);
+  T *const before = buffers.before(), *const x = static_cast<T*>(tile.data);
+  std::copy(x, x + lanes, before);
   prune_loaded(planned, task, tile, selection, scratch, change);
-  if (!sums_fit(*change, before, tile.data, lanes))
-    measure(before, tile.data, lanes, lanes - values, change);
+  if (!sums_fit(*change, before, x, lanes)) measure(before, x, lanes, lanes - values, change);
   apart.route.store(task.first, task.kernels, copy);
+}
+
+// Prunes one tile of a weight. `change` may be null.
+template <class T>
+void prune_tile(const PlannedWeight<T>& planned, const TileTask& tile,
+                const Selection<T>& selection, TileBuffers<T>& buffers, Change<T>* change) {
+  if (change != nullptr) *change = {0, 0, 0, 0};
+  planned.route.for_each_part(tile.first, tile.kernels, [&](int64_t first, int64_t kernels) {
+    const TileTask part{tile.weight, first, kernels};
+    if (change == nullptr) return prune_part(planned, part, selection, buffers, change);
+    Change<T> more;
+    prune_part(planned, part, selection, buffers, &more);
+    change->kept += more.kept;
+    change->zeros += more.zeros;
+    change->squared_error += more.squared_error;
+    change->squared_norm += more.squared_norm;
+  });
 }
 
 // A row for each weight: kept, zeros, squared error, squared norm.
@@ -197,14 +214,17 @@ void mark_weights(const std::vector<PlannedWeight<T>>& weights, const double* th
     const TileTask& task = tasks[i];
     const PlannedWeight<T>& planned = weights[task.weight];
     T* const buffer = planned.route.in_place ? nullptr : buffers.tile();
-    const Tile<T> tile = planned.load(task.first, task.kernels, buffer);
-    MaskWord* const words = masks[task.weight] + mask_words(planned, task.first);
     const double threshold = thresholds[task.weight];
-    if (planned.random)
-      passes<T>().mark_at_random(tile.data, tile.row_kernels, planned.index(task.first),
-                                 planned.seed, threshold, words);
-    else
-      passes<T>().mark(*planned.plan, tile, buffers.scratch.get(), positive<T>(threshold), words);
+    planned.route.for_each_part(task.first, task.kernels, [&](int64_t first, int64_t kernels) {
+      const Tile tile = planned.load(first, kernels, buffer);
+      MaskWord* const words = masks[task.weight] + mask_words(planned, first);
+      if (planned.random)
+        passes<T>().mark_at_random(static_cast<const T*>(tile.data), tile.row_kernels,
+                                   planned.index(first), planned.seed, threshold, words);
+      else
+        passes<T>().mark(*planned.plan, tile, buffers.scratch.get(), positive<T>(threshold),
+                         words);
+    });
   });
 }
 

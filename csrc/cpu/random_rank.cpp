@@ -45,14 +45,17 @@ int64_t count_below(const Job<T>& job, T coarse) {
     for (int64_t i; (i = next()) < int64_t(tasks.size());) {
       const PlannedWeight<T>& planned = job.weights[tasks[i].weight];
       if (current != &planned)
-        buffer = std::make_unique<Scratch<T>>(planned.route.values_per_tile());
+        buffer = std::make_unique<Scratch<T>>(planned.route.values_per_part());
       current = &planned;
-      const Tile<T> tile = planned.load(tasks[i].first, tasks[i].kernels, buffer->get());
-      T nothing[kLanes];
-      Scan<T> scan{coarse, T(-1), nothing, 0, 0, 0, 0, 0};
-      passes<T>().scan_at_random(tile.data, tile.row_kernels, planned.index(tasks[i].first),
-                                 planned.seed, &scan);
-      below += scan.below;
+      planned.route.for_each_part(
+          tasks[i].first, tasks[i].kernels, [&](int64_t first, int64_t kernels) {
+            const Tile tile = planned.load(first, kernels, buffer->get());
+            T nothing[kLanes];
+            Scan<T> scan{coarse, T(-1), nothing, 0, 0, 0, 0, 0};
+            passes<T>().scan_at_random(static_cast<const T*>(tile.data), tile.row_kernels,
+                                       planned.index(first), planned.seed, &scan);
+            below += scan.below;
+          });
     }
   });
   return below;

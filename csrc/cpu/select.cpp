@@ -130,7 +130,7 @@ struct Buffers {
   Scratch<T> tile, scratch, ranks;
   explicit Buffers(const Job<T>& job)
       : tile(largest(job, [](const auto& planned) {
-          return planned.route.in_place ? 0 : planned.route.values_per_tile();
+          return planned.route.in_place ? 0 : planned.route.values_per_part();
         })),
         scratch(largest(job, [](const auto& planned) { return scratch_values(*planned.plan); })),
         ranks(largest(job, [](const auto& planned) { return planned.coefficients_per_tile(); })) {}
@@ -146,15 +146,23 @@ struct Buffers {
 template <class T>
 Scan<T> scan_tile(const PlannedWeight<T>& planned, int64_t first, int64_t kernels, T low, T high,
                   bool with_energy, Buffers<T>& buffers) {
-  Scan<T> scan{low, high, buffers.ranks.get(), 0, 0, 0, 0, 0};
-  const Tile<T> tile = planned.load(first, kernels, buffers.tile.get());
-  if (planned.random)
-    passes<T>().scan_at_random(tile.data, tile.row_kernels, planned.index(first), planned.seed,
-                               &scan);
-  else
-    (with_energy ? passes<T>().scan_energy : passes<T>().scan)(*planned.plan, tile,
-                                                               buffers.scratch.get(), &scan);
-  return scan;
+  Scan<T> all{low, high, buffers.ranks.get(), 0, 0, 0, 0, 0};
+  planned.route.for_each_part(first, kernels, [&](int64_t begin, int64_t count) {
+    const Tile tile = planned.load(begin, count, buffers.tile.get());
+    Scan<T> scan{low, high, all.out + all.inside, 0, 0, 0, 0, 0};
+    if (planned.random)
+      passes<T>().scan_at_random(static_cast<const T*>(tile.data), tile.row_kernels,
+                                 planned.index(begin), planned.seed, &scan);
+    else
+      (with_energy ? passes<T>().scan_energy : passes<T>().scan)(*planned.plan, tile,
+                                                                 buffers.scratch.get(), &scan);
+    all.below += scan.below;
+    all.inside += scan.inside;
+    all.peak = std::max(all.peak, scan.peak);
+    all.energy_below += scan.energy_below;
+    all.energy += scan.energy;
+  });
+  return all;
 }
 
 // Adds one tile to the current pass of its search.
@@ -237,8 +245,7 @@ void sample_ranks(const PlannedWeight<T>& planned, double wanted, Buffers<T>& bu
   const size_t before = sample.size();
   sample.resize(before + taken * outputs + kLanes);
   Scan<T> scan{T(0), value_of<T>(infinity_key<T>() - 1), sample.data() + before, 0, 0, 0, 0, 0};
-  const Tile<T> tile{gathered.get(), 1,       planned.pass_kernels(taken), 0, kLanes * K,
-                     Form::flat,     nullptr, kOwnElement<T>};
+  const Tile tile = tile_of(gathered.get(), planned.pass_kernels(taken), K);
   passes<T>().scan(*planned.plan, tile, buffers.scratch.get(), &scan);
   sample.resize(before + scan.inside);
 }

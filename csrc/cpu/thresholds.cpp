@@ -109,7 +109,11 @@ Tensor mask_by_percentile(const Tensor& input, double percentile, bool packed) {
     Scratch<T> buffer(buffer_values(kTile, 1));
     for (int64_t t; (t = next()) < tiles;) {
       const int64_t first = t * kTile, length = std::min(kTile, count - first);
-      const T* const x = route.load(first, length, buffer.get()).data;
+      const T* x = reinterpret_cast<const T*>(weight.data) + first;
+      if (weight.element != kOwnElement<T>) {
+        passes<T>().load(route.walk.strided(), first, length, Form::flat, buffer.get());
+        x = buffer.get();
+      }
       if (!packed) {
         for (int64_t i = 0; i < length; ++i) bytes[first + i] = std::abs(x[i]) >= threshold;
         continue;

@@ -16,12 +16,9 @@
 
 namespace wavprune {
 
-// Values of a tile, before or after the transform, unless a block of kernels has more: where it is
-// in memory, and where it is copied to a buffer that should stay in the first cache.
-constexpr int64_t kTile = 16384, kBufferedTile = 4096;
-
-template <class T>
-constexpr Element kOwnElement = sizeof(T) == 4 ? Element::float32 : Element::float64;
+// Values of a tile, before or after the transform, unless a block of kernels has more; and of the
+// parts of a tile that are copied to a buffer, which should stay in the first cache.
+constexpr int64_t kTile = 16384, kPart = 4096;
 
 // A walk and how its tiles are worked on: in the weight's own memory, or in a buffer.
 template <class T>
@@ -29,26 +26,31 @@ struct Route {
   Walk walk;
   bool in_place;
   Form form;
-  int64_t kernels_per_tile;  // in whole blocks
+  int64_t kernels_per_tile, kernels_per_part;  // in whole blocks
 
-  Route(const Weight& weight, const Plan<T>& plan, Order order)
+  Route(const Weight& weight, const Plan<T>& plan, Order order, bool random = false)
       : walk(walk_through(weight, order, plan.kind == Kind::identity)),
-        in_place(works_in_place(plan, order)),
+        // Random passes take values of their own type only.
+        in_place(works_in_place(plan, order) && (!random || walk.element == kOwnElement<T>)),
         form(!walk.together && (in_place || plan.kind != Kind::identity) ? Form::lanes
                                                                          : Form::flat) {
     const int64_t side = std::max<int64_t>(walk.values() * plan.outputs / plan.inputs, walk.values());
-    const int64_t blocks = (in_place ? kTile : kBufferedTile) / (side * kLanes);
-    kernels_per_tile = std::max<int64_t>(blocks, 1) * kLanes;
+    const auto kernels_of = [&](int64_t values) {
+      return std::max<int64_t>(values / (side * kLanes), 1) * kLanes;
+    };
+    kernels_per_part = kernels_of(in_place ? kTile : kPart);
     // Of neighbouring rows, whose values share cache lines, as many as a block has lanes.
     if (!in_place && walk.is_turned())
-      kernels_per_tile = std::max(kernels_per_tile, kLanes * walk.row_kernels);
+      kernels_per_part = std::max(kernels_per_part, kLanes * walk.row_kernels);
+    kernels_per_tile = (kernels_of(kTile) + kernels_per_part - 1) / kernels_per_part * kernels_per_part;
   }
 
-  // A tile in place is one run of memory.
-  bool is_one_run() const { return form == Form::flat && walk.rows == 1; }
+  // A tile in place is one run of the values that passes work on.
+  bool is_one_run() const {
+    return form == Form::flat && walk.rows == 1 && walk.element == kOwnElement<T>;
+  }
 
-  // Values of one tile's buffer.
-  int64_t values_per_tile() const { return buffer_values(kernels_per_tile, walk.values()); }
+  int64_t values_per_part() const { return buffer_values(kernels_per_part, walk.values()); }
 
   // f(first, kernels) for every tile. One in place is a part of a row, or whole rows.
   template <class F>
@@ -64,23 +66,24 @@ struct Route {
         f(begin + first, std::min(tile, run - first));
   }
 
+  // f(first, kernels) for every part of a tile.
+  template <class F>
+  void for_each_part(int64_t first, int64_t kernels, F f) const {
+    for (int64_t done = 0; done < kernels; done += kernels_per_part)
+      f(first + done, std::min(kernels_per_part, kernels - done));
+  }
+
   // The kernels first .. first + kernels - 1 for a pass: in place, or loaded into the buffer.
-  Tile<T> load(int64_t first, int64_t kernels, T* buffer) const {
-    const int64_t K = walk.values();
+  Tile load(int64_t first, int64_t kernels, T* buffer) const {
     if (!in_place) {
       passes<T>().load(walk.strided(), first, kernels, form, buffer);
-      return {buffer, 1, kernels, 0, kLanes * K, form, nullptr, walk.element};
+      return {buffer, kOwnElement<T>, walk.element,    1,      kernels,
+              0,      kLanes * walk.values(), form, nullptr};
     }
-    const int64_t row = first / walk.row_kernels, column = first % walk.row_kernels;
     const int64_t in_row = std::min(kernels, walk.row_kernels);
-    return {reinterpret_cast<T*>(walk.data) + row * walk.row_stride + column * walk.kernel_stride,
-            kernels / in_row,
-            in_row,
-            walk.row_stride,
-            kLanes * walk.kernel_stride,
-            form,
-            walk.offsets.data(),
-            walk.element};
+    return {walk.at(first),  walk.element, walk.element,
+            kernels / in_row, in_row,      walk.row_stride,
+            kLanes * walk.kernel_stride, form, walk.offsets.data()};
   }
   // What a pass made of a tile that was loaded into the buffer, rounded to the weight's dtype.
   void store(int64_t first, int64_t kernels, T* buffer) const {
@@ -89,7 +92,7 @@ struct Route {
 
  private:
   bool works_in_place(const Plan<T>& plan, Order order) const {
-    if (walk.element != kOwnElement<T> || walk.overlapping) return false;
+    if (walk.overlapping) return false;
     // In lanes, 16 kernels lie side by side.
     const bool placed = walk.is_flat() || (plan.kind != Kind::identity && walk.kernel_stride == 1);
     if (!placed || walk.rows == 1) return placed;
@@ -122,9 +125,9 @@ struct PlannedWeight {
   int64_t coefficients_per_tile() const {
     return pass_kernels(route.kernels_per_tile) * plan->outputs;
   }
-  // What a pass works on: a tile in place, or loaded into the buffer.
-  Tile<T> load(int64_t first, int64_t kernels, T* buffer) const {
-    Tile<T> tile = route.load(first, kernels, buffer);
+  // What a pass works on: a part of a tile, in place or loaded into the buffer.
+  Tile load(int64_t first, int64_t kernels, T* buffer) const {
+    Tile tile = route.load(first, kernels, buffer);
     tile.row_kernels = pass_kernels(tile.row_kernels);
     return tile;
   }
@@ -149,7 +152,7 @@ std::vector<PlannedWeight<T>> planned_weights(
     check_seeded(seeds, plan);
     const bool random = !seeds.empty();
     planned.push_back({weight, &plan, random, random ? uint64_t(seeds[w]) : 0,
-                       {weight, plan, random ? Order::canonical : order}});
+                       {weight, plan, random ? Order::canonical : order, random}});
   }
   return planned;
 }

@@ -61,16 +61,23 @@ Weight vector_of(const torch::stable::Tensor& tensor) {
           {tensor.numel(), 1, 1, 1}, {1, 1, 1, 1}};
 }
 
+int64_t Walk::element_size() const {
+  return element == Element::float64 ? 8 : element == Element::float32 ? 4 : 2;
+}
+
+char* Walk::at(int64_t kernel) const {
+  const int64_t row = rows == 1 ? 0 : kernel / row_kernels;
+  return data + (row * row_stride + (kernel - row * row_kernels) * kernel_stride) * element_size();
+}
+
 void Walk::prefetch(int64_t first, int64_t kernels) const {
   constexpr int kLine = 64;
-  const int64_t size = element == Element::float64 ? 8 : element == Element::float32 ? 4 : 2;
-  const int64_t at = first / row_kernels * row_stride + first % row_kernels * kernel_stride;
-  const char* const begin = data + at * size;
+  const char* const begin = at(first);
   if (is_flat())
-    for (int64_t byte = 0; byte < kernels * values() * size; byte += kLine)
+    for (int64_t byte = 0; byte < kernels * values() * element_size(); byte += kLine)
       __builtin_prefetch(begin + byte);
   else
-    for (const int64_t offset : offsets) __builtin_prefetch(begin + offset * size);
+    for (const int64_t offset : offsets) __builtin_prefetch(begin + offset * element_size());
 }
 
 Walk walk_through(const Weight& weight, Order order, bool identity) {

@@ -46,6 +46,8 @@ struct Walk {
     return {data,    element,          row_kernels,    row_stride, kernel_stride,
             values(), offsets.data(), together};
   }
+  int64_t element_size() const;
+  char* at(int64_t kernel) const;
   void prefetch(int64_t first, int64_t kernels) const;
   // Kernels that lie together, one after the other.
   bool is_flat() const { return together && kernel_stride == values(); }
