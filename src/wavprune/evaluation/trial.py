@@ -17,6 +17,7 @@ from torch import nn
 
 from ..bases import LevelCollapsedWarning
 from ..common.checks import choice
+from ..common.loaders import check_loader
 from ..config import PruneConfig
 from ..engine.device import compute_device
 from ..engine.layers import LayerRef, select_layers
@@ -25,7 +26,6 @@ from ..engine.run import prune_layers, prune_model
 from ..errors import WavpruneError
 from ..report import PruneReport
 from .batchnorm import BatchnormStatistics, batchnorm_statistics, match_batchnorm, update_batchnorm
-from .loaders import check_loader
 from .metrics import Evaluation, evaluate
 from .predictions import Predictions, predict
 from .size import layer_bytes, stored_bytes
