@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -11,6 +12,9 @@ from .config import PruneConfig
 from .engine.run import prune_model
 from .errors import WavpruneError
 from .report import PruneReport
+
+if TYPE_CHECKING:
+    from .calibration.collect import Calibration
 
 
 def prune(
@@ -30,6 +34,8 @@ def prune(
     seed: int = 0,
     progress: bool = False,
     match: PruneReport | None = None,
+    calibration: Calibration | Iterable[Any] | None = None,
+    calibration_level: str = "full",
 ) -> PruneReport:
     """Prune the ``Conv2d`` weights of a model, in place, and ``Linear`` weights where asked to.
 
@@ -67,6 +73,14 @@ def prune(
         progress: show a progress bar on standard error.
         match: for ``"min_weight"`` and ``"random"``, in place of ``sparsity``: prune as much as
             this report pruned, min-weight at its overall sparsity, random at each layer's.
+        calibration: a few batches of inputs ``(N, ...)``, alone, first in a tuple, or as
+            ``pixel_values``, or what ``wavprune.calibrate`` made of them: then what is kept, and
+            its values, follow from what each layer reads. Batch norms and biases follow; labels
+            are never looked at. Magnitude is among the candidates that are compared on inputs held
+            back, and ``report.decision`` says what was taken and why.
+        calibration_level: ``"refit"`` keeps what magnitude keeps and solves for its values;
+            ``"select"`` chooses what to keep over all layers, too; ``"full"`` also solves each
+            layer again for what the pruned network feeds it.
 
     Returns:
         What was done, a row a layer.
@@ -103,4 +117,11 @@ def prune(
         ignore=ignore,  # type: ignore[arg-type]
         seed=seed,
     )
-    return prune_model(model, config, match, progress)
+    if calibration is None:
+        return prune_model(model, config, match, progress)
+    if match is not None:
+        raise WavpruneError("match and calibration were both given; give one of them")
+    # What a run without calibration does not need is not imported for it.
+    from .calibration.prune import prune_calibrated
+
+    return prune_calibrated(model, config, calibration, calibration_level, progress)

@@ -97,9 +97,10 @@ def match_batchnorm(
 ) -> None:
     """Give the inputs of every batch norm the mean and variance of the unpruned model's.
 
-    Only running means and variances change; ``engine/matching.py`` has the formula. A channel whose inputs
-    are those of the unpruned model keeps its running statistics to the last bit, so an unpruned
-    model stays exactly as it is. A channel that pruning made constant gets the unpruned mean.
+    Only running means and variances change; ``engine/matching.py`` has the formula. A channel whose
+    inputs are those of the unpruned model keeps its running statistics to the last bit, so an
+    unpruned model stays exactly as it is. A channel that pruning made constant gets the unpruned
+    mean.
 
     Matching one batch norm changes the inputs of the next. Each batch therefore runs with the batch
     norms matched to this batch, and then the statistics of all batches together are set. For a
