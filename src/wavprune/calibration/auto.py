@@ -18,7 +18,7 @@ from ..engine.layers import LayerRef
 from .admm import top
 from .collect import Calibration
 from .magnitude import budget_of, magnitude_masks
-from .problem import Problem, problem_of
+from .problem import Problem, is_solvable, problem_of
 from .refit import refit
 
 ITERATIONS = 8
@@ -44,15 +44,18 @@ def choose_bases(
     """
     if all(len(of_layer) == 1 for of_layer in options):
         return [Choice()] * len(options)
-    likely = [of_layer[min(1, len(of_layer) - 1)] for of_layer in options]
+    solvable = [
+        [layer for layer in of_layer if is_solvable(ref, layer)]
+        for ref, of_layer in zip(refs, options, strict=True)
+    ]
+    likely = [of_layer[min(1, len(of_layer) - 1)] for of_layer in solvable]
     problems = {layer.name: problem_of(layer, calibration) for layer in likely}
     shared = config.scope == "global"
     masks = magnitude_masks(problems, budget_of(refs, config), shared)
     choices = []
-    for of_layer in options:
+    for of_layer in solvable:
         name = of_layer[0].name
-        rows_mix = of_layer[0].weight.shape[:2] == (1, 1)
-        if len(of_layer) == 1 or name not in calibration.layers or rows_mix:
+        if len(of_layer) == 1 or name not in calibration.layers:
             choices.append(Choice())
             continue
         keep = int(masks[name].sum())

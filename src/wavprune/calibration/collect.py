@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -95,6 +97,42 @@ class Calibration:
             return None
         return torch.cat(self.statistics)[: self.matching]
 
+    def to(self, device: torch.device) -> Calibration:
+        """The same with its inputs and statistics on a device."""
+        parts = {
+            part: tuple(batch.to(device) for batch in getattr(self, part))
+            for part in ("statistics", "probe", "guard")
+        }
+        moments = {
+            group: {name: entry.to(device) for name, entry in getattr(self, group).items()}
+            for group in ("fitted", "held")
+        }
+        changes: dict[str, Any] = {**parts, **moments}
+        return dataclasses.replace(self, **changes)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write it to a file of safetensors, with its inputs; ``load`` reads it."""
+        from .storage import save
+
+        save(self, path)
+
+    @classmethod
+    def load(
+        cls, path: str | os.PathLike[str], device: str | torch.device | None = None
+    ) -> Calibration:
+        """What ``save`` wrote.
+
+        Args:
+            path: of the file.
+            device: where its tensors are put; None means the CPU.
+
+        Raises:
+            WavpruneError: the file is something else.
+        """
+        from .storage import load
+
+        return load(path, device)
+
     def check(self, refs: Sequence[LayerRef]) -> None:
         """Check that these layers are those that it was collected on.
 
@@ -119,7 +157,7 @@ def calibrate(
     model: nn.Module,
     loader: Iterable[Any],
     *,
-    samples: int = 1024,
+    samples: int = 2048,
     targets: str | Sequence[str] | None = None,
     ignore: str | Sequence[str] | None = None,
     max_memory: int = 2 << 30,
@@ -283,8 +321,8 @@ def _fitting_samples(network: Network, batches_: Sequence[torch.Tensor], max_mem
         return 0
     tap = _Sizes(network)
     network.run(tap, batches_[0][:1])
-    # Both networks at once, and what lies between two layers.
-    per_sample = max(tap.largest, 1) * 2 * 4
+    # Both networks at once, and as much again between two layers.
+    per_sample = max(tap.largest, 1) * 2 * 2
     total = sum(map(len, batches_))
     return max(1, min(total, max_memory // per_sample))
 
@@ -317,7 +355,10 @@ class _Collector(Tap):
         super().__init__(network.watched)
         self._wanted = wanted
         self._sums = {name: Accumulator(blocks[name]) for name in sites}
-        self._generators = {name: generator_of(seed, name) for name in sites}
+        # By number: wrappers of a model put something before each name.
+        self._generators = {
+            name: generator_of(seed, f"layer {number}") for number, name in enumerate(sites)
+        }
 
     def layer(self, name: str, call: Call) -> torch.Tensor:
         positions = sampled_positions(

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 
 from ..backends import Layer
+from ..engine.layers import LayerRef
 from .collect import Calibration
 from .rows import Rows, join_columns, split_columns
 from .statistics import Statistics
@@ -181,6 +182,15 @@ class Problem:
         """Coefficients ``(G, r, m)`` as a weight of the layer's shape, in float64."""
         matrices = _apply(join_columns(X, self.blocks).double(), self._synthesis)
         return self.rows.join(matrices).reshape(self.rows.shape)
+
+
+def is_solvable(ref: LayerRef, layer: Layer) -> bool:
+    """True where each coefficient belongs to one row of the weight, and a basis has matrices.
+
+    The weight of a linear map is one large kernel, whose coefficients are of all rows at once; in
+    the identity alone each belongs to one.
+    """
+    return layer.basis.is_dense and (ref.weight.ndim > 2 or layer.operator.identity)
 
 
 def problem_of(layer: Layer, calibration: Calibration) -> Problem:

@@ -11,7 +11,7 @@ from torch import nn
 
 from ..backends.masks import pack
 from ..common.checks import choice
-from ..config import AUTO, PruneConfig
+from ..config import PruneConfig
 from ..decision import Decision
 from ..engine.ambient import neutral
 from ..engine.layers import LayerRef
@@ -28,7 +28,7 @@ from .guard import MAGNITUDE, Reference, Verdict, decide
 from .magnitude import budget_of, magnitude_masks
 from .network import Network
 from .outcome import report_of
-from .problem import Problem, problem_of
+from .problem import Problem, is_solvable, problem_of
 from .sequential import solve_in_sequence
 
 LEVELS = ("refit", "select", "full")
@@ -56,12 +56,12 @@ def prune_calibrated(
             progress=progress,
         )
     refs, plan = plan_model(model, config)
-    _check_bases(plan)
+    _check_bases(plan, refs)
     calibration.check(refs)
     plan.warn()
     start = time.perf_counter()
-    with neutral(ref.weight for ref in refs), running(model, config.device):
-        run = _Run(model, refs, plan, calibration, level)
+    with neutral(ref.weight for ref in refs), running(model, config.device) as home:
+        run = _Run(model, refs, plan, calibration.to(home), level)
         chosen, verdict = run.choose()
         report = report_of(
             plan,
@@ -241,17 +241,16 @@ def _check(config: PruneConfig) -> None:
         )
 
 
-def _check_bases(plan: Plan) -> None:
-    """A linear map's weight is one large kernel, whose coefficients are of all rows at once."""
-    if plan.config.basis_name == AUTO:
-        return
-    for layer in plan.layers:
-        basis = layer.basis
-        if not basis.is_dense or (layer.weight.shape[:2] == (1, 1) and not layer.operator.identity):
-            size = "x".join(map(str, basis.kernel))
-            raise WavpruneError(
-                f"layer {layer.name!r}: its weight is one {size} kernel in the basis "
-                f"{basis.name!r}, whose coefficients mix its rows, so they cannot be solved for "
-                "row by row; allowed with calibration: wavelet='identity' or 'auto', or leave it "
-                f"out by ignore={[layer.name]!r}"
-            )
+def _check_bases(plan: Plan, refs: Sequence[LayerRef]) -> None:
+    """Raise where the coefficients of a layer cannot be solved for row by row."""
+    for ref, options in zip(refs, plan.options, strict=True):
+        if any(is_solvable(ref, layer) for layer in options):
+            continue
+        basis = options[0].basis
+        size = "x".join(map(str, basis.kernel))
+        raise WavpruneError(
+            f"layer {ref.name!r}: its weight has kernels of {size} in the basis {basis.name!r}, "
+            "whose coefficients cannot be solved for row by row; allowed with calibration: "
+            "convolutions with kernels of at most 1024 values, Linear layers in "
+            f"wavelet='identity' or 'auto'; or leave it out by ignore={[ref.name]!r}"
+        )

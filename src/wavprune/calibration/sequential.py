@@ -82,6 +82,7 @@ class _Solving(Tap):
         super().__init__(network.watched)
         self._network, self._calibration, self._problems = network, calibration, problems
         self._row_weights, self._reselect = row_weights, reselect
+        self._numbers = {name: number for number, name in enumerate(calibration.layers)}
         self.masks = dict(start.masks)
         self.values = Values()
         for name, weight in start.values.weights.items():
@@ -123,7 +124,7 @@ class _Solving(Tap):
         positions = sampled_positions(
             num_positions(pruned),
             wanted,
-            generator_of(self._calibration.seed, name, "sequential"),
+            generator_of(self._calibration.seed, "sequential", str(self._numbers[name])),
             pruned.input.device,
         )
         read, meant = (

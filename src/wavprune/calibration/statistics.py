@@ -30,6 +30,10 @@ class Statistics(NamedTuple):
     mean: torch.Tensor
     covariance: torch.Tensor
 
+    def to(self, device: torch.device) -> Statistics:
+        """The same on a device."""
+        return self._replace(mean=self.mean.to(device), covariance=self.covariance.to(device))
+
     def second_moment(self, centered: bool) -> torch.Tensor:
         """The covariance, or where it is not centered, the mean of the products."""
         if centered:
