@@ -20,6 +20,8 @@ class Decision:
             against the unpruned network, in the mean over the inputs of ``compared``.
         losses: of each candidate, in that measure.
         errors: the standard error of the difference of each candidate to magnitude.
+        solved_on_all: True where the chosen candidate was solved once more on all inputs; its loss
+            on ``compared`` did not rise.
         fitted: how many inputs the statistics are of.
         probed: how many inputs single layers were tried on.
         compared: how many inputs the candidates were compared on.
@@ -37,6 +39,7 @@ class Decision:
     measure: str
     losses: Mapping[str, float]
     errors: Mapping[str, float]
+    solved_on_all: bool
     fitted: int
     probed: int
     compared: int
@@ -72,6 +75,8 @@ class Decision:
             for name, loss in self.losses.items()
         ]
         changed = f"{len(self.norms)} batch norms and {len(self.biases)} biases"
+        if self.solved_on_all:
+            lines.append("  solved once more on all inputs")
         lines.append(f"  changed beside the weights: {changed}")
         if self.by_magnitude:
             lines.append(f"  never called, by magnitude: {', '.join(self.by_magnitude)}")

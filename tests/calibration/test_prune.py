@@ -11,9 +11,9 @@ from torch import nn
 
 import wavprune
 from wavprune import Calibration, PruneReport
-from wavprune.calibration import prune as calibrated_prune
 from wavprune.calibration.candidates import Trials
 from wavprune.calibration.guard import MAGNITUDE
+from wavprune.calibration.run import Run
 from wavprune.errors import WavpruneError
 
 
@@ -208,12 +208,12 @@ def test_an_error_while_writing_leaves_the_model_as_it_was(
 ) -> None:
     model = net()
     before = state(model)
-    changes = calibrated_prune._Run.changes
+    changes = Run.changes
 
     def broken(self: Any, chosen: Any) -> Any:
         return [*changes(self, chosen), (model.get_parameter("fc.weight"), torch.zeros(7, 7))]
 
-    monkeypatch.setattr(calibrated_prune._Run, "changes", broken)
+    monkeypatch.setattr(Run, "changes", broken)
     with pytest.raises(RuntimeError):
         prune(model)
     assert_same(model, before)

@@ -61,8 +61,9 @@ class Calibration:
         blocks: into how many blocks the matrices of a layer's groups are cut.
         gradients: the row weights ``gn`` of each layer, or None.
         gains: the row weights ``bn``.
-        moments: of inputs of batch norms and outputs of layers, on ``matching``.
-        matching: how many inputs, in one batch, repairs are made on; 0 where their shapes differ.
+        moments: of inputs of batch norms and outputs of layers, on ``batch``.
+        capacity: how many inputs may run in one batch, in two networks at once; 0 where their
+            shapes differ.
         never_called: layers that the network did not call.
         checksums: of the weights that were there.
         samples: how many inputs there are.
@@ -79,7 +80,7 @@ class Calibration:
     gradients: Mapping[str, torch.Tensor] | None
     gains: Mapping[str, torch.Tensor]
     moments: Mapping[str, Moments]
-    matching: int
+    capacity: int
     never_called: tuple[str, ...]
     checksums: Mapping[str, int]
     samples: int
@@ -93,9 +94,13 @@ class Calibration:
     @property
     def batch(self) -> torch.Tensor | None:
         """The inputs that repairs are made on, in one batch; None where their shapes differ."""
-        if not self.matching:
-            return None
-        return torch.cat(self.statistics)[: self.matching]
+        return torch.cat(self.statistics)[: self.capacity] if self.capacity else None
+
+    @property
+    def everything(self) -> torch.Tensor | None:
+        """All inputs that are kept and fit, in one batch; None where their shapes differ."""
+        inputs = (*self.statistics, *self.probe, *self.guard)
+        return torch.cat(inputs)[: self.capacity] if self.capacity else None
 
     def to(self, device: torch.device) -> Calibration:
         """The same with its inputs and statistics on a device."""
@@ -160,7 +165,7 @@ def calibrate(
     samples: int = 2048,
     targets: str | Sequence[str] | None = None,
     ignore: str | Sequence[str] | None = None,
-    max_memory: int = 2 << 30,
+    max_memory: int = 4 << 30,
     device: str | torch.device | None = None,
     seed: int = 0,
     progress: bool = False,
@@ -231,9 +236,9 @@ def _parts(inputs: Sequence[torch.Tensor], seed: int) -> list[tuple[torch.Tensor
     """The inputs in random order, as three lists of batches."""
     total = sum(map(len, inputs))
     shares = SHARES if total >= FEW else SHARES_OF_FEW
-    bounds = [0, round(shares[0] * total), round((shares[0] + shares[1]) * total), total]
-    if total == 1:
-        bounds = [0, 1, 1, 1]
+    # At least one is held back, if there are two.
+    ends = [min(round(share * total), max(total - 1, 1)) for share in (shares[0], sum(shares[:2]))]
+    bounds = [0, *ends, total]
     generator = generator_of(seed, "parts")
     size = max(map(len, inputs))
     if len({batch.shape[1:] for batch in inputs}) == 1:
@@ -270,22 +275,31 @@ def _collect(
         network, sites, blocks, _wanted(sites, held_batches, PER_COLUMN_HELD), seed
     )
     check_outputs([network.run(held_tap, batch) for batch in held_batches])
-    matching = _fitting_samples(network, fitting, max_memory)
+    sizes = _Sizes(network)
+    network.run(sizes, fitting[0][:1])
+    one_shape = len({batch.shape[1:] for part in parts for batch in part}) == 1
+    # Both networks at once, and as much again between two layers.
+    capacity = max(1, max_memory // (4 * max(sizes.largest, 1))) if one_shape else 0
     measured = Measuring(network, sites)
-    if matching:
-        network.run(measured, torch.cat(fitting)[:matching])
+    if capacity:
+        network.run(measured, torch.cat(fitting)[:capacity])
+    # Backward, the outputs of all layers are held, and as much of what lies between.
+    together = max(1, max_memory // (4 * max(sizes.total, 1)))
+    differentiated = _first(fitting, MOST_GRADIENTS)
+    smaller = [part for batch in differentiated for part in torch.split(batch, together)]
     return Calibration(
         statistics=fitting,
         probe=_first(probe, MOST_PROBED),
-        guard=_first(guard, MOST_COMPARED),
+        # Of a single input there is no other to compare on.
+        guard=_first(guard or fitting, MOST_COMPARED),
         layers=sites,
         fitted=fitted,
         held=held_tap.statistics() if held_batches else {},
         blocks=blocks,
-        gradients=gauss_newton(network, sites, _first(fitting, MOST_GRADIENTS), seed),
+        gradients=gauss_newton(network, sites, smaller, seed),
         gains=by_norm(network, sites),
         moments=measured.moments,
-        matching=matching,
+        capacity=capacity,
         never_called=tuple(ref.name for ref in refs if ref.name not in sites),
         checksums={ref.name: int(checksum(ref.weight)) for ref in refs},
         samples=sum(len(batch) for part in parts for batch in part),
@@ -315,29 +329,18 @@ def _wanted(
     }
 
 
-def _fitting_samples(network: Network, batches_: Sequence[torch.Tensor], max_memory: int) -> int:
-    """How many samples may run in one batch, twice over; 0 where their shapes differ."""
-    if len({batch.shape[1:] for batch in batches_}) > 1:
-        return 0
-    tap = _Sizes(network)
-    network.run(tap, batches_[0][:1])
-    # Both networks at once, and as much again between two layers.
-    per_sample = max(tap.largest, 1) * 2 * 2
-    total = sum(map(len, batches_))
-    return max(1, min(total, max_memory // per_sample))
-
-
 class _Sizes(Tap):
-    """The most bytes that a layer reads and writes."""
+    """The bytes that layers read and write: the most of one layer, and of all together."""
 
     def __init__(self, network: Network) -> None:
         super().__init__(network.watched)
-        self.largest = 0
+        self.largest = self.total = 0
 
     def layer(self, name: str, call: Call) -> torch.Tensor:
         del name
         out = call.run()
-        self.largest = max(self.largest, out.nbytes + call.input.nbytes)
+        size = out.nbytes + call.input.nbytes
+        self.largest, self.total = max(self.largest, size), self.total + size
         return out
 
 

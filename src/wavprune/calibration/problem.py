@@ -115,6 +115,10 @@ class Problem:
             self._spectrum = self.ridge, spectrum
         return self._spectrum[1]
 
+    def on(self, statistics: Statistics, centered: bool) -> Problem:
+        """The same layer with other statistics, at the same ridge."""
+        return Problem(self.layer, self.rows, statistics, self.blocks, centered, self.ridge)
+
     def forget(self) -> None:
         """Let the spectrum go, which is as large as ``H``."""
         self._spectrum = None

@@ -44,7 +44,8 @@ def solve_in_sequence(
     start: Candidate,
     row_weights: Mapping[str, torch.Tensor],
     reselect: bool,
-) -> Candidate | None:
+    batch: torch.Tensor,
+) -> Candidate:
     """Solve all layers of a candidate again, in one pass.
 
     Args:
@@ -54,16 +55,14 @@ def solve_in_sequence(
         start: the masks, whose counts are kept.
         row_weights: for the masks that are selected again.
         reselect: True selects each layer's mask again, at its count.
+        batch: the inputs.
 
     Returns:
-        The solved candidate; None where the inputs do not run as one batch.
+        The solved candidate.
 
     Raises:
         WavpruneError: the network mixes the samples of a batch.
     """
-    batch = calibration.batch
-    if batch is None:
-        return None
     tap = _Solving(network, calibration, problems, start, row_weights, reselect)
     network.run(tap, torch.cat([batch, batch]))
     return Candidate(tap.masks, tap.values)
