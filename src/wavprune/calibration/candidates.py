@@ -56,6 +56,15 @@ class Trials:
             weights[name] = stored(problem, X)
         return Candidate(masks, self.repaired(Values(weights)))
 
+    def start(self, masks: dict[str, torch.Tensor]) -> Candidate:
+        """Masks to solve in sequence: layers that are never called keep their values."""
+        values = Values()
+        for name, mask in masks.items():
+            if name not in self.calibration.layers:
+                problem = self.problems[name]
+                values.weights[name] = stored(problem, problem.C * mask)
+        return Candidate(masks, values)
+
     def repaired(self, values: Values) -> Values:
         """Batch norms and biases follow: they are set so that moments are those of before."""
         if self._batch is not None:

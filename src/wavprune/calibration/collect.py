@@ -38,7 +38,7 @@ from .statistics import (
 # Below this many inputs there are none to spare for probes.
 FEW = 64
 # Parts of the inputs: for statistics, to probe layers one by one, to compare candidates.
-SHARES, SHARES_OF_FEW = (0.6, 0.2, 0.2), (0.8, 0.0, 0.2)
+SHARES, SHARES_OF_FEW = (0.6, 0.2, 0.2), (0.75, 0.0, 0.25)
 # More inputs than this to probe and to compare make no difference and cost time.
 MOST_PROBED, MOST_COMPARED, MOST_GRADIENTS = 128, 256, 128
 # Patches for each column of a layer's matrix, and positions of each sample, at least.

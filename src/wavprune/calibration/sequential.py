@@ -83,11 +83,7 @@ class _Solving(Tap):
         self._row_weights, self._reselect = row_weights, reselect
         self._numbers = {name: number for number, name in enumerate(calibration.layers)}
         self.masks = dict(start.masks)
-        self.values = Values()
-        for name, weight in start.values.weights.items():
-            # Layers that are never called keep what they have.
-            if name not in calibration.layers:
-                self.values.weights[name] = weight
+        self.values = Values(dict(start.values.weights))
 
     def layer(self, name: str, call: Call) -> torch.Tensor:
         if name not in self.masks:
