@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from .config import PruneConfig
+from .config import RULES, PruneConfig
+from .engine.patterns import pattern_method
 from .engine.run import prune_model
 from .errors import WavpruneError
 from .report import PruneReport
@@ -36,6 +37,7 @@ def prune(
     match: PruneReport | None = None,
     calibration: Calibration | Iterable[Any] | None = None,
     calibration_level: str = "full",
+    pattern: str | None = None,
 ) -> PruneReport:
     """Prune the ``Conv2d`` weights of a model, in place, and ``Linear`` weights where asked to.
 
@@ -81,6 +83,9 @@ def prune(
         calibration_level: ``"refit"`` keeps what magnitude keeps and solves for its values;
             ``"select"`` chooses what to keep over all layers, too; ``"full"`` also solves each
             layer again for what the pruned network feeds it.
+        pattern: ``"2:4"``, or any ``"N:M"``, in place of ``sparsity``: keep ``N`` of every ``M``
+            weights along the input channels, as ``torch.sparse.to_sparse_semi_structured`` takes
+            it of ``Linear`` weights; with ``method="min_weight"`` or ``wavelet="identity"``.
 
     Returns:
         What was done, a row a layer.
@@ -102,6 +107,14 @@ def prune(
             f"match was given together with sparsity={sparsity!r}, percentile={percentile!r}; "
             "give one of them"
         )
+    if pattern is not None:
+        if sparsity is not None or percentile is not None or match is not None:
+            raise WavpruneError(
+                f"pattern={pattern!r} was given together with sparsity={sparsity!r}, "
+                f"percentile={percentile!r}, match={match!r}; give one of them"
+            )
+        method = pattern_method(pattern, method, wavelet)
+        sparsity = RULES[method].sparsity
     config = PruneConfig(
         method=method,
         wavelet=wavelet,

@@ -17,7 +17,9 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from ..engine.patterns import Pattern
 from .problem import Problem
+from .rows import join_columns, split_columns
 
 START = 0.1
 ITERATIONS = 40
@@ -31,6 +33,7 @@ def select(
     keep: int,
     row_weights: Mapping[str, torch.Tensor],
     iterations: int = ITERATIONS,
+    pattern: Pattern | None = None,
 ) -> dict[str, torch.Tensor]:
     """The coefficients to keep, ``keep`` in all.
 
@@ -39,6 +42,7 @@ def select(
         keep: how many coefficients.
         row_weights: of each layer, ``(groups, r)``.
         iterations: steps at most.
+        pattern: what masks must be in, in place of a budget.
 
     Returns:
         By the name of the layer ``(G, r, m)``, bool.
@@ -52,7 +56,11 @@ def select(
     rho, last = START, None
     for step in range(iterations):
         scores = [state.advance(rho) for state in states]
-        masks = top(scores, keep)
+        if pattern is None:
+            masks = top(scores, keep)
+        else:
+            pairs = zip(scores, problems, strict=True)
+            masks = [pattern_mask(pattern, problem, score) for score, problem in pairs]
         for state, mask in zip(states, masks, strict=True):
             state.project(mask, rho)
         if last is None:
@@ -64,6 +72,14 @@ def select(
                 break
             rho *= 1.3 if changed > 0.1 * keep else 1.2 if changed > 0.005 * keep else 1.1
     return {problem.name: mask for problem, mask in zip(problems, masks, strict=True)}
+
+
+def pattern_mask(pattern: Pattern, problem: Problem, scores: torch.Tensor) -> torch.Tensor:
+    """The mask of the highest scores ``(G, r, m)`` in each group of a pattern."""
+    joined = join_columns(scores, problem.blocks)
+    size = problem.rows.kernel_values
+    kept = pattern.top(joined.reshape(*joined.shape[:2], -1, size))
+    return split_columns(kept.reshape(joined.shape), problem.blocks)
 
 
 def top(scores: Sequence[torch.Tensor], keep: int) -> list[torch.Tensor]:

@@ -11,9 +11,10 @@ from torch import nn
 
 from ..backends.masks import pack
 from ..common.checks import choice
-from ..config import PruneConfig
+from ..config import RULES, PruneConfig
 from ..engine.ambient import neutral
 from ..engine.layers import LayerRef
+from ..engine.patterns import Pattern
 from ..engine.plan import Plan, plan_model
 from ..engine.running import running, write_all
 from ..errors import WavpruneError
@@ -48,6 +49,9 @@ def prune_calibrated(
         )
     refs, plan = plan_model(model, config)
     _check_bases(plan, refs)
+    if isinstance(plan.rule, Pattern):
+        for ref in refs:
+            plan.rule.check(ref.name, ref.weight.shape[1])
     calibration.check(refs)
     plan.warn()
     start = time.perf_counter()
@@ -75,9 +79,11 @@ def pack_mask(problem: Problem, mask: torch.Tensor) -> torch.Tensor:
 
 
 def _check(config: PruneConfig) -> None:
-    if config.method not in ("dwt", "min_weight"):
+    pattern = isinstance(RULES[config.method], Pattern)
+    if config.method not in ("dwt", "min_weight") and not pattern:
         raise WavpruneError(
-            f"calibration does not go with method={config.method!r}; allowed: 'dwt', 'min_weight'"
+            f"calibration does not go with method={config.method!r}; allowed: 'dwt', "
+            "'min_weight', or a pattern"
         )
     if config.percentile is not None:
         raise WavpruneError(

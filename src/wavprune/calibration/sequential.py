@@ -14,6 +14,7 @@ from collections.abc import Mapping
 import torch
 
 from ..engine.moments import moments_of
+from ..engine.patterns import Pattern
 from ..errors import WavpruneError
 from .admm import select
 from .calls import Call, NormCall, Tap
@@ -45,6 +46,7 @@ def solve_in_sequence(
     row_weights: Mapping[str, torch.Tensor],
     reselect: bool,
     batch: torch.Tensor,
+    pattern: Pattern | None = None,
 ) -> Candidate:
     """Solve all layers of a candidate again, in one pass.
 
@@ -56,6 +58,7 @@ def solve_in_sequence(
         row_weights: for the masks that are selected again.
         reselect: True selects each layer's mask again, at its count.
         batch: the inputs.
+        pattern: what masks that are selected again must be in.
 
     Returns:
         The solved candidate.
@@ -63,7 +66,7 @@ def solve_in_sequence(
     Raises:
         WavpruneError: the network mixes the samples of a batch.
     """
-    tap = _Solving(network, calibration, problems, start, row_weights, reselect)
+    tap = _Solving(network, calibration, problems, start, row_weights, reselect, pattern)
     network.run(tap, torch.cat([batch, batch]))
     return Candidate(tap.masks, tap.values)
 
@@ -77,10 +80,11 @@ class _Solving(Tap):
         start: Candidate,
         row_weights: Mapping[str, torch.Tensor],
         reselect: bool,
+        pattern: Pattern | None,
     ) -> None:
         super().__init__(network.watched)
         self._network, self._calibration, self._problems = network, calibration, problems
-        self._row_weights, self._reselect = row_weights, reselect
+        self._row_weights, self._reselect, self._pattern = row_weights, reselect, pattern
         self._numbers = {name: number for number, name in enumerate(calibration.layers)}
         self.masks = dict(start.masks)
         self.values = Values(dict(start.values.weights))
@@ -147,7 +151,7 @@ class _Solving(Tap):
         mask = self.masks[name]
         if self._reselect and not bool(mask.all()):
             keep = int(mask.sum())
-            mask = select([solved], keep, self._row_weights, ITERATIONS)[name]
+            mask = select([solved], keep, self._row_weights, ITERATIONS, self._pattern)[name]
         self.masks[name] = mask
         self.values.weights[name] = stored(problem, refit(solved, mask))
 
