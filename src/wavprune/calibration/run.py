@@ -155,7 +155,8 @@ class Run:
         problems: Mapping[str, Problem],
     ) -> Masks:
         if self._pattern is not None:
-            return select(list(problems.values()), 1, weights, pattern=self._pattern)
+            keep = sum(counts.values())
+            return select(list(problems.values()), keep, weights, pattern=self._pattern)
         if self._shared:
             return select(list(problems.values()), sum(counts.values()), weights)
         masks: Masks = {}
