@@ -246,8 +246,8 @@ def test_few_inputs_are_enough_for_a_choice() -> None:
     report = prune(net(), data(20))
     assert report.decision is not None
     assert report.decision.probed == 0
-    assert report.decision.fitted == 12
-    assert report.decision.compared == 8
+    assert report.decision.fitted == 15
+    assert report.decision.compared == 20
 
 
 def test_auto_chooses_a_basis_for_each_layer(collected: Calibration) -> None:

@@ -8,7 +8,7 @@ taken over all layers, and once more at the shares that it gave.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 
@@ -22,6 +22,9 @@ from .refit import refit
 
 LEVELS = (0.3, 0.5, 0.7, 0.85, 0.95, 0.98, 0.99)
 RIDGES = (0.01, 0.1, 1.0, 10.0)
+# Of few inputs, fewer still are held back: of ridges whose errors are this close, relatively, the
+# smallest is taken.
+RIDGES_OF_FEW, TOLERANCE_OF_FEW = (0.03, 0.3, 3.0), 0.25
 ROUNDS = 3
 # Rows of a layer that ridges are tried on, and steps of the solver there.
 TRIED_ROWS, TRIED_ITERATIONS = 256, 8
@@ -37,7 +40,6 @@ def choose_ridges(
     calibration: Calibration,
     row_weights: RowWeights,
     share: float,
-    grid: Sequence[float] = RIDGES,
 ) -> None:
     """Give each problem the ridge whose solution has the least error on inputs held back.
 
@@ -46,8 +48,8 @@ def choose_ridges(
         calibration: its statistics ``held`` are looked at.
         row_weights: of each layer, ``(groups, r)``.
         share: of the coefficients of a layer that are kept meanwhile.
-        grid: the ridges.
     """
+    grid, tolerance = (RIDGES_OF_FEW, TOLERANCE_OF_FEW) if calibration.few else (RIDGES, 0.0)
     for name, problem in problems.items():
         held = calibration.held.get(name)
         if held is None:
@@ -61,7 +63,8 @@ def choose_ridges(
         for ridge in grid:
             problem.ridge = ridge
             errors.append(_held_out(problem, moment, row_weights[name], share, rows))
-        problem.ridge = grid[errors.index(min(errors))]
+        enough = min(errors) * (1 + tolerance)
+        problem.ridge = next(r for r, error in zip(grid, errors, strict=True) if error <= enough)
 
 
 def _held_out(

@@ -41,6 +41,8 @@ FEW = 64
 SHARES, SHARES_OF_FEW = (0.6, 0.2, 0.2), (0.75, 0.0, 0.25)
 # More inputs than this to probe and to compare make no difference and cost time.
 MOST_PROBED, MOST_COMPARED, MOST_GRADIENTS = 128, 256, 128
+# Candidates are repaired and solved in sequence on as many; the one that is taken, on all.
+MOST_MATCHED = 512
 # Patches for each column of a layer's matrix, and positions of each sample, at least.
 PER_COLUMN, LEAST_POSITIONS = 100, 32
 # The statistics of the inputs held back need less.
@@ -68,6 +70,7 @@ class Calibration:
         checksums: of the weights that were there.
         samples: how many inputs there are.
         seed: of everything that was drawn.
+        max_memory: bytes for matrices, and for inputs that run at once.
     """
 
     statistics: tuple[torch.Tensor, ...]
@@ -85,6 +88,7 @@ class Calibration:
     checksums: Mapping[str, int]
     samples: int
     seed: int
+    max_memory: int
 
     @property
     def few(self) -> bool:
@@ -94,7 +98,11 @@ class Calibration:
     @property
     def batch(self) -> torch.Tensor | None:
         """The inputs that repairs are made on, in one batch; None where their shapes differ."""
-        return torch.cat(self.statistics)[: self.capacity] if self.capacity else None
+        return torch.cat(self.statistics)[: self._matched] if self.capacity else None
+
+    @property
+    def _matched(self) -> int:
+        return min(self.capacity, MOST_MATCHED)
 
     @property
     def everything(self) -> torch.Tensor | None:
@@ -217,7 +225,7 @@ def calibrate(
     inputs = _read(loader, samples)
     with neutral(), running(model, device) as run_device:
         parts = _parts([batch.to(run_device) for batch in inputs], seed)
-        return _collect(model, refs, parts, max_memory, seed, progress)
+        return _collect(model, refs, parts, max_memory, seed)
 
 
 def _read(loader: Iterable[Any], samples: int) -> list[torch.Tensor]:
@@ -259,14 +267,12 @@ def _collect(
     parts: Sequence[tuple[torch.Tensor, ...]],
     max_memory: int,
     seed: int,
-    progress: bool,
 ) -> Calibration:
     fitting, probe, guard = parts
     network = Network(model, refs)
     survey = fitting[0][:2]
     sites = network.sites(survey)
     blocks = choose_blocks({n: site.rows for n, site in sites.items()}, max_memory, 2)
-    del progress
     tap = _Collector(network, sites, blocks, _wanted(sites, fitting, PER_COLUMN), seed)
     check_outputs([network.run(tap, batch) for batch in fitting])
     fitted = tap.statistics()
@@ -282,7 +288,7 @@ def _collect(
     capacity = max(1, max_memory // (4 * max(sizes.largest, 1))) if one_shape else 0
     measured = Measuring(network, sites)
     if capacity:
-        network.run(measured, torch.cat(fitting)[:capacity])
+        network.run(measured, torch.cat(fitting)[: min(capacity, MOST_MATCHED)])
     # Backward, the outputs of all layers are held, and as much of what lies between.
     together = max(1, max_memory // (4 * max(sizes.total, 1)))
     differentiated = _first(fitting, MOST_GRADIENTS)
@@ -304,7 +310,35 @@ def _collect(
         checksums={ref.name: int(checksum(ref.weight)) for ref in refs},
         samples=sum(len(batch) for part in parts for batch in part),
         seed=seed,
+        max_memory=max_memory,
     )
+
+
+def rotations(
+    model: nn.Module, refs: Sequence[LayerRef], calibration: Calibration
+) -> list[Calibration]:
+    """The same few inputs, others of them held back each time, until each has been once.
+
+    Args:
+        model: on the device that runs it, in evaluation mode.
+        refs: the layers.
+        calibration: of few inputs.
+    """
+    inputs = [*calibration.statistics, *calibration.guard]
+    singles = [sample for batch in inputs for sample in torch.split(batch, 1)]
+    size = sum(map(len, calibration.guard))
+    one_shape = bool(calibration.capacity)
+    found = []
+    for low in range(0, len(singles) - 2 * size + 1, size):
+        held = singles[low : low + size]
+        rest = singles[:low] + singles[low + size :]
+        parts = [(torch.cat(part),) if one_shape else tuple(part) for part in (rest, held)]
+        found.append(
+            _collect(
+                model, refs, [parts[0], (), parts[1]], calibration.max_memory, calibration.seed
+            )
+        )
+    return found
 
 
 def _first(batches_: Sequence[torch.Tensor], most: int) -> tuple[torch.Tensor, ...]:

@@ -18,7 +18,7 @@ from .admm import pattern_mask, select
 from .auto import choose_bases
 from .budget import Probe, calibrated, choose_ridges
 from .candidates import Candidate, Trials
-from .collect import Calibration
+from .collect import Calibration, rotations
 from .guard import MAGNITUDE, Reference, Verdict, decide
 from .magnitude import budget_of, magnitude_masks
 from .network import Network
@@ -73,8 +73,9 @@ class Run:
         level: str,
     ) -> None:
         config = plan.config
+        self._model, self._refs, self._plan = model, refs, plan
         self._calibration, self._level, self._shared = calibration, level, config.scope == "global"
-        self._network, self._names = Network(model, refs), [ref.name for ref in refs]
+        self._network = Network(model, refs)
         options = plan.bind(refs)
         self.choices = choose_bases(options, refs, calibration, config)
         layers = [o[c.option] for o, c in zip(options, self.choices, strict=True)]
@@ -93,34 +94,59 @@ class Run:
         self._reference = Reference(self._network.outputs(calibration.guard))
         self._notes: list[str] = []
         self._solved_on_all = False
+        self._compared = 0
 
     def choose(self) -> tuple[Candidate, Verdict]:
         """The candidate that is taken, and why."""
-        calibration = self._calibration
-        trials = Trials(self._network, calibration, self.problems)
+        made, losses = self._compare()
+        if self._calibration.few:
+            # Of few inputs every one is held back once.
+            for other in rotations(self._model, self._refs, self._calibration):
+                again = Run(self._model, self._refs, self._plan, other, self._level)
+                for name, values in again._compare()[1].items():
+                    losses[name] = torch.cat([losses[name], values])
+        self._compared = len(losses[MAGNITUDE])
+        verdict = decide(losses)
+        recipe, chosen = made[verdict.chosen]
+        solved = self._on_all(recipe)
+        if solved is not None:
+            trials = Trials(self._network, self._calibration, self.problems)
+            before, after = (
+                float(trials.losses(candidate, self._reference).mean())
+                for candidate in (chosen, solved)
+            )
+            self._solved_on_all = after <= before
+        return solved if solved is not None and self._solved_on_all else chosen, verdict
+
+    def _compare(self) -> tuple[dict[str, tuple[Recipe, Candidate]], dict[str, torch.Tensor]]:
+        """All candidates, and the losses of each on the inputs held back."""
+        trials = Trials(self._network, self._calibration, self.problems)
         recipes: dict[str, Recipe] = {
             MAGNITUDE: Recipe(refitted=False),
             REFIT: Recipe(),
             **({} if self._level == "refit" else self._selections()),
         }
-        made = {name: self._made(trials, recipe) for name, recipe in recipes.items()}
-        losses = {name: trials.losses(c, self._reference) for name, c in made.items()}
-        batch = calibration.batch
+        made = {name: (recipe, self._made(trials, recipe)) for name, recipe in recipes.items()}
+        losses = {name: trials.losses(c, self._reference) for name, (_, c) in made.items()}
+        batch = self._calibration.batch
         if self._level == "full" and batch is not None:
-            for base, reselect in _sequences(decide(losses).losses):
+            for base, reselect in self._sequences(losses):
                 name = f"{base}, sequential" + (", selected again" if reselect else "")
                 recipe = replace(recipes[base], sequential=True, reselect=reselect)
-                solved = self._in_sequence(trials, made[base].masks, recipe, batch)
+                solved = self._in_sequence(trials, made[base][1].masks, recipe, batch)
                 if solved is not None:
-                    recipes[name], made[name] = recipe, solved
+                    made[name] = recipe, solved
                     losses[name] = trials.losses(solved, self._reference)
-        verdict = decide(losses)
-        chosen = made[verdict.chosen]
-        again = self._on_all(recipes[verdict.chosen])
-        if again is not None:
-            loss = float(trials.losses(again, self._reference).mean())
-            self._solved_on_all = loss <= verdict.losses[verdict.chosen]
-        return again if again is not None and self._solved_on_all else chosen, verdict
+        return made, losses
+
+    def _sequences(self, losses: Mapping[str, torch.Tensor]) -> list[tuple[str, bool]]:
+        """Which candidates are solved again in sequence, and whether masks are selected again."""
+        names = [name for name in losses if name != MAGNITUDE]
+        best = sorted(names, key=lambda name: float(losses[name].nan_to_num(torch.inf).mean()))[:2]
+        if self._calibration.few:
+            # The same ones whichever inputs are held back.
+            best = [names[min(1, len(names) - 1)], names[0]][: len(names)]
+        return [(best[0], False), *((name, True) for name in best)]
 
     def _selections(self) -> dict[str, Recipe]:
         """Ways to select by ADMM as much as magnitude keeps."""
@@ -217,7 +243,7 @@ class Run:
     def decision(self, chosen: Candidate, verdict: Verdict) -> Decision:
         """What the report says of the choice."""
         calibration = self._calibration
-        names = set(self._names)
+        names = {ref.name for ref in self._refs}
         return Decision(
             level=self._level,
             chosen=verdict.chosen,
@@ -228,7 +254,7 @@ class Run:
             solved_on_all=self._solved_on_all,
             fitted=sum(map(len, calibration.statistics)),
             probed=sum(map(len, calibration.probe)),
-            compared=sum(map(len, calibration.guard)),
+            compared=self._compared,
             ridges={name: problem.ridge for name, problem in self._called(self.problems).items()},
             by_magnitude=tuple(n for n in calibration.never_called if n in names),
             block_diagonal={n: b for n, b in calibration.blocks.items() if b > 1 and n in names},
@@ -250,10 +276,3 @@ class Run:
             assert norm.running_var is not None
             pairs += [(norm.running_mean, statistics.mean), (norm.running_var, statistics.var)]
         return pairs
-
-
-def _sequences(losses: Mapping[str, float]) -> list[tuple[str, bool]]:
-    """Which candidates are solved again in sequence, and whether their masks are selected again."""
-    names = [name for name in losses if name != MAGNITUDE]
-    best = sorted(names, key=lambda name: losses[name])[:2]
-    return [(best[0], False), *((name, True) for name in best)]

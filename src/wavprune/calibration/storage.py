@@ -59,6 +59,7 @@ def save(calibration: Calibration, path: str | os.PathLike[str]) -> None:
         "checksums": dict(calibration.checksums),
         "samples": calibration.samples,
         "seed": calibration.seed,
+        "max_memory": calibration.max_memory,
     }
     contiguous = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
     metadata = {"format": FORMAT, "calibration": json.dumps(content)}
@@ -133,4 +134,5 @@ def _calibration(content: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]
         checksums=content["checksums"],
         samples=content["samples"],
         seed=content["seed"],
+        max_memory=content["max_memory"],
     )
