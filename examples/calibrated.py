@@ -9,7 +9,9 @@
 
 and ``lite0`` the packages of the extra ``demo``. Each row is appended to ``--output``, a CSV file,
 when it is measured; rows that are there are not measured again. Top-1, agreement and KL are means
-over the test inputs with their standard errors. Kept counts are equal within a sparsity.
+over the test inputs with their standard errors. Kept counts are equal within a sparsity. With
+``--page FILE`` the rows of ``--output`` are written as a page of Markdown, too; without a network
+nothing else is done.
 """
 
 from __future__ import annotations
@@ -327,8 +329,47 @@ def measure(task: Task, bases: list[str], methods: list[str], table: Table, size
                 )
 
 
+def page(rows: pd.DataFrame) -> str:
+    """A table for each network: means over its trainings, with standard errors."""
+    lines = [
+        "# Pruning from a few inputs",
+        "",
+        "Written by `python examples/calibrated.py --page` from `calibrated.csv`: scope global, no",
+        "training and no labels, the same kept counts in a line. *magnitude* is followed by",
+        "`match_batchnorm` on the same inputs. Of several trainings the mean; the standard error",
+        "is that over the test inputs of one training. CPU seconds are of all threads.",
+    ]
+    for (network, inputs), part in rows.groupby(["network", "inputs"], sort=False):
+        dense = part["dense_top1"].mean()
+        lines += [
+            "",
+            f"## {network}, {inputs} inputs",
+            "",
+            f"Unpruned: {dense:.1f}% top-1; {part['seed'].nunique()} training(s).",
+            "",
+            "| sparsity | basis | method | top-1 % | agreement % | KL | s | chosen |",
+            "|---|---|---|---|---|---|---|---|",
+        ]
+        for key, runs in part.groupby(["sparsity", "basis", "method"], sort=False):
+            sparsity, basis, method = map(str, key)
+            chosen = runs["chosen"].fillna("").value_counts().index[0]
+            cells = [
+                f"{100 * float(sparsity):g}%",
+                basis,
+                method,
+                *(
+                    f"{runs[name].mean():.{digits}f} ± {runs[f'{name}_se'].mean():.{digits}f}"
+                    for name, digits in (("top1", 1), ("agreement", 1), ("kl", 3))
+                ),
+                f"{runs['seconds'].mean():.0f}",
+                chosen,
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
 @click.command()
-@click.argument("networks", nargs=-1, type=click.Choice(sorted(NETWORKS)), required=True)
+@click.argument("networks", nargs=-1, type=click.Choice(sorted(NETWORKS)))
 @click.option("--data", type=click.Path(path_type=Path, exists=True), help="Folder with the data.")
 @click.option(
     "--output",
@@ -341,12 +382,14 @@ def measure(task: Task, bases: list[str], methods: list[str], table: Table, size
 @click.option(
     "--method", "methods", multiple=True, default=["magnitude", "full"], show_default=True
 )
+@click.option("--page", "page_path", type=click.Path(path_type=Path), help="Markdown to write.")
 @click.option("--batch", default=50, show_default=True, help="Inputs that run at once.")
 @click.option("--threads", default=2, show_default=True)
 def main(
     networks: tuple[str, ...],
     data: Path | None,
     output: Path,
+    page_path: Path | None,
     bases: tuple[str, ...],
     methods: tuple[str, ...],
     batch: int,
@@ -359,6 +402,8 @@ def main(
     for network in networks:
         for task in NETWORKS[network](data):
             measure(task, list(bases), list(methods), table, batch)
+    if page_path is not None:
+        page_path.write_text(page(pd.read_csv(output)), encoding="utf-8")
 
 
 if __name__ == "__main__":

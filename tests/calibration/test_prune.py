@@ -160,6 +160,13 @@ def test_collecting_once_gives_the_bits_of_collecting_again(
             assert_same(model, state(models[0]))
 
 
+def test_progress_is_shown_where_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    prune(net(), progress=True)
+    shown = capsys.readouterr().err
+    assert "calibrate" in shown
+    assert "prune" in shown
+
+
 def test_another_seed_draws_other_inputs() -> None:
     first, second = prune(net()), prune(net(), seed=1)
     assert first.decision is not None

@@ -225,6 +225,7 @@ def test_the_largest_layer_is_cut_until_all_fit() -> None:
     assert choose_blocks(rows, 1 << 30, 1) == {"small": 1, "large": 1}
     cut = choose_blocks(rows, 8 * (36**2 + 576**2 // 4), 1)
     assert cut == {"small": 1, "large": 4}
+    assert choose_blocks({"wide": Rows((8, 512, 3, 3))}, 1 << 40, 1) == {"wide": 4}
     with pytest.raises(WavpruneError, match="max_memory=1000: the second moments of 2 layers"):
         choose_blocks(rows, 1000, 1)
 

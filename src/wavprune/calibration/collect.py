@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import nn
 
 from ..common.checks import integer
 from ..common.loaders import batches, check_loader, inputs_of
+from ..common.progress import progress_bar
 from ..config import PruneConfig
 from ..engine.ambient import neutral
 from ..engine.layers import LayerRef, check_finite, select_layers
@@ -225,7 +226,9 @@ def calibrate(
     inputs = _read(loader, samples)
     with neutral(), running(model, device) as run_device:
         parts = _parts([batch.to(run_device) for batch in inputs], seed)
-        return _collect(model, refs, parts, max_memory, seed)
+        total = sum(map(len, inputs))
+        with progress_bar("calibrate", total, "inputs", progress) as advance:
+            return _collect(model, refs, parts, max_memory, seed, advance)
 
 
 def _read(loader: Iterable[Any], samples: int) -> list[torch.Tensor]:
@@ -267,6 +270,7 @@ def _collect(
     parts: Sequence[tuple[torch.Tensor, ...]],
     max_memory: int,
     seed: int,
+    advance: Callable[[float], object] = lambda _: None,
 ) -> Calibration:
     fitting, probe, guard = parts
     network = Network(model, refs)
@@ -274,13 +278,13 @@ def _collect(
     sites = network.sites(survey)
     blocks = choose_blocks({n: site.rows for n, site in sites.items()}, max_memory, 2)
     tap = _Collector(network, sites, blocks, _wanted(sites, fitting, PER_COLUMN), seed)
-    check_outputs([network.run(tap, batch) for batch in fitting])
+    check_outputs(_outputs(network, tap, fitting, advance))
     fitted = tap.statistics()
     held_batches = [*probe, *guard]
     held_tap = _Collector(
         network, sites, blocks, _wanted(sites, held_batches, PER_COLUMN_HELD), seed
     )
-    check_outputs([network.run(held_tap, batch) for batch in held_batches])
+    check_outputs(_outputs(network, held_tap, held_batches, advance))
     sizes = _Sizes(network)
     network.run(sizes, fitting[0][:1])
     one_shape = len({batch.shape[1:] for part in parts for batch in part}) == 1
@@ -312,6 +316,17 @@ def _collect(
         seed=seed,
         max_memory=max_memory,
     )
+
+
+def _outputs(
+    network: Network,
+    tap: Tap,
+    batches_: Sequence[torch.Tensor],
+    advance: Callable[[float], object],
+) -> Iterator[torch.Tensor]:
+    for batch in batches_:
+        yield network.run(tap, batch)
+        advance(len(batch))
 
 
 def rotations(

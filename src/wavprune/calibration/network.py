@@ -7,7 +7,7 @@ model itself stays as it is, whatever happens meanwhile.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -315,7 +315,7 @@ class _Survey(Tap):
         return Site(rows, len(calls), num_positions(first), norm, own_bias, centered)
 
 
-def check_outputs(outputs: Sequence[torch.Tensor]) -> None:
+def check_outputs(outputs: Iterable[torch.Tensor]) -> None:
     """Raise WavpruneError where an output of the unpruned model is not finite."""
     for index, out in enumerate(outputs):
         bad = int(out.numel() - torch.isfinite(out).sum())

@@ -11,6 +11,7 @@ from torch import nn
 
 from ..backends.masks import pack
 from ..common.checks import choice
+from ..common.progress import progress_bar
 from ..config import RULES, PruneConfig
 from ..engine.ambient import neutral
 from ..engine.layers import LayerRef
@@ -57,7 +58,8 @@ def prune_calibrated(
     start = time.perf_counter()
     with neutral(ref.weight for ref in refs), running(model, config.device) as home:
         run = Run(model, refs, plan, calibration.to(home), level)
-        chosen, verdict = run.choose()
+        with progress_bar("prune", run.steps, "candidates", progress) as advance:
+            chosen, verdict = run.choose(advance)
         report = report_of(
             plan,
             refs,

@@ -30,6 +30,9 @@ LEVELS = ("refit", "select", "full")
 REFIT = f"{MAGNITUDE}, refit"
 
 Masks = dict[str, torch.Tensor]
+Advance = Callable[[float], object]
+# How often a few inputs are divided, so that each is held back once.
+FOLDS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,19 +99,26 @@ class Run:
         self._solved_on_all = False
         self._compared = 0
 
-    def choose(self) -> tuple[Candidate, Verdict]:
+    @property
+    def steps(self) -> int:
+        """How many candidates are made at most."""
+        each = {"refit": 2, "select": 5, "full": 8}[self._level]
+        return each * (FOLDS if self._calibration.few else 1) + 1
+
+    def choose(self, advance: Advance = lambda _: None) -> tuple[Candidate, Verdict]:
         """The candidate that is taken, and why."""
-        made, losses = self._compare()
+        made, losses = self._compare(advance)
         if self._calibration.few:
             # Of few inputs every one is held back once.
             for other in rotations(self._model, self._refs, self._calibration):
                 again = Run(self._model, self._refs, self._plan, other, self._level)
-                for name, values in again._compare()[1].items():
+                for name, values in again._compare(advance)[1].items():
                     losses[name] = torch.cat([losses[name], values])
         self._compared = len(losses[MAGNITUDE])
         verdict = decide(losses)
         recipe, chosen = made[verdict.chosen]
         solved = self._on_all(recipe)
+        advance(1)
         if solved is not None:
             trials = Trials(self._network, self._calibration, self.problems)
             before, after = (
@@ -118,7 +128,9 @@ class Run:
             self._solved_on_all = after <= before
         return solved if solved is not None and self._solved_on_all else chosen, verdict
 
-    def _compare(self) -> tuple[dict[str, tuple[Recipe, Candidate]], dict[str, torch.Tensor]]:
+    def _compare(
+        self, advance: Advance
+    ) -> tuple[dict[str, tuple[Recipe, Candidate]], dict[str, torch.Tensor]]:
         """All candidates, and the losses of each on the inputs held back."""
         trials = Trials(self._network, self._calibration, self.problems)
         recipes: dict[str, Recipe] = {
@@ -126,8 +138,16 @@ class Run:
             REFIT: Recipe(),
             **({} if self._level == "refit" else self._selections()),
         }
-        made = {name: (recipe, self._made(trials, recipe)) for name, recipe in recipes.items()}
-        losses = {name: trials.losses(c, self._reference) for name, (_, c) in made.items()}
+        made: dict[str, tuple[Recipe, Candidate]] = {}
+        losses: dict[str, torch.Tensor] = {}
+
+        def add(name: str, recipe: Recipe, candidate: Candidate) -> None:
+            made[name] = recipe, candidate
+            losses[name] = trials.losses(candidate, self._reference)
+            advance(1)
+
+        for name, recipe in recipes.items():
+            add(name, recipe, self._made(trials, recipe))
         batch = self._calibration.batch
         if self._level == "full" and batch is not None:
             for base, reselect in self._sequences(losses):
@@ -135,8 +155,7 @@ class Run:
                 recipe = replace(recipes[base], sequential=True, reselect=reselect)
                 solved = self._in_sequence(trials, made[base][1].masks, recipe, batch)
                 if solved is not None:
-                    made[name] = recipe, solved
-                    losses[name] = trials.losses(solved, self._reference)
+                    add(name, recipe, solved)
         return made, losses
 
     def _sequences(self, losses: Mapping[str, torch.Tensor]) -> list[tuple[str, bool]]:

@@ -16,6 +16,10 @@ import torch
 from ..errors import WavpruneError
 from .rows import Rows
 
+# Columns of a matrix: time grows with their third power, and what so many inputs have to do with
+# each other is not known from a few images.
+LARGEST = 1536
+
 
 class Statistics(NamedTuple):
     """Of the patches of one layer, float64.
@@ -86,7 +90,7 @@ def in_blocks(values: torch.Tensor, blocks: int) -> torch.Tensor:
 def choose_blocks(rows: Mapping[str, Rows], max_memory: int, matrices: int) -> dict[str, int]:
     """Into how many blocks each layer is cut so that all matrices fit.
 
-    The layer with the largest matrices is cut first.
+    None is larger than ``LARGEST``. Then the layer with the largest matrices is cut first.
 
     Args:
         rows: of every layer.
@@ -99,7 +103,10 @@ def choose_blocks(rows: Mapping[str, Rows], max_memory: int, matrices: int) -> d
     Raises:
         WavpruneError: not even single channels fit.
     """
-    blocks = dict.fromkeys(rows, 1)
+    blocks = {
+        name: _more_blocks(layer, -(-layer.num_columns // LARGEST) - 1)
+        for name, layer in rows.items()
+    }
 
     def size(name: str) -> int:
         layer = rows[name]
@@ -122,7 +129,7 @@ def _more_blocks(rows: Rows, blocks: int) -> int:
     """The next larger number of blocks that divides the channels."""
     channels = rows.num_columns // rows.kernel_values
     larger = range(blocks + 1, channels + 1)
-    return next((number for number in larger if channels % number == 0), blocks)
+    return next((number for number in larger if channels % number == 0), channels)
 
 
 def sampled_positions(
