@@ -19,6 +19,7 @@ ORDER = (
     ("common",),
     ("config",),
     ("bases",),
+    ("decision",),
     ("report",),
     ("ops",),
     ("backends",),

@@ -11,7 +11,9 @@ from ._version import __version__
 if TYPE_CHECKING:
     from . import backends, bases, checkpoint, demo, errors, fast, ops, reference
     from .bases import Basis, LevelCollapsedWarning, basis_for
+    from .calibration.collect import Calibration, calibrate
     from .config import PruneConfig
+    from .decision import Decision
     from .engine.layers import LayerRef
     from .engine.run import prune_layers
     from .errors import WavpruneError
@@ -31,7 +33,9 @@ if TYPE_CHECKING:
 # so that importing the package costs what is used.
 _PUBLIC = {
     "Basis": "bases:Basis",
+    "Calibration": "calibration.collect:Calibration",
     "Comparison": "evaluation.comparison:Comparison",
+    "Decision": "decision:Decision",
     "DenseReference": "evaluation.trial:DenseReference",
     "Evaluation": "evaluation.metrics:Evaluation",
     "LayerRef": "engine.layers:LayerRef",
@@ -46,6 +50,7 @@ _PUBLIC = {
     "bases": "bases",
     "basis_for": "bases:basis_for",
     "batchnorm_statistics": "evaluation.batchnorm:batchnorm_statistics",
+    "calibrate": "calibration.collect:calibrate",
     "checkpoint": "checkpoint",
     "compare": "evaluation.compare:compare",
     "demo": "demo",
@@ -65,7 +70,9 @@ _PUBLIC = {
 }
 __all__ = [
     "Basis",
+    "Calibration",
     "Comparison",
+    "Decision",
     "DenseReference",
     "Evaluation",
     "LayerRef",
@@ -81,6 +88,7 @@ __all__ = [
     "bases",
     "basis_for",
     "batchnorm_statistics",
+    "calibrate",
     "checkpoint",
     "compare",
     "demo",

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from .config import PruneConfig
+from .config import RULES, PruneConfig
+from .engine.patterns import pattern_method
 from .engine.run import prune_model
 from .errors import WavpruneError
 from .report import PruneReport
+
+if TYPE_CHECKING:
+    from .calibration.collect import Calibration
 
 
 def prune(
@@ -30,6 +35,9 @@ def prune(
     seed: int = 0,
     progress: bool = False,
     match: PruneReport | None = None,
+    calibration: Calibration | Iterable[Any] | None = None,
+    calibration_level: str = "full",
+    pattern: str | None = None,
 ) -> PruneReport:
     """Prune the ``Conv2d`` weights of a model, in place, and ``Linear`` weights where asked to.
 
@@ -67,6 +75,17 @@ def prune(
         progress: show a progress bar on standard error.
         match: for ``"min_weight"`` and ``"random"``, in place of ``sparsity``: prune as much as
             this report pruned, min-weight at its overall sparsity, random at each layer's.
+        calibration: a few batches of inputs ``(N, ...)``, alone, first in a tuple, or as
+            ``pixel_values``, or what ``wavprune.calibrate`` made of them: then what is kept, and
+            its values, follow from what each layer reads. Batch norms and biases follow; labels
+            are never looked at. Magnitude is among the candidates that are compared on inputs held
+            back, and ``report.decision`` says what was taken and why.
+        calibration_level: ``"refit"`` keeps what magnitude keeps and solves for its values;
+            ``"select"`` chooses what to keep over all layers, too; ``"full"`` also solves each
+            layer again for what the pruned network feeds it.
+        pattern: ``"2:4"``, or any ``"N:M"``, in place of ``sparsity``: keep ``N`` of every ``M``
+            weights along the input channels, as ``torch.sparse.to_sparse_semi_structured`` takes
+            it of ``Linear`` weights; with ``method="min_weight"`` or ``wavelet="identity"``.
 
     Returns:
         What was done, a row a layer.
@@ -88,6 +107,14 @@ def prune(
             f"match was given together with sparsity={sparsity!r}, percentile={percentile!r}; "
             "give one of them"
         )
+    if pattern is not None:
+        if sparsity is not None or percentile is not None or match is not None:
+            raise WavpruneError(
+                f"pattern={pattern!r} was given together with sparsity={sparsity!r}, "
+                f"percentile={percentile!r}, match={match!r}; give one of them"
+            )
+        method = pattern_method(pattern, method, wavelet)
+        sparsity = RULES[method].sparsity
     config = PruneConfig(
         method=method,
         wavelet=wavelet,
@@ -103,4 +130,11 @@ def prune(
         ignore=ignore,  # type: ignore[arg-type]
         seed=seed,
     )
-    return prune_model(model, config, match, progress)
+    if calibration is None:
+        return prune_model(model, config, match, progress)
+    if match is not None:
+        raise WavpruneError("match and calibration were both given; give one of them")
+    # What a run without calibration does not need is not imported for it.
+    from .calibration.prune import prune_calibrated
+
+    return prune_calibrated(model, config, calibration, calibration_level, progress)

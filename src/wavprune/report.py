@@ -18,6 +18,7 @@ from .common.atomic import replaced
 from .common.optional import require
 from .common.text import csv_cell
 from .config import RunSettings
+from .decision import Decision
 from .errors import WavpruneError
 
 if TYPE_CHECKING:
@@ -121,11 +122,14 @@ class PruneReport:
         bases: the basis that each layer was pruned in, by the layer's name.
         masks: which coefficients of each layer were kept, packed as ``wavprune.backends.masks``
             says, where a run was asked for them.
+        decision: what a run with calibration data chose.
 
     Attributes:
         settings: the settings of the run.
         bases: the basis of each layer; empty for a report that was read from JSON.
         masks: the masks of the layers, or None.
+        decision: what was chosen from calibration data, and what changed beside the weights; None
+            for a run without.
     """
 
     def __init__(
@@ -134,11 +138,13 @@ class PruneReport:
         settings: RunSettings,
         bases: Mapping[str, Basis] | None = None,
         masks: Mapping[str, torch.Tensor] | None = None,
+        decision: Decision | None = None,
     ) -> None:
         self._outcome = outcome
         self.settings = settings
         self.bases = dict(bases or {})
         self.masks = None if masks is None else dict(masks)
+        self.decision = decision
 
     @classmethod
     def from_json(cls, text: str) -> PruneReport:
@@ -152,11 +158,13 @@ class PruneReport:
             sums = (content["squared_norm"], content["squared_error"])
             layers = tuple(_layer_from(row) for row in content["layers"])
             settings = RunSettings.from_dict(content["settings"])
+            known = content.get("decision")
+            decision = None if known is None else Decision.from_dict(known)
         except (KeyError, TypeError, ValueError) as error:
             raise WavpruneError(
                 f"this is not what PruneReport.to_json() writes: {error}"
             ) from error
-        return cls(Outcome(layers, *sums), settings)
+        return cls(Outcome(layers, *sums), settings, decision=decision)
 
     def wait(self) -> PruneReport:
         """Wait until the numbers are here; the report itself.
@@ -186,7 +194,7 @@ class PruneReport:
 
     def _comparable(self) -> tuple[object, ...]:
         rows = [_finite(dataclasses.asdict(layer) | {"seconds": 0.0}) for layer in self.layers]
-        return rows, self.squared_norm, self.squared_error, self.settings
+        return rows, self.squared_norm, self.squared_error, self.settings, self.decision
 
     def __repr__(self) -> str:
         return f"<PruneReport of {len(self)} layers: {self._title()}>"
@@ -279,13 +287,15 @@ class PruneReport:
 
     def to_json(self, path: str | os.PathLike[str] | None = None) -> str:
         """Settings, totals and layers as JSON; written to ``path`` too, where given."""
-        content = {
+        content: dict[str, Any] = {
             "settings": self.settings.to_dict(),
             "totals": self.totals(),
             "squared_norm": self.squared_norm,
             "squared_error": self.squared_error,
             "layers": [dataclasses.asdict(layer) for layer in self.layers],
         }
+        if self.decision is not None:
+            content["decision"] = self.decision.to_dict()
         return written(json.dumps(_finite(content), indent=2, allow_nan=False) + "\n", path)
 
     def to_dataframe(self) -> DataFrame:
@@ -344,6 +354,7 @@ class PruneReport:
         return (
             f"{', '.join(places)}. sparsity: 1 - kept/weights, what a file must store; "
             "weight sp.: exact zeros in the weights."
+            + ("" if self.decision is None else f"\n{self.decision}")
         )
 
 

@@ -107,7 +107,7 @@ def plan_layers(
     check_sharded(refs, config)
     if match is not None:
         _check_match(config, match)
-    keeps = _keeps(refs, config, match)
+    keeps = kept_counts(refs, config, match)
     dtypes = _compute_dtypes(refs, config)
     device = compute_device(config.device)
     options = []
@@ -298,7 +298,9 @@ def _signature(weight: torch.Tensor) -> tuple[Any, ...]:
 # What is kept.
 
 
-def _keeps(refs: Sequence[LayerRef], config: PruneConfig, match: PruneReport | None) -> list[int]:
+def kept_counts(
+    refs: Sequence[LayerRef], config: PruneConfig, match: PruneReport | None
+) -> list[int]:
     """How many coefficients each layer keeps; for scope "global" only their sum counts."""
     sizes = [ref.weight.numel() for ref in refs]
     if match is not None:

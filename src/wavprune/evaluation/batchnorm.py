@@ -3,7 +3,7 @@
 Pruning shifts and shrinks the inputs of every batch norm, while its running statistics still
 describe the unpruned network. Re-estimation replaces them by those of a few batches, which changes
 a network that was not pruned, too. Matching undoes the change of the inputs instead
-(``matching.py``).
+(``engine/matching.py``).
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 from torch.optim.swa_utils import update_bn
 
-from ..errors import WavpruneError
-from .loaders import batches, check_loader, inputs_of
-from .matching import (
+from ..common.loaders import batches, check_loader, inputs_of
+from ..engine.matching import (
     ModelStatistics,
     all_matched,
     largest_shift,
     running_buffers,
     running_statistics,
 )
-from .moments import BatchMoments, Moments, batch_norms, measure_moments, observe, pooled
-from .running import always, check_model, private_buffers, running, write_all
+from ..engine.moments import BatchMoments, Moments, batch_norms, measure_moments, observe, pooled
+from ..engine.running import always, check_model, private_buffers, running, write_all
+from ..errors import WavpruneError
 
 # After the first pass over several batches follow at most this many, fewer if one shifts no
 # normalized input by more than this many standard deviations. As many passes as a network has batch
@@ -97,9 +97,10 @@ def match_batchnorm(
 ) -> None:
     """Give the inputs of every batch norm the mean and variance of the unpruned model's.
 
-    Only running means and variances change; ``matching.py`` has the formula. A channel whose inputs
-    are those of the unpruned model keeps its running statistics to the last bit, so an unpruned
-    model stays exactly as it is. A channel that pruning made constant gets the unpruned mean.
+    Only running means and variances change; ``engine/matching.py`` has the formula. A channel whose
+    inputs are those of the unpruned model keeps its running statistics to the last bit, so an
+    unpruned model stays exactly as it is. A channel that pruning made constant gets the unpruned
+    mean.
 
     Matching one batch norm changes the inputs of the next. Each batch therefore runs with the batch
     norms matched to this batch, and then the statistics of all batches together are set. For a

@@ -14,7 +14,9 @@ from torch import nn
 
 from .._version import versions
 from ..backends import check_name
-from ..common.checks import fraction
+from ..calibration.collect import calibrate
+from ..calibration.run import LEVELS
+from ..common.checks import choice, fraction
 from ..common.progress import progress_bar
 from ..config import METHODS, PruneConfig
 from ..engine.device import compute_device
@@ -38,6 +40,7 @@ def compare(
     scope: str = "global",
     batchnorm: str = "match",
     calibration: Iterable[Any] | None = None,
+    calibrated: Sequence[str] = (),
     seeds: Sequence[int] = (0, 1, 2),
     targets: str | Sequence[str] | None = None,
     ignore: str | Sequence[str] | None = None,
@@ -64,7 +67,10 @@ def compare(
         scope: ``"global"`` ranks all layers together, ``"layer"`` each by itself.
         batchnorm: the repair of the copies: ``"match"`` (``match_batchnorm``), ``"update"``
             (``update_batchnorm``) or ``"off"``.
-        calibration: batches to repair them on; None means those of ``loader``, without labels.
+        calibration: batches to repair them on, and to prune from where ``calibrated`` says so;
+            None means those of ``loader``, without labels.
+        calibrated: any of ``"refit"``, ``"select"`` and ``"full"``: a row more for each basis and
+            for min-weight, pruned from the calibration data at that level.
         seeds: the seeds of random pruning; the table shows their mean and range.
         targets: names, globs or ``"re:..."`` patterns of the layers to prune.
         ignore: names, globs or patterns of layers to leave as they are.
@@ -90,6 +96,7 @@ def compare(
     """
     check_repair(batchnorm)
     check_name(backend)
+    levels = tuple(choice("calibrated", level_, LEVELS) for level_ in calibrated)
     grid = _Grid(
         sparsities=tuple(
             fraction("sparsity", value) for value in _checked_list("sparsities", sparsities)
@@ -121,10 +128,15 @@ def compare(
         timing=timing,
     )
     unpruned = trial(None).evaluation
-    trials, notes = _run(base, plan, trial, progress)
+    if levels:
+        data = loader if calibration is None else calibration
+        collected = calibrate(base, data, targets=targets, ignore=ignore)
+        trial = partial(trial, collected=collected)
+    trials, notes = _run(base, plan, trial, levels, progress)
     settings = {
         **grid.settings(),
         "batchnorm": batchnorm,
+        "calibrated": list(levels),
         "device": None if device is None else str(device),
         "versions": dict(versions()),
     }
@@ -172,7 +184,8 @@ class _Grid:
 def _run(
     model: nn.Module,
     plan: Sequence[Sequence[PruneConfig]],
-    trial: Callable[[PruneConfig], Trial],
+    trial: Callable[..., Trial],
+    levels: Sequence[str],
     progress: bool,
 ) -> tuple[list[Trial], list[str]]:
     """Every trial of a plan, those at equal bytes after the others of their sparsity, and notes."""
@@ -185,6 +198,10 @@ def _run(
                 equal_kept.append(dataclasses.replace(trial(config), model=None))
                 advance(1)
             trials += equal_kept
+            for config in configs:
+                for level in levels if config.method in ("dwt", "min_weight") else ():
+                    done = trial(config, calibrated=level)
+                    trials.append(dataclasses.replace(done, model=None))
             budget = next(
                 (t.evaluation.stored_bytes for t in equal_kept if t.method == "min_weight"), None
             )

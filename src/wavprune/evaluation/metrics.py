@@ -13,14 +13,14 @@ from torch import nn
 from torch.nn import functional
 
 from ..common.checks import integer
+from ..common.loaders import batches, inputs_and_labels
 from ..common.optional import require
 from ..engine.ambient import neutral
+from ..engine.running import running
 from ..errors import WavpruneError
 from ..report import PruneReport
 from .latency import Stopwatch
-from .loaders import batches, inputs_and_labels
 from .predictions import Predictions, batch_predictions, joined
-from .running import running
 from .size import exact_zeros, stored_bytes
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from ..common.loaders import batches, inputs_and_labels
+from ..engine.running import running
 from ..errors import WavpruneError
-from .loaders import batches, inputs_and_labels
-from .running import running
 
 
 class Predictions(NamedTuple):

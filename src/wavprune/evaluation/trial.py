@@ -16,7 +16,11 @@ import torch
 from torch import nn
 
 from ..bases import LevelCollapsedWarning
+from ..calibration.collect import Calibration
+from ..calibration.prune import prune_calibrated
+from ..calibration.run import LEVELS
 from ..common.checks import choice
+from ..common.loaders import check_loader
 from ..config import PruneConfig
 from ..engine.device import compute_device
 from ..engine.layers import LayerRef, select_layers
@@ -25,7 +29,6 @@ from ..engine.run import prune_layers, prune_model
 from ..errors import WavpruneError
 from ..report import PruneReport
 from .batchnorm import BatchnormStatistics, batchnorm_statistics, match_batchnorm, update_batchnorm
-from .loaders import check_loader
 from .metrics import Evaluation, evaluate
 from .predictions import Predictions, predict
 from .size import layer_bytes, stored_bytes
@@ -94,6 +97,8 @@ class Trial:
         repair_seconds: wall time of the repair of the batch norms.
         evaluate_seconds: wall time of the evaluation.
         model: the pruned copy; None where it was not kept.
+        calibrated: the level of ``fast.prune``'s ``calibration_level``, where it was pruned from
+            calibration data; else an empty string. Batch norms were then repaired by that.
     """
 
     config: PruneConfig | None
@@ -105,6 +110,7 @@ class Trial:
     repair_seconds: float
     evaluate_seconds: float
     model: nn.Module | None = field(repr=False)
+    calibrated: str = ""
 
     @property
     def method(self) -> str:
@@ -113,13 +119,14 @@ class Trial:
 
     @property
     def basis(self) -> str:
-        """Its name in a table: the wavelet of ``"dwt"``, else the method."""
+        """Its name in a table: the wavelet of ``"dwt"``, else the method, and the calibration."""
         config = self.config
         if config is None:
             return "unpruned"
-        if config.method == "dwt":
-            return config.wavelet
-        return f"{config.method} {config.wavelet}" if _uses_wavelet(config) else config.method
+        name = config.method
+        if _uses_wavelet(config):
+            name = config.wavelet if name == "dwt" else f"{name} {config.wavelet}"
+        return f"{name}, calibrated: {self.calibrated}" if self.calibrated else name
 
     def row(self) -> dict[str, Any]:
         """Settings, measures, totals and times by name: numbers, strings and None.
@@ -134,6 +141,7 @@ class Trial:
         return {
             **_settings(self.config),
             "batchnorm": self.batchnorm,
+            "calibrated": self.calibrated,
             "matched": self.matched,
             **measures,
             **{name: getattr(self.report, name) if self.report else None for name in totals},
@@ -150,6 +158,8 @@ def run_trial(
     calibration: Iterable[Any] | None = None,
     reference: DenseReference | None = None,
     match: PruneReport | int | None = None,
+    calibrated: str = "",
+    collected: Calibration | None = None,
     timing: bool = True,
     device: str | torch.device | None = None,
     progress: bool = False,
@@ -167,6 +177,10 @@ def run_trial(
             None measures it here.
         match: in place of the config's sparsity: a report, to prune as much (min-weight, random),
             or a number of bytes, to keep as much as a file of that size can hold.
+        calibrated: a level of ``fast.prune``'s ``calibration_level``, to prune from calibration
+            data, which repairs the batch norms too.
+        collected: ``wavprune.calibrate`` of this model, shared by many trials; None collects it
+            here, from ``calibration`` or ``loader``.
         timing: measure the time of the forward passes.
         device: where to run; None means where the model lives.
         progress: show progress bars on standard error.
@@ -189,6 +203,12 @@ def run_trial(
     check_repair(batchnorm)
     if config is None and match is not None:
         raise WavpruneError("match needs a config; the unpruned model has nothing to match")
+    if calibrated:
+        choice("calibrated", calibrated, LEVELS)
+        if config is None or match is not None:
+            raise WavpruneError(
+                f"calibrated={calibrated!r} needs a config, and does not go with match"
+            )
     run_device = compute_device(device)
     if reference is None:
         reference = DenseReference.measure(
@@ -205,9 +225,13 @@ def run_trial(
     times = [time.perf_counter()]
     if config is not None:
         source = None if isinstance(match, int) else match
-        report = prune_model(copied, config, source).wait()
+        if calibrated:
+            data = collected or (loader if calibration is None else calibration)
+            report = prune_calibrated(copied, config, data, calibrated)
+        else:
+            report = prune_model(copied, config, source).wait()
     times.append(time.perf_counter())
-    if config is not None:
+    if config is not None and not calibrated:
         _repair(copied, batchnorm, reference, loader if calibration is None else calibration)
     times.append(time.perf_counter())
     evaluation = evaluate(
@@ -221,12 +245,13 @@ def run_trial(
         config=config,
         report=report,
         evaluation=evaluation,
-        batchnorm="off" if config is None else batchnorm,
+        batchnorm="off" if config is None or calibrated else batchnorm,
         matched=_matched(config, match),
         prune_seconds=prune_seconds,
         repair_seconds=repair_seconds,
         evaluate_seconds=evaluate_seconds,
         model=copied,
+        calibrated=calibrated,
     )
 
 

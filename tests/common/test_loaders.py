@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from wavprune.evaluation.loaders import batches, inputs_and_labels, inputs_of
+from wavprune.common.loaders import batches, inputs_and_labels, inputs_of
 
 X = torch.zeros(3, 2)
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from ..common.progress import progress_bar
 from ..errors import WavpruneError
+from .progress import progress_bar
 
 INPUTS = "pixel_values"
 LABELS = ("labels", "label")

@@ -12,7 +12,7 @@ from torch import nn
 
 import wavprune
 from wavprune import batchnorm_statistics, compare, evaluate, match_batchnorm, predict, run_trial
-from wavprune.evaluation.running import private_buffers, running, write_all
+from wavprune.engine.running import private_buffers, running, write_all
 
 Action = Callable[[nn.Module], object]
 
@@ -203,7 +203,7 @@ class Elsewhere(nn.Sequential):
 def elsewhere(monkeypatch: pytest.MonkeyPatch) -> str:
     """A device that takes any model away from home, and computes on the CPU."""
     monkeypatch.setattr(
-        "wavprune.evaluation.running.compute_device",
+        "wavprune.engine.running.compute_device",
         lambda device: None if device is None else torch.device("cpu", 1),
     )
     return "cpu:1"

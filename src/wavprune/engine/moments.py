@@ -104,7 +104,7 @@ def pooled(batches: Sequence[BatchMoments]) -> dict[str, Moments]:
     for batch in batches:
         for name, moments in batch.moments.items():
             calls.setdefault(name, []).extend(moments)
-    return {name: _merged(moments) for name, moments in calls.items()}
+    return {name: merged(moments) for name, moments in calls.items()}
 
 
 def moments_of(name: str, inputs: torch.Tensor) -> Moments:
@@ -133,7 +133,8 @@ def moments_of(name: str, inputs: torch.Tensor) -> Moments:
     return Moments(planes.shape[0] * planes.shape[2], mean, var)
 
 
-def _merged(calls: Sequence[Moments]) -> Moments:
+def merged(calls: Sequence[Moments]) -> Moments:
+    """The moments of several calls together."""
     num_values = sum(call.num_values for call in calls)
     shares = torch.tensor(
         [[call.num_values / num_values] for call in calls], dtype=torch.float64, device="cpu"

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..engine.device import compute_device
 from ..errors import WavpruneError
+from .device import compute_device
 
 
 @contextmanager
