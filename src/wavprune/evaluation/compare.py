@@ -15,12 +15,14 @@ from torch import nn
 from .._version import versions
 from ..backends import check_name
 from ..common.checks import fraction
+from ..common.memory import kept_memory
 from ..common.progress import progress_bar
 from ..config import METHODS, PruneConfig
 from ..engine.device import compute_device
 from ..engine.layers import select_layers
 from ..engine.rules import rule_for
 from ..errors import WavpruneError
+from .clock import timed
 from .comparison import Comparison
 from .size import basis_values
 from .trial import DenseReference, Trial, check_repair, fitting, run_trial
@@ -79,7 +81,6 @@ def compare(
     Raises:
         TypeError, WavpruneError: an argument is not allowed, before anything has run; or as
             ``fast.prune`` and ``evaluate``.
-        ImportError: torchmetrics is not installed.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten())
@@ -109,19 +110,20 @@ def compare(
     plan = grid.plan()
     select_layers(model, plan[0][0])
     run_device = compute_device(device)
-    base = model if run_device is None else copy.deepcopy(model).to(run_device)
-    reference = DenseReference.measure(base, loader, batchnorm, calibration, progress=progress)
-    trial = partial(
-        run_trial,
-        base,
-        loader,
-        batchnorm=batchnorm,
-        calibration=calibration,
-        reference=reference,
-        timing=timing,
-    )
-    unpruned = trial(None).evaluation
-    trials, notes = _run(base, plan, trial, progress)
+    with kept_memory():
+        base = model if run_device is None else copy.deepcopy(model).to(run_device)
+        reference = DenseReference.measure(base, loader, batchnorm, calibration, progress=progress)
+        trial = partial(
+            run_trial,
+            base,
+            loader,
+            batchnorm=batchnorm,
+            calibration=calibration,
+            reference=reference,
+            timing=timing,
+        )
+        unpruned = trial(None).evaluation
+        trials, notes = _run(base, plan, trial, progress)
     settings = {
         **grid.settings(),
         "batchnorm": batchnorm,
@@ -192,7 +194,8 @@ def _run(
             for config, done in zip(configs, equal_kept, strict=True):
                 if budget is None or not _needs_more_bytes(done):
                     continue
-                fitted = fitting(model, config, budget)
+                with timed("pruning"):
+                    fitted = fitting(model, config, budget)
                 if fitted is None:
                     notes.append(
                         f"At {config.sparsity:.2%}, the masks of {done.basis} alone are larger "

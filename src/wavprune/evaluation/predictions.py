@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ..errors import WavpruneError
+from .clock import timed
 from .loaders import batches, inputs_and_labels
 from .running import running
 
@@ -56,7 +57,7 @@ def predict(
         >>> logits.shape, labels.shape
         (torch.Size([8, 3]), torch.Size([8]))
     """
-    with running(model, device) as run_device:
+    with running(model, device) as run_device, timed("reference"):
         return joined(
             [
                 batch_predictions(model(inputs.to(run_device)), labels)
