@@ -112,18 +112,19 @@ def _summary_text(summary: Summary, output: Path) -> str:
             f"({summary.prune_share:.1%}), batch norms {summary.repair_seconds:.2f} s, "
             f"evaluation {summary.evaluate_seconds:.2f} s"
         )
-        lines.append(_parts_text(summary))
+        lines.append(parts_text(summary))
     return "\n".join(lines)
 
 
-def _parts_text(summary: Summary) -> str:
+def parts_text(summary: Summary) -> str:
     """Runs an hour, and the share of every part of the time."""
     total = sum(summary.parts.values())
     shares = [
         f"{name} {summary.parts.get(part, 0.0) / total:.1%}" for part, name in PART_NAMES.items()
     ]
-    on = "" if summary.processes is None else f" on {summary.processes} processes"
-    return f"{summary.runs_per_hour:,.0f} runs an hour{on}; their time: {', '.join(shares)}"
+    on = {None: "", 1: " on 1 process"}.get(summary.processes, f" on {summary.processes} processes")
+    whose = "its" if summary.processes == 1 else "their"
+    return f"{summary.runs_per_hour:,.0f} runs an hour{on}; {whose} time: {', '.join(shares)}"
 
 
 @click.command()

@@ -133,7 +133,7 @@ def _samples_at_once(model: nn.Module, inputs: torch.Tensor) -> int:
 
     try:
         observe(model, probe, measure)
-        apart = [BatchMoments((), measure_moments(model, part)) for part in probe.split(1)]
+        apart = [BatchMoments((), measure_moments(model, part)) for part in torch.split(probe, 1)]
     except Exception:  # whatever it is that a model cannot do with other batch sizes
         return 0
     # The calls of a batch norm share one pair of statistics, which takes several passes.

@@ -85,7 +85,7 @@ def against_reference(
 
 
 def _chunks(*tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
-    return zip(*(tensor.split(CHUNK) for tensor in tensors), strict=True)
+    return zip(*(torch.split(tensor, CHUNK) for tensor in tensors), strict=True)
 
 
 def _averages(

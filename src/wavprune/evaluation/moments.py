@@ -175,8 +175,7 @@ def _of_planes(planes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     if planes.is_contiguous():
         # Which planes share a block changes nothing, unlike which rows do below.
         centered = (
-            _centered(block, 1)
-            for block in _blocks(planes.flatten(0, 1), torch.get_num_threads())
+            _centered(block, 1) for block in _blocks(planes.flatten(0, 1), torch.get_num_threads())
         )
         blocks = [(means[:, 0], squares.mean(1)) for means, squares in centered]
         means, variances = (torch.cat(parts) for parts in zip(*blocks, strict=True))
@@ -205,7 +204,7 @@ def _blocks(rows: torch.Tensor, threads: int = 1) -> tuple[torch.Tensor, ...]:
     """Rows in blocks that stay in the caches of the CPU while they are read more than once."""
     if rows.device.type != "cpu":
         return (rows,)
-    return rows.split(max(BLOCK * threads // max(rows.shape[1], 1), FEWEST_ROWS))
+    return torch.split(rows, max(BLOCK * threads // max(rows.shape[1], 1), FEWEST_ROWS))
 
 
 def _centered(values: torch.Tensor, dim: int) -> tuple[torch.Tensor, torch.Tensor]:
