@@ -44,6 +44,7 @@ COEFFICIENTS, SCALING = "dwt2 + idwt2 of 1M 3x3 kernels", "haar, time per 1M wei
 WAVELET_TRANSFORMS = "WaveletTransforms haar"
 L1 = "l1_unstructured"
 LARGEST = "largest layer"
+SWEEPS = "sweeps"
 
 TARGETS = (
     Target(RESNET, "eager haar", WAVELET_TRANSFORMS, "speed", 10),
@@ -108,7 +109,14 @@ def pytest_terminal_summary(
                 timed.extra_info.get("peak_bytes"),
                 timed.extra_info.get("largest_layer_bytes"),
             )
+    told = [timed for timed in getattr(session, "benchmarks", ()) if "line" in timed.extra_info]
+    if told:
+        terminalreporter.section("runs an hour, and where the time goes")
+    for timed in told:
+        terminalreporter.write_line(f"{timed.extra_info['row']}: {timed.extra_info['line']}")
     for group, results in groups.items():
+        if group == SWEEPS:
+            continue
         terminalreporter.section(f"{group}: ratios of medians")
         terminalreporter.write(rendered(ratios(group, results)))
         terminalreporter.write(rendered(memory(group, results)))

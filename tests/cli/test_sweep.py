@@ -49,6 +49,11 @@ def test_a_sweep_is_run_exported_and_reported(
     assert err == ""
     assert re.match(r"results\.db: 5 of 5 runs finished in [\d.]+ s, 0 failed, 0 were there", out)
     assert "pruning" in out
+    last = out.splitlines()[-1]
+    assert re.match(r"[\d,]+ runs an hour on 1 process; its time: forward passes of the ev", last)
+    shares = [float(share) for share in re.findall(r"([\d.]+)%", last)]
+    assert len(shares) == 9
+    assert sum(shares) == pytest.approx(100, abs=0.5)
     assert main(["sweep", file, "--jobs", "1", "--json"]) == 0
     summary = json.loads(capsys.readouterr().out)
     assert (summary["runs"], summary["known"], summary["ok"]) == (5, 5, 0)

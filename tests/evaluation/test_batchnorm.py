@@ -139,6 +139,7 @@ def test_as_many_passes_as_batch_norms_are_exact(
 ) -> None:
     module = sys.modules["wavprune.evaluation.batchnorm"]
     monkeypatch.setattr(module, "SETTLED", 0.0)
+    monkeypatch.setattr("wavprune.evaluation.joining.JOINED_BYTES", 0)
     data = [*images(4), images(1)[0][:7]]
     distances = []
     for passes in (0, 1, 5):

@@ -9,7 +9,7 @@ import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -233,6 +233,64 @@ def test_a_trial_may_match_a_report_or_a_size() -> None:
         run_trial(model, TEST, PruneConfig(), match=100, timing=False)
     everything = run_trial(model, TEST, PruneConfig(), match=10**6, timing=False)
     assert everything.evaluation.sparsity == 0
+
+
+class Counting(nn.Sequential):
+    """Says how many samples it got, each time, in all its copies."""
+
+    sizes: ClassVar[list[int]] = []
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        self.sizes.append(len(inputs))
+        for module in self:
+            inputs = module(inputs)
+        return inputs
+
+
+def counting() -> Counting:
+    model = Counting(*small()).eval()
+    Counting.sizes.clear()
+    return model
+
+
+def test_matched_on_what_it_is_evaluated_on_a_model_runs_once() -> None:
+    model = counting()
+    reference = DenseReference.measure(model, TEST)
+    config = PruneConfig(sparsity=0.8, scope="global")
+    for separate in (TRAIN, list(TEST)):
+        Counting.sizes.clear()
+        run_trial(model, TEST, config, calibration=separate, reference=None, timing=False)
+        assert Counting.sizes[-4:] == [sum(len(batch[0]) for batch in separate), 200, 200, 200]
+    Counting.sizes.clear()
+    trial = run_trial(model, TEST, config, reference=reference, timing=False)
+    assert Counting.sizes == [600]
+    assert trial.model is not None
+    alone = evaluate(trial.model, TEST, reference.predictions, trial.report, timing=False)
+    found = trial.evaluation.to_dict()
+    assert found == {
+        name: pytest.approx(value, rel=1e-5) if isinstance(value, float) else value
+        for name, value in alone.to_dict().items()
+    }
+    assert found["confusion"] == alone.to_dict()["confusion"]
+    # A forward pass that is timed is one of the batches as they are.
+    Counting.sizes.clear()
+    timed = run_trial(model, TEST, config, reference=reference)
+    assert Counting.sizes[:2] == [600, 200]
+    assert timed.evaluation.latency_median is not None
+    with torch.autocast("cpu", torch.bfloat16):
+        Counting.sizes.clear()
+        cast = run_trial(model, TEST, config, reference=reference, timing=False)
+    assert Counting.sizes == [600, 200, 200, 200]
+    assert cast.model is not None
+    assert same(state(trial.model), state(cast.model))
+
+
+def test_the_unpruned_model_answers_once() -> None:
+    model = counting()
+    result = compare(model, TEST, sparsities=[0.5], wavelets=["uhaar"], methods=["dwt"])
+    # Its predictions, a probe of whether batches can be joined, its statistics, and the trial.
+    assert Counting.sizes == [200] * 3 + [4] + [1] * 4 + [600] * 2
+    assert result.unpruned == evaluate(small(), TEST, small(), timing=False)
 
 
 def test_only_the_chosen_layers_are_pruned() -> None:

@@ -96,7 +96,7 @@ def test_neither_batches_nor_chunks_matter(monkeypatch: pytest.MonkeyPatch) -> N
     results = []
     for batch, rows in ((50, 4096), (1, 4096), (7, 4096), (50, 9)):
         # The package's name for the function hides the module.
-        monkeypatch.setattr(sys.modules["wavprune.evaluation.metrics"], "CHUNK", rows)
+        monkeypatch.setattr(sys.modules["wavprune.evaluation.measures"], "CHUNK", rows)
         model, loader = lookup(50, 4, batch)
         results.append(evaluate(model, loader, reference=model, timing=False).to_dict())
     confusions = [result.pop("confusion") for result in results]
@@ -330,13 +330,6 @@ def test_a_model_on_several_devices_stays_there() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2, device="meta"))
     with pytest.raises(ValueError, match=r"device='cpu': .* several devices \(cpu, meta\)"):
         evaluate(model, [(torch.zeros(1, 2), torch.zeros(1, dtype=torch.long))], device="cpu")
-
-
-def test_without_torchmetrics_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, loader = lookup(4, 3)
-    monkeypatch.setitem(sys.modules, "torchmetrics", None)
-    with pytest.raises(ImportError, match=r"pip install 'wavprune\[evaluate\]'"):
-        evaluate(model, loader)
 
 
 def test_after_an_error_the_modes_are_back() -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import joblib
 import pandas as pd
 import pytest
 import torch
@@ -17,7 +18,9 @@ import yaml
 
 from tests.support import sweeps
 from wavprune import LevelCollapsedWarning, PruneConfig
+from wavprune.common.clock import PARTS
 from wavprune.evaluation.trial import run_trial
+from wavprune.sweep import worker
 from wavprune.sweep.data import load_data
 from wavprune.sweep.grid import expand
 from wavprune.sweep.models import load_model
@@ -282,6 +285,105 @@ def test_a_weight_that_is_not_finite_fails_every_run_that_prunes_it(root: Path, 
     assert (summary.ok, summary.failed) == (1, 3)
     errors = runs(db).query("method != 'none'")["error"]
     assert errors.str.contains("layer 'spare': 9 of 576 weights are NaN or infinite").all()
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_the_parts_of_the_time_are_all_of_it(root: Path, db: Path, jobs: int) -> None:
+    content = sweeps.content(batchnorm=["off", "match"])
+    start = time.perf_counter()
+    summary = run_sweep(sweeps.sweep(root, content), db, jobs=jobs)
+    wall = time.perf_counter() - start
+    assert (summary.ok, summary.processes) == (9, jobs)
+    assert summary.seconds <= wall
+    assert sum(summary.parts.values()) == pytest.approx(jobs * summary.seconds)
+    assert {*summary.parts} <= {*PARTS, "waiting"}
+    for part in ("forward", "moments", "pruning", "metrics", "reference", "loading", "waiting"):
+        assert summary.parts[part] > 0
+    frame = runs(db)
+    # What a run says of itself is part of it.
+    assert summary.parts["pruning"] >= 0.95 * frame["prune_seconds"].sum()
+    evaluated = summary.parts["forward"] + summary.parts["metrics"] + summary.parts["loading"]
+    assert evaluated >= 0.8 * frame["evaluate_seconds"].sum()
+    assert summary.runs_per_hour == pytest.approx(9 * 3600 / summary.seconds)
+
+
+def test_batches_are_loaded_once_for_all_models_and_no_longer_kept_than_the_sweep(
+    tmp_path: Path, db: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweeps.folder(tmp_path)
+    loaded: list[int] = []
+    monkeypatch.setattr(worker, "load_data", lambda source, size: _logged(source, size, loaded))
+    models = [{"factory": "module:Net", "name": str(i), "seed": i} for i in range(3)]
+    content = sweeps.content(
+        models=models,
+        batchnorm=["off", "match"],
+        batch_size=16,
+        calibration={"npz": "data.npz", "limit": 24},
+    )
+    content.pop("model")
+    run_sweep(sweeps.sweep(tmp_path, content), db, jobs=1)
+    assert loaded == [16, 16]
+    run_sweep(sweeps.sweep(tmp_path, {**content, "batch_size": 32}), db, jobs=1)
+    assert loaded == [16, 16, 32, 32]
+    run_sweep(sweeps.sweep(tmp_path, content), tmp_path / "again.db", jobs=1)
+    assert loaded == [16, 16, 32, 32, 16, 16]
+    with Store(tmp_path / "again.db") as store:
+        again = measured(store.runs())
+    frame = runs(db)
+    pd.testing.assert_frame_equal(
+        again, measured(frame[frame["guid"].isin(again["guid"])]), check_index_type=False
+    )
+
+
+def _logged(source: Any, size: int, loaded: list[int]) -> Any:
+    loaded.append(size)
+    return load_data(source, size)
+
+
+def test_data_that_is_too_large_is_read_again_each_time(
+    root: Path, db: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = db.with_name("before.db")
+    run_sweep(sweeps.sweep(root), before, jobs=1)
+    kept = worker._data.bytes
+    monkeypatch.setattr(worker, "CACHED_BYTES", 100)
+    run_sweep(sweeps.sweep(root), db, jobs=1)
+    assert worker._data.bytes <= kept
+    pd.testing.assert_frame_equal(measured(runs(db)), measured(runs(before)))
+
+
+THREADS = """
+import torch
+from tests.support.sweeps import Net
+class Threaded(Net):
+    def forward(self, x):
+        assert torch.get_num_threads() == EXPECTED
+        return super().forward(x)
+"""
+
+
+@pytest.mark.parametrize(
+    ("cores", "jobs", "threads"), [(6, 1, 6), (4, 2, 2), (2, 3, 1), (6, 4, 2), (6, None, 2)]
+)
+def test_the_processes_share_the_cores(
+    tmp_path: Path,
+    db: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    cores: int,
+    jobs: int | None,
+    threads: int,
+) -> None:
+    monkeypatch.setattr(joblib, "cpu_count", lambda: cores)
+    sweeps.folder(tmp_path)
+    text = sweeps.MODULE + THREADS.replace("EXPECTED", str(threads))
+    (tmp_path / "net.py").write_text(text)
+    content = sweeps.content(model={"factory": "net:Threaded"}, grid={"sparsity": [0.5, 0.6]})
+    before = torch.get_num_threads()
+    # Three runs, so never more than three at a time.
+    summary = run_sweep(sweeps.sweep(tmp_path, content), db, jobs=jobs)
+    assert (summary.ok, summary.failed) == (3, 0)
+    assert summary.processes == (jobs or 3)
+    assert torch.get_num_threads() == before
 
 
 NETWORK = """

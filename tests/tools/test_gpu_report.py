@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from benchmarks import gpu_report
 
 ROOT = Path(__file__).resolve().parents[2]

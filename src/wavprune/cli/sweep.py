@@ -22,6 +22,20 @@ FORCE = click.option("--force", is_flag=True, help="Replace FILE if it exists.")
 RESULTS = click.argument("results", metavar="RESULTS", type=click.Path(path_type=Path))
 
 
+# The parts of the time of a sweep, as its last line calls them.
+PART_NAMES = {
+    "forward": "forward passes of the evaluation",
+    "matching": "of the matching",
+    "moments": "moments",
+    "pruning": "pruning",
+    "metrics": "metrics",
+    "reference": "unpruned networks",
+    "loading": "loading",
+    "other": "other",
+    "waiting": "starting and waiting",
+}
+
+
 def _output(context: click.Context, parameter: click.Parameter, path: Path) -> Path:
     if path.is_dir() or not path.parent.is_dir():
         raise click.BadParameter(f"{path} is not a file in a directory that exists")
@@ -98,7 +112,19 @@ def _summary_text(summary: Summary, output: Path) -> str:
             f"({summary.prune_share:.1%}), batch norms {summary.repair_seconds:.2f} s, "
             f"evaluation {summary.evaluate_seconds:.2f} s"
         )
+        lines.append(parts_text(summary))
     return "\n".join(lines)
+
+
+def parts_text(summary: Summary) -> str:
+    """Runs an hour, and the share of every part of the time."""
+    total = sum(summary.parts.values())
+    shares = [
+        f"{name} {summary.parts.get(part, 0.0) / total:.1%}" for part, name in PART_NAMES.items()
+    ]
+    on = {None: "", 1: " on 1 process"}.get(summary.processes, f" on {summary.processes} processes")
+    whose = "its" if summary.processes == 1 else "their"
+    return f"{summary.runs_per_hour:,.0f} runs an hour{on}; {whose} time: {', '.join(shares)}"
 
 
 @click.command()

@@ -8,10 +8,12 @@ from typing import Any
 import torch
 
 from ..errors import WavpruneError
+from .clock import timed
 from .progress import progress_bar
 
 INPUTS = "pixel_values"
 LABELS = ("labels", "label")
+_END = object()
 
 
 def batches(loader: Iterable[Any], progress: bool = False, description: str = "") -> Iterator[Any]:
@@ -29,7 +31,12 @@ def batches(loader: Iterable[Any], progress: bool = False, description: str = ""
     check_loader(loader)
     empty = True
     with progress_bar(description, _num_batches(loader), "batches", progress) as advance:
-        for batch in loader:
+        iterator = iter(loader)
+        while True:
+            with timed("loading"):
+                batch = next(iterator, _END)
+            if batch is _END:
+                break
             empty = False
             yield batch
             advance(1)

@@ -50,6 +50,11 @@ def neutral(weights: Iterable[torch.Tensor] = ()) -> Iterator[None]:
         yield
 
 
+def autocast_enabled() -> bool:
+    """Whether autocast is on for any kind of device."""
+    return any(map(torch.is_autocast_enabled, _DEVICE_TYPES))
+
+
 def _full_precision(stack: ExitStack) -> None:
     """Matrix products in the precision of their operands, whichever way that was changed."""
     for matmul in (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul):  # type: ignore[attr-defined]

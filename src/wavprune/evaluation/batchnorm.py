@@ -18,6 +18,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 from torch.optim.swa_utils import update_bn
 
+from ..common.clock import Part, timed
 from ..common.loaders import batches, check_loader, inputs_of
 from ..engine.matching import (
     ModelStatistics,
@@ -26,13 +27,14 @@ from ..engine.matching import (
     running_buffers,
     running_statistics,
 )
-from ..engine.moments import BatchMoments, Moments, batch_norms, measure_moments, observe, pooled
+from ..engine.moments import BatchMoments, Moments, batch_norms, moments_of, observe, pooled
 from ..engine.running import always, check_model, private_buffers, running, write_all
 from ..errors import WavpruneError
+from .joining import Group, OtherBatchesError, joined_inputs, measured, replayed
 
-# After the first pass over several batches follow at most this many, fewer if one shifts no
-# normalized input by more than this many standard deviations. As many passes as a network has batch
-# norms are exact.
+# After the first pass over batches that could not be joined follow at most this many, fewer if one
+# shifts no normalized input by more than this many standard deviations. As many passes as a network
+# has batch norms are exact.
 MAX_PASSES = 3
 SETTLED = 1e-3
 
@@ -43,7 +45,7 @@ class BatchnormStatistics:
 
     Attributes:
         norms: the running statistics of each batch norm, by its name.
-        batches: the moments of their inputs, for each batch of the loader.
+        batches: the moments of their inputs; batches of the loader that ran as one share an entry.
     """
 
     norms: ModelStatistics
@@ -80,11 +82,9 @@ def batchnorm_statistics(
         >>> list(statistics.norms)
         ['1']
     """
-    with running(model, device) as run_device:
-        moments = tuple(
-            measure_moments(model, inputs_of(batch).to(run_device))
-            for batch in batches(loader, progress, "batch norm")
-        )
+    with running(model, device) as run_device, timed("reference"):
+        groups = measured(model, batches(loader, progress, "batch norm"), run_device)
+        moments = tuple(measured_moments for measured_moments, _ in groups)
     return BatchnormStatistics(running_statistics(batch_norms(model)), moments)
 
 
@@ -102,10 +102,12 @@ def match_batchnorm(
     unpruned model stays exactly as it is. A channel that pruning made constant gets the unpruned
     mean.
 
-    Matching one batch norm changes the inputs of the next. Each batch therefore runs with the batch
-    norms matched to this batch, and then the statistics of all batches together are set. For a
-    loader of one batch that is exact, in one pass. With more batches, up to three more passes come
-    closer; they are left out if the loader shuffles.
+    Matching one batch norm changes the inputs of the next. The batches of the loader therefore run
+    as one, and each batch norm is matched just before it normalizes: that is exact, in one pass.
+    Where they do not fit into memory together, differ in shape or influence each other, or where a
+    batch norm runs more than once, each runs with the batch norms matched to this batch, and then
+    the statistics of all batches together are set. Up to three more passes come closer; they are
+    left out if the loader shuffles.
 
     Autocast is switched off while the models run, so that the statistics do not depend on it. After
     an error or an interrupt the model is as it was.
@@ -134,6 +136,34 @@ def match_batchnorm(
         >>> torch.allclose(mean, unpruned, atol=1e-5)
         True
     """
+    match_and_run(model, reference, loader, device, progress)
+
+
+def match_and_run(
+    model: nn.Module,
+    reference: nn.Module | BatchnormStatistics,
+    loader: Iterable[Any],
+    device: str | torch.device | None = None,
+    progress: bool = False,
+    part: Part = "matching",
+) -> tuple[Any, Group] | None:
+    """As ``match_batchnorm``; what the matched model returned, where that took one pass.
+
+    Args:
+        model: the pruned model.
+        reference: the unpruned model, or its ``batchnorm_statistics`` on the same loader.
+        loader: batches of inputs.
+        device: where to run; None means where each model lives.
+        progress: show a progress bar on standard error.
+        part: what the clock calls the time of the first forward pass.
+
+    Returns:
+        The output for all batches together, and the batches; None where there were more passes, or
+        none, because the model has no batch norms.
+
+    Raises:
+        TypeError, WavpruneError: as ``match_batchnorm``.
+    """
     check_model(model)
     norms = batch_norms(model)
     if isinstance(reference, nn.Module):
@@ -148,7 +178,7 @@ def match_batchnorm(
     _check_same_norms(norms, original)
     check_loader(loader)
     if not norms:
-        return
+        return None
     with (
         private_buffers(norms.values()),
         running(model, device) as run_device,
@@ -156,22 +186,22 @@ def match_batchnorm(
     ):
         targets: list[BatchMoments] = []
         actual: list[BatchMoments] = []
-        for batch in batches(loader, progress, "match batch norm"):
-            inputs = inputs_of(batch)
-            targets.append(reference_moments(inputs))
-            actual.append(_run_matched(model, original, inputs.to(run_device), targets[-1]))
-        if isinstance(reference, BatchnormStatistics) and len(targets) < len(reference.batches):
-            raise WavpruneError(
-                f"loader yields {len(targets)} batches; the statistics were measured on "
-                f"{len(reference.batches)}"
+        result: tuple[Any, Group] | None = None
+        for target, group in reference_moments(batches(loader, progress, "match batch norm")):
+            moments, output = _run_matched(
+                model, original, joined_inputs(group, run_device), target, part
             )
+            targets.append(target)
+            actual.append(moments)
+            result = None if len(targets) > 1 else (output, group)
 
         def rerun(
             statistics: ModelStatistics, previous: Sequence[BatchMoments]
         ) -> list[BatchMoments]:
             return _run_again(model, statistics, loader, run_device, previous, progress)
 
-        matched = _settled(original, pooled(targets), actual, rerun)
+        with timed("moments"):
+            matched = _settled(original, pooled(targets), actual, rerun)
     write_all(
         [
             (buffer, values)
@@ -179,6 +209,9 @@ def match_batchnorm(
             for buffer, values in zip(running_buffers(norms[name]), statistics[:2], strict=True)
         ]
     )
+    # The last statistics of a batch norm that runs twice are those of both calls together.
+    once = all(len(calls) == 1 for calls in actual[0].moments.values())
+    return result if once else None
 
 
 def update_batchnorm(
@@ -257,38 +290,26 @@ def _check_same_norms(norms: dict[str, BatchNorm], original: ModelStatistics) ->
 @contextmanager
 def _reference_moments(
     reference: nn.Module | BatchnormStatistics, device: str | torch.device | None
-) -> Iterator[Callable[[torch.Tensor], BatchMoments]]:
-    """A function that measures the unpruned model on the next batch, or looks it up."""
+) -> Iterator[Callable[[Iterable[Any]], Iterator[tuple[BatchMoments, Group]]]]:
+    """A function that measures the unpruned model on a loader's batches, or looks that up."""
     if isinstance(reference, nn.Module):
         with running(reference, device) as run_device:
-            yield lambda inputs: measure_moments(reference, inputs.to(run_device))
-        return
-    recorded = iter(enumerate(reference.batches))
-
-    def look_up(inputs: torch.Tensor) -> BatchMoments:
-        index, moments = next(recorded, (len(reference.batches), None))
-        if moments is None:
-            raise WavpruneError(
-                f"loader yields more batches than the {index} that the statistics were measured on"
-            )
-        if not moments.measured_on(inputs):
-            raise WavpruneError(
-                f"loader: batch {index}, of shape {tuple(inputs.shape)}, is not the one that the "
-                f"statistics were measured on, of shape {moments.shape}; allowed: the same batches "
-                "in the same order, so neither shuffled nor augmented at random"
-            )
-        return moments
-
-    yield look_up
+            yield lambda loader: measured(reference, loader, run_device)
+    else:
+        yield lambda loader: replayed(loader, reference.batches)
 
 
 def _run_matched(
-    model: nn.Module, original: ModelStatistics, inputs: torch.Tensor, target: BatchMoments
-) -> BatchMoments:
-    """Run a batch with every batch norm matched to this batch alone."""
+    model: nn.Module,
+    original: ModelStatistics,
+    inputs: torch.Tensor,
+    target: BatchMoments,
+    part: Part,
+) -> tuple[BatchMoments, Any]:
+    """Run a batch with every batch norm matched to this batch alone; its moments and output."""
     actual: dict[str, list[Moments]] = {}
 
-    def match(name: str, norm: BatchNorm, moments: Moments) -> None:
+    def match(name: str, norm: BatchNorm, values: torch.Tensor) -> None:
         calls = actual.setdefault(name, [])
         target_calls = target.moments.get(name, [])
         if len(calls) == len(target_calls):
@@ -296,13 +317,13 @@ def _run_matched(
                 f"batch norm {name!r} ran more than the {len(target_calls)} times that it ran in "
                 "the unpruned model"
             )
-        matched = original[name].matched(target_calls[len(calls)], moments)
-        for buffer, values in zip(running_buffers(norm), matched[:2], strict=True):
-            buffer.copy_(values)
-        calls.append(moments)
+        calls.append(moments_of(name, values))
+        matched = original[name].matched(target_calls[len(calls) - 1], calls[-1])
+        for buffer, statistic in zip(running_buffers(norm), matched[:2], strict=True):
+            buffer.copy_(statistic)
 
-    observe(model, inputs, match)
-    return target._replace(moments=actual)
+    output = observe(model, inputs, match, part)
+    return target._replace(moments=actual), output
 
 
 def _run_again(
@@ -314,14 +335,14 @@ def _run_again(
     progress: bool,
 ) -> list[BatchMoments]:
     """Run all batches again, each matched to its previous moments; empty if the loader shuffles."""
-    actual: list[BatchMoments] = []
-    for batch in batches(loader, progress, "match batch norm"):
-        inputs = inputs_of(batch)
-        if len(actual) == len(previous) or not previous[len(actual)].measured_on(inputs):
-            return []
-        target = previous[len(actual)]
-        actual.append(_run_matched(model, statistics, inputs.to(device), target))
-    return actual if len(actual) == len(previous) else []
+    groups = replayed(batches(loader, progress, "match batch norm"), previous)
+    try:
+        return [
+            _run_matched(model, statistics, joined_inputs(group, device), target, "matching")[0]
+            for target, group in groups
+        ]
+    except OtherBatchesError:
+        return []
 
 
 def _settled(

@@ -17,6 +17,8 @@ from ..backends import check_name
 from ..calibration.collect import calibrate
 from ..calibration.run import LEVELS
 from ..common.checks import choice, fraction
+from ..common.clock import timed
+from ..common.memory import kept_memory
 from ..common.progress import progress_bar
 from ..config import METHODS, PruneConfig
 from ..engine.device import compute_device
@@ -85,7 +87,6 @@ def compare(
     Raises:
         TypeError, WavpruneError: an argument is not allowed, before anything has run; or as
             ``fast.prune`` and ``evaluate``.
-        ImportError: torchmetrics is not installed.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten())
@@ -116,23 +117,24 @@ def compare(
     plan = grid.plan()
     select_layers(model, plan[0][0])
     run_device = compute_device(device)
-    base = model if run_device is None else copy.deepcopy(model).to(run_device)
-    reference = DenseReference.measure(base, loader, batchnorm, calibration, progress=progress)
-    trial = partial(
-        run_trial,
-        base,
-        loader,
-        batchnorm=batchnorm,
-        calibration=calibration,
-        reference=reference,
-        timing=timing,
-    )
-    unpruned = trial(None).evaluation
-    if levels:
-        data = loader if calibration is None else calibration
-        collected = calibrate(base, data, targets=targets, ignore=ignore)
-        trial = partial(trial, collected=collected)
-    trials, notes = _run(base, plan, trial, levels, progress)
+    with kept_memory():
+        base = model if run_device is None else copy.deepcopy(model).to(run_device)
+        reference = DenseReference.measure(base, loader, batchnorm, calibration, progress=progress)
+        trial = partial(
+            run_trial,
+            base,
+            loader,
+            batchnorm=batchnorm,
+            calibration=calibration,
+            reference=reference,
+            timing=timing,
+        )
+        unpruned = trial(None).evaluation
+        if levels:
+            data = loader if calibration is None else calibration
+            collected = calibrate(base, data, targets=targets, ignore=ignore)
+            trial = partial(trial, collected=collected)
+        trials, notes = _run(base, plan, trial, levels, progress)
     settings = {
         **grid.settings(),
         "batchnorm": batchnorm,
@@ -208,7 +210,8 @@ def _run(
             for config, done in zip(configs, equal_kept, strict=True):
                 if budget is None or not _needs_more_bytes(done):
                     continue
-                fitted = fitting(model, config, budget)
+                with timed("pruning"):
+                    fitted = fitting(model, config, budget)
                 if fitted is None:
                     notes.append(
                         f"At {config.sparsity:.2%}, the masks of {done.basis} alone are larger "

@@ -6,28 +6,21 @@ import dataclasses
 from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from ..common.checks import integer
+from ..common.clock import timed
 from ..common.loaders import batches, inputs_and_labels
-from ..common.optional import require
 from ..engine.ambient import neutral
 from ..engine.running import running
-from ..errors import WavpruneError
 from ..report import PruneReport
-from .latency import Stopwatch
+from .latency import Latency, Stopwatch
+from .measures import against_labels, against_reference
 from .predictions import Predictions, batch_predictions, joined
 from .size import exact_zeros, stored_bytes
-
-if TYPE_CHECKING:
-    from torchmetrics import MetricCollection
-
-# Samples per update of the metrics: top-k allocates several arrays of this times the classes.
-CHUNK = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +119,6 @@ def evaluate(
         TypeError: the loader, a batch or an output is of another kind; the message says which.
         WavpruneError: the loader is empty, an output has another shape or is not finite, a label is
             not a class of the model, or ``reference`` or ``report`` does not fit.
-        ImportError: torchmetrics is not installed.
 
     Example:
         >>> data = [(torch.randn(32, 1, 8, 8), torch.arange(32) % 4)]
@@ -136,7 +128,6 @@ def evaluate(
         (32, 4, 1.0, 0.0)
     """
     warmup = integer("warmup", warmup)
-    _torchmetrics()
     if not (reference is None or isinstance(reference, nn.Module | torch.Tensor | tuple)):
         raise TypeError(
             "reference must be a model, or what predict returned for it, not "
@@ -153,20 +144,47 @@ def evaluate(
         outputs: list[Predictions] = []
         reference_outputs: list[Predictions] = []
         for inputs, labels in map(inputs_and_labels, batches(loader, progress, "evaluate")):
-            outputs.append(batch_predictions(run(inputs.to(run_device)), labels))
+            with timed("forward"):
+                outputs.append(batch_predictions(run(inputs.to(run_device)), labels))
             if reference_model is not None:
-                logits = reference_model(inputs.to(other))
-                reference_outputs.append(batch_predictions(logits, labels))
-        latency = stopwatch.latency() if stopwatch else None
-    predictions = joined(outputs)
+                with timed("reference"):
+                    logits = reference_model(inputs.to(other))
+                    reference_outputs.append(batch_predictions(logits, labels))
+        with timed("forward"):
+            latency = stopwatch.latency() if stopwatch else None
     if isinstance(reference, nn.Module):
         reference = joined(reference_outputs)
-    with neutral():
-        measures = {
-            **_against_labels(predictions),
-            **_against_reference(predictions, reference),
-        }
-    zeros, weights = exact_zeros(model, report)
+    return measured(model, joined(outputs), reference, report, num_bytes, latency)
+
+
+def measured(
+    model: nn.Module,
+    predictions: Predictions,
+    reference: torch.Tensor | Predictions | None,
+    report: PruneReport | None,
+    num_bytes: int,
+    latency: Latency | None = None,
+) -> Evaluation:
+    """The measures of a classifier that has run.
+
+    Args:
+        model: the classifier.
+        predictions: what it predicted, and the labels.
+        reference: the predictions of the reference, or its logits alone.
+        report: what was pruned in the model.
+        num_bytes: the model's ``stored_bytes``.
+        latency: the times of its forward passes; None untimed.
+
+    Raises:
+        WavpruneError: ``reference`` or ``report`` does not fit.
+    """
+    with timed("metrics"):
+        with neutral():
+            measures = {
+                **against_labels(predictions),
+                **against_reference(predictions, reference),
+            }
+        zeros, weights = exact_zeros(model, report)
     return Evaluation(
         samples=len(predictions.labels),
         classes=predictions.logits.shape[1],
@@ -179,72 +197,3 @@ def evaluate(
         weight_sparsity=zeros / weights if weights else 0.0,
         stored_bytes=num_bytes,
     )
-
-
-def _against_reference(
-    predictions: Predictions, reference: torch.Tensor | Predictions | None
-) -> dict[str, Any]:
-    """Agreement with the reference and KL(reference || model), by their names in ``Evaluation``."""
-    if reference is None:
-        return {"agreement": None, "kl": None}
-    logits = predictions.logits
-    expected = reference if isinstance(reference, torch.Tensor) else reference[0]
-    if expected.shape != logits.shape:
-        raise WavpruneError(
-            f"reference: its logits are {tuple(expected.shape)}, the model's {tuple(logits.shape)}"
-        )
-    if not isinstance(reference, torch.Tensor) and not torch.equal(
-        reference[1], predictions.labels
-    ):
-        raise WavpruneError(
-            "reference: the loader yields other labels than when it was measured; allowed: the "
-            "same samples in the same order, so not shuffled"
-        )
-    expected = expected.detach().cpu()
-    agreement = float((logits.argmax(1) == expected.argmax(1)).double().mean())
-    log_p, log_q = (functional.log_softmax(values.double(), 1) for values in (expected, logits))
-    kl = float(functional.kl_div(log_q, log_p, reduction="batchmean", log_target=True))
-    # Rounding can leave a sum that should be 0 a little below it.
-    return {"agreement": agreement, "kl": max(kl, 0.0)}
-
-
-def _against_labels(predictions: Predictions) -> dict[str, Any]:
-    """The measures of predictions against labels, by their names in ``Evaluation``."""
-    metrics = _metrics(predictions.logits.shape[1])
-    loss = 0.0
-    chunks = (torch.split(tensor, CHUNK) for tensor in predictions)
-    for logits, labels in zip(*chunks, strict=True):
-        metrics.update(logits.float(), labels)
-        loss += float(functional.cross_entropy(logits.double(), labels, reduction="sum"))
-    results = metrics.compute()
-    confusion = tuple(map(tuple, results.pop("confusion").tolist()))
-    values = {name: float(value) for name, value in results.items()}
-    return {**values, "loss": loss / len(predictions.labels), "confusion": confusion}
-
-
-def _torchmetrics() -> Any:
-    return require("torchmetrics", extra="evaluate", purpose="evaluation")
-
-
-def _metrics(classes: int) -> MetricCollection:
-    metrics = _torchmetrics().classification
-    averaged = {
-        "precision": metrics.MulticlassPrecision,
-        "recall": metrics.MulticlassRecall,
-        "f1": metrics.MulticlassF1Score,
-    }
-    # Labels were checked batch by batch.
-    settings: dict[str, Any] = {"num_classes": classes, "validate_args": False}
-    collection: MetricCollection = _torchmetrics().MetricCollection(
-        {
-            "top1": metrics.MulticlassAccuracy(average="micro", **settings),
-            "top5": metrics.MulticlassAccuracy(average="micro", top_k=min(5, classes), **settings),
-            "confusion": metrics.MulticlassConfusionMatrix(**settings),
-            **{
-                f"{name}_{average}": metric(average=average, **settings)
-                for name, metric in averaged.items()
-                for average in ("macro", "weighted")
-            },
-        }
-    )
-    return collection

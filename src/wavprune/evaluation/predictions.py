@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from ..common.clock import timed
 from ..common.loaders import batches, inputs_and_labels
 from ..engine.running import running
 from ..errors import WavpruneError
@@ -56,7 +57,7 @@ def predict(
         >>> logits.shape, labels.shape
         (torch.Size([8, 3]), torch.Size([8]))
     """
-    with running(model, device) as run_device:
+    with running(model, device) as run_device, timed("reference"):
         return joined(
             [
                 batch_predictions(model(inputs.to(run_device)), labels)

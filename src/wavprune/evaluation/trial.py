@@ -9,7 +9,6 @@ import time
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -20,17 +19,19 @@ from ..calibration.collect import Calibration
 from ..calibration.prune import prune_calibrated
 from ..calibration.run import LEVELS
 from ..common.checks import choice
-from ..common.loaders import check_loader
+from ..common.clock import Clock, Part, timed
+from ..common.loaders import check_loader, inputs_and_labels
 from ..config import PruneConfig
+from ..engine.ambient import autocast_enabled
 from ..engine.device import compute_device
 from ..engine.layers import LayerRef, select_layers
 from ..engine.rules import rule_for
 from ..engine.run import prune_layers, prune_model
 from ..errors import WavpruneError
 from ..report import PruneReport
-from .batchnorm import BatchnormStatistics, batchnorm_statistics, match_batchnorm, update_batchnorm
-from .metrics import Evaluation, evaluate
-from .predictions import Predictions, predict
+from .batchnorm import BatchnormStatistics, batchnorm_statistics, match_and_run, update_batchnorm
+from .metrics import Evaluation, evaluate, measured
+from .predictions import Predictions, batch_predictions, predict
 from .size import layer_bytes, stored_bytes
 
 REPAIRS = ("off", "update", "match")
@@ -95,7 +96,8 @@ class Trial:
             empty string.
         prune_seconds: wall time of pruning.
         repair_seconds: wall time of the repair of the batch norms.
-        evaluate_seconds: wall time of the evaluation.
+        evaluate_seconds: wall time of the evaluation. A forward pass that serves both, on data that
+            is calibration and test at once, counts here.
         model: the pruned copy; None where it was not kept.
         calibrated: the level of ``fast.prune``'s ``calibration_level``, where it was pruned from
             calibration data; else an empty string. Batch norms were then repaired by that.
@@ -174,7 +176,7 @@ def run_trial(
             ``"off"``.
         calibration: batches to repair the batch norms on; None means those of ``loader``.
         reference: ``DenseReference.measure`` on the same model and loaders, shared by many trials;
-            None measures it here.
+            None measures it here. What it predicted is what the unpruned model predicts.
         match: in place of the config's sparsity: a report, to prune as much (min-weight, random),
             or a number of bytes, to keep as much as a file of that size can hold.
         calibrated: a level of ``fast.prune``'s ``calibration_level``, to prune from calibration
@@ -191,7 +193,6 @@ def run_trial(
     Raises:
         TypeError, WavpruneError: as ``fast.prune``, ``match_batchnorm`` and ``evaluate``; or no
             sparsity makes the file small enough.
-        ImportError: torchmetrics is not installed.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten())
@@ -218,38 +219,45 @@ def run_trial(
         raise WavpruneError(
             "reference: it was measured without the statistics that batchnorm='match' needs"
         )
+    data = loader if calibration is None else calibration
     copied = _copy_of(model).to(run_device)
-    if config is not None and isinstance(match, int):
-        config = _fitted(copied, config, match)
     report: PruneReport | None = None
-    times = [time.perf_counter()]
-    if config is not None:
-        source = None if isinstance(match, int) else match
-        if calibrated:
-            data = collected or (loader if calibration is None else calibration)
-            report = prune_calibrated(copied, config, data, calibrated)
-        else:
+    with timed("pruning"):
+        if config is not None and isinstance(match, int):
+            config = _fitted(copied, config, match)
+        start = time.perf_counter()
+        if config is not None and calibrated:
+            report = prune_calibrated(copied, config, collected or data, calibrated)
+        elif config is not None:
+            source = None if isinstance(match, int) else match
             report = prune_model(copied, config, source).wait()
-    times.append(time.perf_counter())
-    if config is not None and not calibrated:
-        _repair(copied, batchnorm, reference, loader if calibration is None else calibration)
-    times.append(time.perf_counter())
-    evaluation = evaluate(
-        copied, loader, reference.predictions, report, timing=timing, progress=progress
-    )
-    times.append(time.perf_counter())
-    prune_seconds, repair_seconds, evaluate_seconds = (
-        end - start for start, end in pairwise(times)
-    )
+    pruned = time.perf_counter()
+    # The unpruned model has answered already.
+    answers = reference.predictions if config is None and not timing else None
+    with Clock.running() as clock:
+        if config is not None and not calibrated:
+            wanted = data is loader and not timing
+            answers = _repair(copied, batchnorm, reference, data, wanted)
+    repaired = time.perf_counter()
+    if answers is None:
+        evaluation = evaluate(
+            copied, loader, reference.predictions, report, timing=timing, progress=progress
+        )
+    else:
+        num_bytes = stored_bytes(copied, report)
+        evaluation = measured(copied, answers, reference.predictions, report, num_bytes)
+    evaluated = time.perf_counter()
+    # Forward passes that served both count as the evaluation's.
+    shared = clock.seconds.get("forward", 0.0)
     return Trial(
         config=config,
         report=report,
         evaluation=evaluation,
         batchnorm="off" if config is None or calibrated else batchnorm,
         matched=_matched(config, match),
-        prune_seconds=prune_seconds,
-        repair_seconds=repair_seconds,
-        evaluate_seconds=evaluate_seconds,
+        prune_seconds=pruned - start,
+        repair_seconds=repaired - pruned - shared,
+        evaluate_seconds=evaluated - repaired + shared,
         model=copied,
         calibrated=calibrated,
     )
@@ -318,13 +326,30 @@ def _copy_of(model: nn.Module) -> nn.Module:
 
 
 def _repair(
-    model: nn.Module, batchnorm: str, reference: DenseReference, calibration: Iterable[Any]
-) -> None:
+    model: nn.Module,
+    batchnorm: str,
+    reference: DenseReference,
+    calibration: Iterable[Any],
+    wanted: bool,
+) -> Predictions | None:
+    """Repair the batch norms; what the model predicts then, if it is wanted and known already."""
     if batchnorm == "update":
-        update_batchnorm(model, calibration)
+        with timed("matching"):
+            update_batchnorm(model, calibration)
     elif batchnorm == "match":
-        assert reference.statistics is not None
-        match_batchnorm(model, reference.statistics, calibration)
+        statistics = reference.statistics
+        assert statistics is not None
+        # The repair does not see autocast, which the evaluation does.
+        at_once = wanted and len(statistics.batches) == 1 and not autocast_enabled()
+        part: Part = "forward" if at_once else "matching"
+        with timed("moments"):
+            result = match_and_run(model, statistics, calibration, part=part)
+        if at_once and result is not None:
+            output, batches = result
+            with timed("forward"):
+                labels = [inputs_and_labels(batch)[1] for batch in batches]
+                return batch_predictions(output, torch.cat(labels))
+    return None
 
 
 def _matched(config: PruneConfig | None, match: PruneReport | int | None) -> str:

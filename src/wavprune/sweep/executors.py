@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from ..common.memory import kept_memory
 from ..common.optional import require
 from ..errors import WavpruneError
 from .grid import Run
@@ -57,8 +58,8 @@ def results(
     joblib = _joblib()
     sent: dict[str, Task] = {}
     finished: set[str] = set()
-    workers = jobs or min(joblib.cpu_count(), len(pending))
-    threads = None if cluster else max(joblib.cpu_count() // workers, 1)
+    workers = num_processes(len(pending), jobs)
+    threads = None if cluster else max(joblib.cpu_count() // min(workers, len(pending)), 1)
 
     def calls(guids: Sequence[str]) -> Iterator[Any]:
         for guid in guids:
@@ -74,7 +75,7 @@ def results(
             finished.add(result.row["guid"])
             yield result
 
-    with _cluster(cluster, address, jobs), _threads_restored():
+    with _cluster(cluster, address, jobs), _threads_restored(), kept_memory():
         settings = {"n_jobs": workers} if cluster is None else {"n_jobs": jobs or -1}
         while True:
             try:
@@ -91,6 +92,16 @@ def results(
                         yield Result(failed_row(sent[guid], now, died, None))
             else:
                 return
+
+
+def num_processes(pending: int, jobs: int | None) -> int:
+    """How many processes of this machine do the pending runs.
+
+    Args:
+        pending: how many runs there are.
+        jobs: processes that were asked for; None means one per core.
+    """
+    return jobs or min(_joblib().cpu_count(), max(pending, 1))
 
 
 def _joblib() -> Any:

@@ -20,7 +20,7 @@ from ..common.progress import progress_bar
 from ..errors import WavpruneError
 from . import schema
 from .data import data_identity, load_data
-from .executors import CLUSTERS, Job, results
+from .executors import CLUSTERS, Job, num_processes, results
 from .grid import Run, expand
 from .models import identify, load_model
 from .settings import Sweep
@@ -42,6 +42,9 @@ class Summary:
         prune_seconds: time spent pruning, summed over all processes.
         repair_seconds: time spent repairing batch norms.
         evaluate_seconds: time spent evaluating.
+        processes: how many processes did the runs; None on a cluster.
+        parts: where all the time of these processes went, by the parts of ``evaluation.clock``;
+            ``"waiting"`` is the time in which they did not run, from start to end.
     """
 
     runs: int
@@ -52,6 +55,13 @@ class Summary:
     prune_seconds: float
     repair_seconds: float
     evaluate_seconds: float
+    processes: int | None
+    parts: dict[str, float]
+
+    @property
+    def runs_per_hour(self) -> float:
+        """Runs that finished or failed now, for an hour of wall time."""
+        return 3600 * (self.ok + self.failed) / self.seconds
 
     @property
     def prune_share(self) -> float:
@@ -97,6 +107,7 @@ def run_sweep(
     start = time.perf_counter()
     all_jobs = _jobs(expand(sweep))
     outcomes = Counter[str]()
+    parts = Counter[str]()
     spent = {column.name: 0.0 for column in schema.TIMES}
     with Store(output, create=True) as store:
         known = store.known(retry_failed)
@@ -115,16 +126,23 @@ def run_sweep(
             for result in results(pending, is_wanted, uuid.uuid4().hex, jobs, cluster, address):
                 store.add(result.row, result.layers, result.pictures)
                 outcomes[result.row["status"]] += 1
+                parts.update(result.spent)
                 for name in spent:
                     spent[name] += result.row.get(name) or 0.0
                 advance(1)
                 _warn_once(result, said)
+    seconds = time.perf_counter() - start
+    processes = None if cluster else num_processes(len(pending), jobs)
+    if processes is not None:
+        parts["waiting"] = max(processes * seconds - parts.total(), 0.0)
     return Summary(
         runs=len(all_jobs),
         known=len(all_jobs) - outcomes.total(),
         ok=outcomes["ok"],
         failed=outcomes["failed"],
-        seconds=time.perf_counter() - start,
+        seconds=seconds,
+        processes=processes,
+        parts=dict(parts),
         **spent,
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-import importlib
+import dataclasses
 import json
 import os
 import sys
@@ -12,7 +12,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
@@ -22,9 +22,13 @@ import torch
 from torch import nn
 
 from .._version import versions
-from ..common.optional import require
+from ..common.cache import ByteCache
+from ..common.clock import Clock, Part, timed
+from ..common.memory import kept_memory
 from ..engine.run import prune_model
 from ..errors import WavpruneError
+from ..evaluation.batchnorm import BatchnormStatistics, batchnorm_statistics
+from ..evaluation.predictions import Predictions, predict
 from ..evaluation.size import stored_bytes
 from ..evaluation.trial import DenseReference, Trial, run_trial
 from ..report import LayerStats, PruneReport
@@ -33,8 +37,9 @@ from .data import Loader, load_data
 from .grid import Run
 from .models import identify, load_model
 from .pictures import picture_data
+from .sources import Data
 
-# Data of up to this size is kept in memory from run to run.
+# Data of up to this size is kept in memory from run to run, and twice as much together.
 CACHED_BYTES = 1 << 29
 
 
@@ -68,12 +73,14 @@ class Result:
         layers: the report's rows.
         pictures: the data that pictures are drawn from.
         warned: the warnings of the run, as pairs of category and message.
+        spent: seconds of the run, by part; see ``evaluation.clock``.
     """
 
     row: dict[str, Any]
     layers: tuple[LayerStats, ...] = ()
     pictures: Mapping[str, Any] | None = None
     warned: tuple[tuple[type[Warning], str], ...] = ()
+    spent: Mapping[Part, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,34 +91,42 @@ class _Workload:
         key: which model, data, batch size and device.
         model: the unpruned model.
         loader: the data that accuracy is measured on.
-        calibrations: other data, by its source.
-        references: by how batch norms are repaired, and on what.
+        predictions: what the model predicts on it.
+        statistics: of its batch norms, by the source of the data that they are repaired on.
     """
 
     key: str
     model: nn.Module
     loader: Loader
-    calibrations: dict[str, Loader]
-    references: dict[tuple[bool, str], DenseReference]
+    predictions: Predictions
+    statistics: dict[str, BatchnormStatistics]
 
 
 _one_at_a_time = threading.Lock()
 _current: _Workload | None = None
+# Batches by source, batch size and sweep.
+_data = ByteCache[Loader](2 * CACHED_BYTES, lambda loader: _cached_bytes(loader))
 
 
 def execute(task: Task) -> Result:
     """Do one run; an error becomes the row of a failed run."""
     started = datetime.now(UTC)
     if task.parent == os.getppid():
-        _end_with(task.parent)
+        _begin(task.parent)
     # Workers that are threads of one process share torch's threads and the workload.
-    with _one_at_a_time, warnings.catch_warnings(record=True) as caught:
+    with _one_at_a_time, Clock.running() as clock:
+        result = _executed(task, started)
+    return dataclasses.replace(result, spent=clock.seconds)
+
+
+def _executed(task: Task, started: datetime) -> Result:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         if task.threads is not None:
             torch.set_num_threads(task.threads)
         try:
             workload = _workload(task)
-            trial = _trial(task.run, workload)
+            trial = _trial(task, workload)
             pictures = picture_data(workload.model, trial)
         except (Exception, SystemExit) as error:
             described = f"{type(error).__name__}: {error}"
@@ -138,8 +153,12 @@ def _importable(category: type[Warning]) -> type[Warning]:
 
 
 @cache
-def _end_with(parent: int) -> None:
-    """End this process soon after its parent, which may have been killed and told it nothing."""
+def _begin(parent: int) -> None:
+    """Set up a worker process: it keeps its memory, and ends soon after its parent.
+
+    The parent may be killed, and tell it nothing.
+    """
+    kept_memory().__enter__()
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -149,14 +168,15 @@ def _end_with(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
+@cache
 def used_versions() -> dict[str, str]:
-    """The versions that a result depends on.
-
-    Raises:
-        ImportError: torchmetrics is not installed.
-    """
-    require("torchmetrics", extra="sweep", purpose="a sweep")
-    return {**versions(), "torchmetrics": metadata.version("torchmetrics")}
+    """The versions that a run's id depends on."""
+    # Runs were measured with torchmetrics once, and their ids shall stay.
+    try:
+        measured_with = metadata.version("torchmetrics")
+    except metadata.PackageNotFoundError:
+        measured_with = ""
+    return {**versions(), "torchmetrics": measured_with}
 
 
 def _workload(task: Task) -> _Workload:
@@ -167,27 +187,24 @@ def _workload(task: Task) -> _Workload:
     key = json.dumps([*sources, run.batch_size, run.device, task.model, task.sweep])
     if _current is None or _current.key != key:
         _current = None
-        # Importing it takes seconds, which should not count as the first run's evaluation.
-        importlib.import_module("torchmetrics.classification")
-        model = load_model(run.model)
-        if identify(run.model, model) != task.model:
-            raise WavpruneError(
-                f"model {run.model.label!r} is not the one that the sweep started with: its files "
-                "have changed since, or its factory returns another network each time"
-            )
-        loader = _in_memory(load_data(run.data, run.batch_size))
-        _current = _Workload(key, model, loader, {}, {})
+        with timed("loading"):
+            model = load_model(run.model)
+            if identify(run.model, model) != task.model:
+                raise WavpruneError(
+                    f"model {run.model.label!r} is not the one that the sweep started with: its "
+                    "files have changed since, or its factory returns another network each time"
+                )
+            loader = _batches(task, run.data)
+        predictions = predict(model, loader, run.device)
+        _current = _Workload(key, model, loader, predictions, {})
     return _current
 
 
-def _calibration(run: Run, workload: _Workload) -> tuple[str, Loader]:
-    """A name for the data that batch norms are repaired on, and the data."""
-    if run.calibration is None:
-        return "", workload.loader
-    name = run.calibration.model_dump_json()
-    if name not in workload.calibrations:
-        workload.calibrations[name] = _in_memory(load_data(run.calibration, run.batch_size))
-    return name, workload.calibrations[name]
+def _batches(task: Task, source: Data) -> Loader:
+    """The batches of a source, loaded once per process."""
+    key = (source.model_dump_json(), task.run.batch_size, task.sweep)
+    with timed("loading"):
+        return _data.get(key, lambda: _in_memory(load_data(source, task.run.batch_size)))
 
 
 def _in_memory(loader: Loader) -> Loader:
@@ -195,32 +212,50 @@ def _in_memory(loader: Loader) -> Loader:
     batches, size = [], 0
     for batch in loader:
         batches.append(batch)
-        values = batch.values() if isinstance(batch, Mapping) else batch
-        size += sum(value.nbytes for value in values if isinstance(value, torch.Tensor))
+        size += _num_bytes(batch)
         if size > CACHED_BYTES:
             return loader
     return batches
 
 
-def _trial(run: Run, workload: _Workload) -> Trial:
-    name, calibration = _calibration(run, workload)
-    key = (run.batchnorm == "match", name)
-    if key not in workload.references:
-        workload.references[key] = DenseReference.measure(
-            workload.model, workload.loader, run.batchnorm, calibration, run.device
-        )
+def _cached_bytes(loader: Loader) -> int:
+    return sum(map(_num_bytes, loader)) if isinstance(loader, list) else 0
+
+
+def _num_bytes(batch: Any) -> int:
+    values = batch.values() if isinstance(batch, Mapping) else batch
+    return sum(value.nbytes for value in values if isinstance(value, torch.Tensor))
+
+
+def _reference(task: Task, workload: _Workload, calibration: Loader) -> DenseReference:
+    run = task.run
+    statistics = None
+    if run.batchnorm == "match":
+        name = "" if run.calibration is None else run.calibration.model_dump_json()
+        statistics = workload.statistics.get(name)
+        if statistics is None:
+            statistics = batchnorm_statistics(workload.model, calibration, run.device)
+            workload.statistics[name] = statistics
+    return DenseReference(workload.predictions, statistics)
+
+
+def _trial(task: Task, workload: _Workload) -> Trial:
+    run = task.run
+    calibration = workload.loader if run.calibration is None else _batches(task, run.calibration)
+    reference = _reference(task, workload, calibration)
     match: PruneReport | int | None = None
     if run.match is not None:
-        other = copy.deepcopy(workload.model)
-        report = prune_model(other, run.match).wait()
-        match = report if run.matched == "kept" else stored_bytes(other, report)
+        with timed("pruning"):
+            other = copy.deepcopy(workload.model)
+            report = prune_model(other, run.match).wait()
+            match = report if run.matched == "kept" else stored_bytes(other, report)
     trial = run_trial(
         workload.model,
         workload.loader,
         run.config,
         batchnorm=run.batchnorm,
         calibration=calibration,
-        reference=workload.references[key],
+        reference=reference,
         match=match,
         timing=run.timing,
         device=run.device,

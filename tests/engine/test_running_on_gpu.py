@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import wavprune
-from tests.evaluation.test_running import DATA, DENSE, PRUNED, State
+from tests.engine.test_running import DATA, DENSE, PRUNED, State
 from wavprune import match_batchnorm, predict
 
 pytestmark = [

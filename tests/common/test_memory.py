@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import resource
+from pathlib import Path
+
+import pytest
+import torch
+
+from wavprune.common import memory
+from wavprune.common.memory import kept_memory
+
+pytestmark = pytest.mark.skipif(memory._glibc() is None, reason="no glibc, or one configured")
+
+# More than glibc ever keeps by itself.
+LARGE = 20_000_000
+PAGES = LARGE // 1024
+
+
+def faults() -> int:
+    """Page faults of five large tensors, one after the other."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(5):
+        torch.ones(LARGE)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
+def resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1])
+
+
+def huge_pages() -> bool:
+    try:
+        return "[always]" in Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text()
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(huge_pages(), reason="a fault maps a huge page here")
+def test_what_is_freed_is_used_again_and_given_back_at_the_end() -> None:
+    assert faults() > 4 * PAGES
+    before = resident()
+    with kept_memory():
+        faults()
+        with kept_memory():
+            pass
+        assert faults() < PAGES
+    assert resident() < before + PAGES
+    assert faults() > 4 * PAGES
+
+
+def test_an_environment_that_configures_its_allocator_is_left_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "1")
+    memory._glibc.cache_clear()
+    try:
+        assert memory._glibc() is None
+        with kept_memory():
+            assert float(torch.ones(3).sum()) == 3
+    finally:
+        memory._glibc.cache_clear()
