@@ -47,7 +47,7 @@ def uniform(indices: torch.Tensor, seed: int) -> torch.Tensor:
 
     Example:
         >>> uniform(torch.arange(4), 7).argsort()
-        tensor([3, 0, 2, 1])
+        tensor([1, 3, 2, 0])
     """
     before, between, low_key, low_step = map(_signed, random_keys(seed))
     # Integers of 32 bits wrap as the generator wants it.

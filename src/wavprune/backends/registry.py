@@ -59,7 +59,12 @@ def names() -> list[str]:
 
 
 def capturable() -> list[str]:
-    """The names of the backends here whose calls a CUDA graph can hold."""
+    """The names of the backends here whose calls a CUDA graph can hold.
+
+    Example:
+        >>> "eager" in capturable()
+        False
+    """
     absent = unavailable()
     here = (name for name in names() if name not in absent)
     return [name for name in here if _load(_REGISTRY[name]).can_capture]

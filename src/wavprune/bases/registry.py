@@ -160,8 +160,16 @@ def basis_for(config: PruneConfig, weight: torch.Tensor) -> Basis:
 def request_for(config: PruneConfig, weight: torch.Tensor) -> Request:
     """Which basis a layer gets; see ``basis_for``.
 
+    Args:
+        config: method, wavelet, level, mode and force_level are read.
+        weight: ``(Cout, Cin/groups, kh, kw)`` or ``(out, in)``; only its shape matters.
+
     Raises:
         WavpruneError: the basis does not exist for a weight of this shape.
+
+    Example:
+        >>> request_for(PruneConfig(wavelet="klt"), torch.zeros(8, 4, 3, 3)).size
+        '3x3'
     """
     kernel = (int(weight.shape[-2]), int(weight.shape[-1]))
     name = config.basis_name
@@ -192,6 +200,12 @@ def bases_of(requests: Sequence[Request], weights: Sequence[torch.Tensor]) -> li
 
     Raises:
         WavpruneError: there is no such basis for a weight.
+
+    Example:
+        >>> weights = [torch.ones(8, 4, 3, 3), torch.ones(8, 4, 5, 5)]
+        >>> requests = [Request("klt", (3, 3)), Request("dct", (5, 5))]
+        >>> [basis.name for basis in bases_of(requests, weights)]
+        ['klt', 'dct']
     """
     together: dict[Family, list[int]] = {}
     for i, request in enumerate(requests):
