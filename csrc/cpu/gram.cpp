@@ -33,12 +33,14 @@ struct GramTask {
 template <class T>
 void add_gram(const Walk& walk, const GramTask& task, double* sums) {
   const int64_t K = walk.values(), chunk = gram_kernels(K);
+  const bool in_place = walk.is_flat() && walk.rows == 1 && walk.element == kOwnElement<T>;
   const Scratch<T> tile(buffer_values(chunk, K));
-  const Scratch<double> lanes(chunk * K);
+  const Scratch<double> lanes(gram_values(K));
   for (int64_t first = task.first; first < task.first + task.kernels; first += chunk) {
     const int64_t kernels = std::min(chunk, task.first + task.kernels - first);
-    passes<T>().load(walk.strided(), first, kernels, Form::lanes, tile.get());
-    passes<T>().gram(tile.get(), kernels, int(K), lanes.get(), sums);
+    if (!in_place) passes<T>().load(walk.strided(), first, kernels, Form::flat, tile.get());
+    const T* const x = in_place ? reinterpret_cast<const T*>(walk.at(first)) : tile.get();
+    passes<T>().gram(x, kernels, int(K), lanes.get(), sums);
   }
 }
 
@@ -46,17 +48,14 @@ void add_gram(const Walk& walk, const GramTask& task, double* sums) {
 
 Tensor gram(std::vector<Tensor> tensors) {
   const KeepDenormals guard;
-  std::vector<Walk> weights;
-  std::vector<int64_t> sizes;
+  std::vector<Weight> weights;
   std::vector<GramTask> tasks;
   std::vector<int64_t> starts;
   int64_t total = 0, parts = 0;
   for (const Tensor& tensor : tensors) {
-    const Weight weight = weight_of(tensor);
-    // Sums are in the order of a contiguous weight, whatever the layout.
-    weights.push_back(walk_through(weight, Order::canonical, false));
+    weights.push_back(weight_of(tensor));
+    const Weight& weight = weights.back();
     const int64_t K = weight.values(), kernels = K ? weight.kernels() : 0;
-    sizes.push_back(K);
     const int64_t chunk = K ? gram_kernels(K) : 1;
     // Room for the sums of all tasks is an eighth of a float32 weight, or less.
     const int64_t least = std::max(kTaskValues / std::max<int64_t>(K, 1), 16 * K);
@@ -75,18 +74,18 @@ Tensor gram(std::vector<Tensor> tensors) {
   std::fill_n(sums.get(), parts, 0.0);
   parallel_tasks(int64_t(tasks.size()), [&](auto next) {
     for (int64_t i; (i = next()) < int64_t(tasks.size());) {
-      const Walk& weight = weights[tasks[i].weight];
-      if (weight.element == Element::float64)
-        add_gram<double>(weight, tasks[i], sums.get() + starts[i]);
+      const Walk walk = walk_through(weights[tasks[i].weight], Order::canonical, false);
+      if (walk.element == Element::float64)
+        add_gram<double>(walk, tasks[i], sums.get() + starts[i]);
       else
-        add_gram<float>(weight, tasks[i], sums.get() + starts[i]);
+        add_gram<float>(walk, tasks[i], sums.get() + starts[i]);
     }
   });
   // In the order of the tasks, whoever ran them.
   size_t task = 0;
   double* matrix = matrices;
   for (size_t w = 0; w < weights.size(); ++w) {
-    const int64_t K = sizes[w];
+    const int64_t K = weights[w].values();
     for (; task < tasks.size() && tasks[task].weight == w; ++task)
       for (int64_t e = 0; e < K * K; ++e) matrix[e] += sums.get()[starts[task] + e];
     for (int64_t i = 0; i < K; ++i)

@@ -84,9 +84,9 @@ struct Passes {
   void (*store)(const Strided&, int64_t first, int64_t kernels, Form, T* buffer);
   // The same, for few kernels anywhere: always flat, and without a value more than they have.
   void (*pick)(const Strided&, int64_t first, int64_t kernels, T* out);
-  // Adds the sums over the kernels of a tile of the products of their values i and j, i <= j, to
-  // gram[i * K + j]. The tile is in a buffer, in lanes; scratch has as many values.
-  void (*gram)(const T* lanes, int64_t kernels, int K, double* scratch, double* gram);
+  // Adds the sums over the kernels of the products of their values i and j, i <= j, to
+  // gram[i * K + j]; scratch has gram_values(K) values.
+  void (*gram)(const T* x, int64_t kernels, int K, double* scratch, double* gram);
   // Of `count` values of which the first has the index `first` in its weight, ranked by a seed; a
   // scan is of coarse ranks (random.h).
   void (*scan_at_random)(const T* x, int64_t count, uint64_t first, uint64_t seed, Scan<T>*);
@@ -124,6 +124,7 @@ inline int64_t gram_kernels(int64_t K) {
   const int64_t blocks = 4096 / (K * kLanes);
   return (blocks > 1 ? blocks : 1) * kLanes;
 }
+inline int64_t gram_values(int64_t K) { return gram_kernels(K) * K; }
 
 // Null where the processor or the compiler lacks the instruction set.
 const InstructionSet* instructions_v4();
