@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .._version import versions
 from ..common.checks import integer
 from ..common.progress import progress_bar
 from ..errors import WavpruneError
@@ -26,7 +27,7 @@ from .models import identify, load_model
 from .settings import Sweep
 from .sources import Data, Model
 from .store import Store
-from .worker import Result, used_versions
+from .worker import Result
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,7 @@ class Summary:
         prune_seconds: time spent pruning, summed over all processes.
         repair_seconds: time spent repairing batch norms.
         evaluate_seconds: time spent evaluating.
-        processes: how many processes did the runs; None on a cluster.
+        processes: how many processes did the runs; None on a cluster, or where none was left.
         parts: where all the time of these processes went, by the parts of ``evaluation.clock``;
             ``"waiting"`` is the time in which they did not run, from start to end.
     """
@@ -107,7 +108,7 @@ def run_sweep(
     start = time.perf_counter()
     all_jobs = _jobs(expand(sweep))
     outcomes = Counter[str]()
-    parts = Counter[str]()
+    parts: dict[str, float] = {}
     spent = {column.name: 0.0 for column in schema.TIMES}
     with Store(output, create=True) as store:
         known = store.known(retry_failed)
@@ -126,15 +127,16 @@ def run_sweep(
             for result in results(pending, is_wanted, uuid.uuid4().hex, jobs, cluster, address):
                 store.add(result.row, result.layers, result.pictures)
                 outcomes[result.row["status"]] += 1
-                parts.update(result.spent)
+                for part, spent_on_it in result.spent.items():
+                    parts[part] = parts.get(part, 0.0) + spent_on_it
                 for name in spent:
                     spent[name] += result.row.get(name) or 0.0
                 advance(1)
                 _warn_once(result, said)
     seconds = time.perf_counter() - start
-    processes = None if cluster else num_processes(len(pending), jobs)
+    processes = num_processes(len(pending), jobs) if pending and not cluster else None
     if processes is not None:
-        parts["waiting"] = max(processes * seconds - parts.total(), 0.0)
+        parts["waiting"] = max(processes * seconds - sum(parts.values()), 0.0)
     return Summary(
         runs=len(all_jobs),
         known=len(all_jobs) - outcomes.total(),
@@ -142,7 +144,7 @@ def run_sweep(
         failed=outcomes["failed"],
         seconds=seconds,
         processes=processes,
-        parts=dict(parts),
+        parts=parts,
         **spent,
     )
 
@@ -172,7 +174,7 @@ def _jobs(runs: Sequence[Run]) -> dict[str, Job]:
             identities[key] = compute(source)
         return identities[key]
 
-    used = used_versions()
+    used = versions()
     jobs = {}
     for run in runs:
         model = identity(run.model, of_model)

@@ -15,7 +15,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache
-from importlib import metadata
 from typing import Any
 
 import torch
@@ -168,17 +167,6 @@ def _begin(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-@cache
-def used_versions() -> dict[str, str]:
-    """The versions that a run's id depends on."""
-    # Runs were measured with torchmetrics once, and their ids shall stay.
-    try:
-        measured_with = metadata.version("torchmetrics")
-    except metadata.PackageNotFoundError:
-        measured_with = ""
-    return {**versions(), "torchmetrics": measured_with}
-
-
 def _workload(task: Task) -> _Workload:
     """The model and data of a run, loaded once per process."""
     global _current
@@ -275,7 +263,7 @@ def _row(task: Task, started: datetime, status: str) -> dict[str, Any]:
         "status": status,
         **schema.values(schema.SETTINGS, run),
         "settings": json.dumps(run.settings()),
-        "versions": json.dumps(used_versions()),
+        "versions": json.dumps(versions()),
     }
 
 
