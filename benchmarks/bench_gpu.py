@@ -49,6 +49,8 @@ BANDWIDTHS = {
     "H200": (4.8e12, "H200"),
 }
 
+# Of a float32 weight's bytes, those of its mask.
+MASK = 1 / 32
 # Passes that count one digit; random pruning ranks float64 values.
 COUNTING_PASSES = {"float32": 3, "float64": 6}
 
@@ -84,7 +86,7 @@ def computed_seconds(row: str, weight_bytes: int, bandwidth: float) -> float | N
         return None
     if PROJECTION in row:
         # One read and one write of each weight, and a bit for each coefficient.
-        return (2 + 1 / 32) * weight_bytes / bandwidth
+        return (2 + MASK) * weight_bytes / bandwidth
     passes = COUNTING_PASSES["float64" if "random" in row else "float32"]
     return (passes + 2) * weight_bytes / bandwidth
 
@@ -102,14 +104,22 @@ def tables() -> list[str]:
         moved = (kernel.reads + kernel.writes) * size
         kernels.append((kernel.kernel, *map(str, kernel[1:]), f"{moved / 1e6:.1f}"))
     cards: list[Sequence[str]] = [
-        ("card", "count_digits, per pass", "prune_rows", "select and prune", "project", COPY)
+        (
+            "card",
+            "count_digits, per pass",
+            "prune_rows",
+            "select and prune",
+            "mark",
+            "project",
+            COPY,
+        )
     ]
     for card, (bandwidth, _) in BANDWIDTHS.items():
         once = size / bandwidth
         total = computed_seconds("native haar", size, bandwidth)
         project = computed_seconds(f"native {PROJECTION}", size, bandwidth)
         floor = computed_seconds(COPY, size, bandwidth)
-        times = (once, 2 * once, total, project, floor)
+        times = (once, 2 * once, total, (1 + MASK) * once, project, floor)
         cards.append((card, *(f"{1e6 * (s or 0):.0f} us" for s in times)))
     return [aligned(kernels), aligned(cards)]
 

@@ -156,7 +156,7 @@ __device__ __forceinline__ void report(Row<T>& row, const Totals& totals, T* sha
 // Prunes in place, each row at its threshold; one threshold that is NaN leaves all weights as they
 // are.
 template <class T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks)
     prune_rows(Row<T>* rows, int row_count, const double* thresholds, double* partials,
                double* result) {
   WAVPRUNE_TILE(T, shared);
@@ -184,7 +184,7 @@ __global__ void __launch_bounds__(kThreads)
 
 // Prunes in place what the masks do not keep.
 template <class T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks)
     prune_rows_by_mask(Row<T>* rows, int row_count, double* partials, double* result) {
   WAVPRUNE_TILE(T, shared);
   Row<T>& row = row_of_block(rows, row_count);
@@ -197,7 +197,7 @@ __global__ void __launch_bounds__(kThreads)
 
 // The same, and nothing is counted.
 template <class T>
-__global__ void __launch_bounds__(kThreads) project_rows(Row<T>* rows, int row_count) {
+__global__ void __launch_bounds__(kThreads, kBlocks) project_rows(Row<T>* rows, int row_count) {
   WAVPRUNE_TILE(T, shared);
   const Row<T>& row = row_of_block(rows, row_count);
   Totals none;

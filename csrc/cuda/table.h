@@ -9,6 +9,9 @@
 namespace wavprune::cuda {
 
 constexpr int kThreads = 256;
+// Blocks of a multiprocessor at a time, at least, where a thread needs many registers. Without a
+// number ptxas spills some to make room for a block more.
+constexpr int kBlocks = 2;
 // Values of a tile, which a block holds in shared memory: a 3x3 kernel for each thread.
 constexpr int kTileValues = 9 * kThreads;
 // Tiles of a block: enough to amortize its histogram.

@@ -508,7 +508,8 @@ def tile_bytes() -> int:
 
 @needs_nvcc
 def test_the_extension_has_its_cuda_part_where_there_is_nvcc() -> None:
-    assert tuple(cpu.cuda_capabilities()) == building.CAPABILITIES
+    # For all of them, or for the card of ``make gpu``.
+    assert cpu.cuda_capabilities()
     for name in (
         *("topk_threshold", "percentile_threshold", "prune_", "mark_", "project_"),
         *("prune_by_mask_", "dwt2", "idwt2", "percentile_mask"),

@@ -14,7 +14,7 @@
 #define __forceinline__ inline
 #define __shared__ static
 #define __grid_constant__
-#define __launch_bounds__(threads)
+#define __launch_bounds__(...)
 
 namespace shim {
 

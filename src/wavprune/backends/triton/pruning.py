@@ -258,17 +258,16 @@ def _prune_kernels(
         pruned = tl.zeros((ROWS, BLOCK), number)
         for row in range(0, M, ROWS):
             C = coefficients(table, layer, place, inside, row, ROWS, BLOCK, IN_FLOAT64)
-            if not BY_MASK:
-                keep = (tl.abs(C) >= threshold.to(number)) & (C != 0)
-                kept += tl.sum(keep.to(tl.int32))
-                C = tl.where(keep, C, 0.0)
             for m in range(row, tl.minimum(row + ROWS, M)):
                 # All terms but one are zeros: the sum is coefficient m exactly, in any order.
                 c = tl.sum(tl.where((step == m - row)[:, None], C, 0.0), axis=0)
+                # One by one: a tile of words would take too many registers.
                 if BY_MASK:
-                    # One by one: a tile of words would take too many registers.
-                    c = tl.where(_bits(words + (block + m), bit, inside), c, 0.0)
-                    kept += tl.sum((c != 0).to(tl.int32))
+                    keep = _bits(words + (block + m), bit, inside)
+                else:
+                    keep = (tl.abs(c) >= threshold.to(number)) & (c != 0)
+                c = tl.where(keep, c, 0.0)
+                kept += tl.sum((c != 0).to(tl.int32))
                 s = tl.load(synthesis + m * K + step, mask=step < K, other=0)
                 pruned = outer_fma(s, c, pruned, ROWS, BLOCK)
         # Neighboring threads write neighboring weights: those along the last axis.
