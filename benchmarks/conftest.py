@@ -43,6 +43,9 @@ TRAINING = "ResNet-18 in training, 64 images of 32x32"
 COEFFICIENTS, SCALING = "dwt2 + idwt2 of 1M 3x3 kernels", "haar, time per 1M weights"
 WAVELET_TRANSFORMS = "WaveletTransforms haar"
 L1 = "l1_unstructured"
+RESNET_LAYOUTS, LITE_LAYOUTS = "ResNet-18, layouts and dtypes", "EfficientNet-Lite0, layouts"
+WIDE_KERNELS = "wide kernels"
+CONTIGUOUS_STEP, CHANNELS_LAST_STEP = "float32 contiguous step", "bfloat16 channels_last step"
 LARGEST = "largest layer"
 SWEEPS = "sweeps"
 
@@ -70,6 +73,28 @@ TARGETS = (
     Target(TRAINING, "projection, min-weight", "training step", "time", 0.03),
     Target(COEFFICIENTS, "native", "PyWavelets", "speed", 30),
     Target(COEFFICIENTS, "native", "ptwt", "speed", 30),
+    *(
+        Target(RESNET_LAYOUTS, f"float32 {row}", f"float32 {row.split()[0]} L", "time", bound)
+        for row, bound in (
+            ("contiguous haar", 1.6),
+            ("contiguous uhaar", 1.6),
+            ("contiguous min-weight", 1.4),
+            ("channels_last uhaar", 1.5),
+            ("channels_last min-weight", 1.4),
+        )
+    ),
+    *(
+        Target(RESNET_LAYOUTS, f"{dtype} {row}", f"float32 {row}", "time", bound)
+        for dtype, bound in (("bfloat16", 1), ("float16", 1), ("float64", 2.2))
+        for row in ("contiguous uhaar", "channels_last uhaar")
+    ),
+    Target(RESNET_LAYOUTS, CHANNELS_LAST_STEP, CONTIGUOUS_STEP, "time", 1),
+    Target(LITE_LAYOUTS, "outputs innermost uhaar", "contiguous uhaar", "time", 1.2),
+    *(
+        Target(WIDE_KERNELS, f"{size} {method}", f"{size} L", "time", 2)
+        for size in ("5x5", "7x7")
+        for method in ("uhaar", "dct")
+    ),
     *(Target(SCALING, size, "256M", "time", 1.15) for size in ("1M", "4M", "16M", "64M")),
 )
 
