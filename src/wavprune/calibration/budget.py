@@ -14,7 +14,7 @@ import torch
 
 from ..engine.moments import Moments
 from .admm import ITERATIONS, select, top
-from .collect import Calibration
+from .collected import Calibration
 from .guard import Reference
 from .network import Measuring, Network, Repairing, Values
 from .problem import Problem

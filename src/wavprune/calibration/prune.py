@@ -20,8 +20,9 @@ from ..engine.plan import Plan, plan_model
 from ..engine.running import running, write_all
 from ..errors import WavpruneError
 from ..report import PruneReport
-from .collect import Calibration, calibrate
-from .outcome import report_of
+from .collect import calibrate
+from .collected import Calibration
+from .outcome import BACKEND, report_of
 from .problem import Problem, is_solvable
 from .run import LEVELS, Run
 
@@ -86,6 +87,11 @@ def _check(config: PruneConfig) -> None:
         raise WavpruneError(
             f"calibration does not go with method={config.method!r}; allowed: 'dwt', "
             "'min_weight', or a pattern"
+        )
+    if config.backend not in ("auto", BACKEND):
+        raise WavpruneError(
+            f"backend={config.backend!r} does not prune from calibration data; allowed: 'auto', "
+            f"{BACKEND!r}"
         )
     if config.percentile is not None:
         raise WavpruneError(

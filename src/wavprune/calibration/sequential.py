@@ -19,7 +19,8 @@ from ..errors import WavpruneError
 from .admm import select
 from .calls import Call, NormCall, Tap
 from .candidates import Candidate, stored
-from .collect import LEAST_POSITIONS, PER_COLUMN, Calibration
+from .collect import LEAST_POSITIONS, PER_COLUMN
+from .collected import Calibration
 from .network import Network, Values, channel_moments, matched, run_norm, shifts_bias
 from .patches import num_positions, patches
 from .problem import Problem
