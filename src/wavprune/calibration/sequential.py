@@ -55,7 +55,7 @@ def solve_in_sequence(
         network: the unpruned network.
         calibration: what is known of it.
         problems: each layer, with its basis and ridge.
-        start: the masks, whose counts are kept.
+        start: the masks, whose counts are kept; layers that have weights in it are not solved.
         row_weights: for the masks that are selected again.
         reselect: True selects each layer's mask again, at its count.
         batch: the inputs.
