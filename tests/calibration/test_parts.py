@@ -130,8 +130,9 @@ def test_in_sequence_a_network_that_keeps_everything_stays_as_it_is(wavelet: str
         )
 
 
-def test_in_sequence_is_closer_to_the_outputs_than_layer_by_layer() -> None:
-    model = net()
+def test_in_sequence_the_last_layer_makes_up_for_the_first() -> None:
+    # Without anything between them, the last layer's own error is that of the outputs.
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.Conv2d(8, 4, 3, bias=False)).eval()
     calibration = wavprune.calibrate(model, data())
     refs = select_layers(model, PruneConfig())
     plan = plan_layers(refs, PruneConfig(wavelet="dct"))
@@ -142,16 +143,16 @@ def test_in_sequence_is_closer_to_the_outputs_than_layer_by_layer() -> None:
     assert batch is not None
     with torch.no_grad():
         trials = Trials(network, calibration, problems)
-        start = trials.assemble(dict(masks), refitted=True)
-        solved = solve_in_sequence(
+        apart = trials.assemble(dict(masks), refitted=True)
+        together = solve_in_sequence(
             network, calibration, problems, trials.start(masks), calibration.gains, False, batch
         )
-        dense, apart, together = (
-            network.outputs([batch], values)[0] for values in (None, start.values, solved.values)
+        dense, *others = (
+            network.outputs([batch], values)[0] for values in (None, apart.values, together.values)
         )
-    assert all(torch.equal(solved.masks[name], masks[name]) for name in masks)
-    errors = [float((out - dense).square().mean()) for out in (apart, together)]
-    assert errors[1] < errors[0]
+    assert all(torch.equal(together.masks[name], masks[name]) for name in masks)
+    errors = [float((out - dense).square().mean()) for out in others]
+    assert errors[1] < 0.95 * errors[0]
 
 
 def test_a_model_that_mixes_its_samples_is_not_solved_in_sequence() -> None:
