@@ -57,6 +57,7 @@ def prune_calibrated(
     calibration.check(refs)
     plan.warn()
     start = time.perf_counter()
+    homes = [ref.weight.device for ref in refs]
     with neutral(ref.weight for ref in refs), running(model, config.device) as home:
         run = Run(model, refs, plan, calibration.to(home), level)
         with progress_bar("prune", run.steps, "candidates", progress) as advance:
@@ -66,7 +67,10 @@ def prune_calibrated(
             refs,
             run.choices,
             [int(chosen.masks[ref.name].sum()) for ref in refs],
-            [pack_mask(run.problems[ref.name], chosen.masks[ref.name]) for ref in refs],
+            [
+                pack_mask(run.problems[ref.name], chosen.masks[ref.name]).to(device)
+                for ref, device in zip(refs, homes, strict=True)
+            ],
             [chosen.values.weights[ref.name] for ref in refs],
             time.perf_counter() - start,
             run.decision(chosen, verdict),
