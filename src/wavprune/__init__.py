@@ -11,7 +11,8 @@ from ._version import __version__
 if TYPE_CHECKING:
     from . import backends, bases, checkpoint, demo, errors, fast, ops, reference
     from .bases import Basis, LevelCollapsedWarning, basis_for
-    from .calibration.collect import Calibration, calibrate
+    from .calibration.collect import calibrate
+    from .calibration.collected import Calibration
     from .config import PruneConfig
     from .decision import Decision
     from .engine.layers import LayerRef
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 # so that importing the package costs what is used.
 _PUBLIC = {
     "Basis": "bases:Basis",
-    "Calibration": "calibration.collect:Calibration",
+    "Calibration": "calibration.collected:Calibration",
     "Comparison": "evaluation.comparison:Comparison",
     "Decision": "decision:Decision",
     "DenseReference": "evaluation.trial:DenseReference",

@@ -15,7 +15,7 @@ from .errors import WavpruneError
 from .report import PruneReport
 
 if TYPE_CHECKING:
-    from .calibration.collect import Calibration
+    from .calibration.collected import Calibration
 
 
 def prune(

@@ -410,13 +410,14 @@ def test_linear_layers_are_solved_in_the_identity() -> None:
     ("settings", "message"),
     [
         ({"method": "random"}, "calibration does not go with method='random'"),
+        ({"backend": "reference"}, "backend='reference' does not prune from calibration data"),
         ({"percentile": 50.0, "sparsity": None, "scope": "layer"}, "percentile=50.0 ranks"),
         ({"calibration_level": "best"}, "unknown calibration_level 'best'; allowed: refit"),
         ({"match": "report", "sparsity": None, "method": "min_weight"}, "match and calibration"),
         ({"calibration": []}, "loader is empty"),
         ({"calibration": [torch.full((4, 3, 8, 8), torch.nan)]}, "NaN or infinite"),
     ],
-    ids=["random", "percentile", "level", "match", "empty", "nan"],
+    ids=["random", "backend", "percentile", "level", "match", "empty", "nan"],
 )
 def test_bad_input_is_said_before_anything_changes(settings: dict[str, Any], message: str) -> None:
     model = net()

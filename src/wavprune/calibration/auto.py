@@ -16,7 +16,7 @@ from ..config import PruneConfig
 from ..engine.auto import TIE, Choice
 from ..engine.layers import LayerRef
 from .admm import top
-from .collect import Calibration
+from .collected import Calibration
 from .magnitude import budget_of, magnitude_masks
 from .problem import Problem, is_solvable, problem_of
 from .refit import refit

@@ -14,7 +14,7 @@ import torch
 
 from ..engine.moments import Moments
 from .admm import ITERATIONS, select, top
-from .collect import Calibration
+from .collected import Calibration
 from .guard import Reference
 from .network import Measuring, Network, Repairing, Values
 from .problem import Problem
@@ -26,8 +26,8 @@ RIDGES = (0.01, 0.1, 1.0, 10.0)
 # smallest is taken.
 RIDGES_OF_FEW, TOLERANCE_OF_FEW = (0.03, 0.3, 3.0), 0.25
 ROUNDS = 3
-# Rows of a layer that ridges are tried on, and steps of the solver there.
-TRIED_ROWS, TRIED_ITERATIONS = 256, 8
+# Rows of a layer that ridges are tried on, and steps of selection and solver there.
+TRIED_ROWS, TRIED_ITERATIONS = 256, 10
 # Steps of the rounds whose masks only give shares.
 ROUGH_ITERATIONS = 14
 LEAST_LOSS, LEAST_PREDICTED = 1e-7, 1e-30
@@ -74,10 +74,13 @@ def _held_out(
     share: float,
     rows: torch.Tensor,
 ) -> float:
+    problem.spectrum()
     part = problem.of_rows(rows)
     weights = problem.weights(row_weights)[:, rows]
-    scores = part.C.square() * part.diagonal[:, None, :] * weights[..., None]
-    (mask,) = top([scores], max(1, int(share * scores.numel())))
+    # As the layer will be pruned: what looks at coefficients one by one asks for larger ridges.
+    own = {part.name: row_weights[:, rows.to(row_weights.device)]}
+    keep = max(1, int(share * part.numel))
+    mask = select([part], keep, own, TRIED_ITERATIONS)[part.name]
     X = refit(part, mask, TRIED_ITERATIONS)
     return part.error(X, weights, moment)
 

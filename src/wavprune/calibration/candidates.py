@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from ..engine.moments import Moments, merged
-from .collect import Calibration
+from .collected import Calibration
 from .guard import Reference
 from .network import Measuring, Network, Repairing, Values, matched
 from .problem import Problem

@@ -41,18 +41,19 @@ def report_of(
         seconds: what the run took.
         decision: what was chosen.
     """
+    home = weights[0].device
     shapes = [ref.weight.shape for ref in refs]
     total = sum(shape.numel() for shape in shapes) or 1
     rows = torch.tensor(
         [_row(ref.weight, weight, k) for ref, weight, k in zip(refs, weights, kept, strict=True)],
         dtype=torch.float64,
-        device="cpu",
+        device=home,
     )
     layers = [o[c.option] for o, c in zip(plan.options, choices, strict=True)]
     return PruneReport(
         outcome_of(
             layer_facts(plan, choices, shapes, BACKEND),
-            [torch.full((len(refs),), torch.nan, dtype=torch.float64, device="cpu")],
+            [torch.full((len(refs),), torch.nan, dtype=torch.float64, device=home)],
             [rows],
             [seconds * shape.numel() / total for shape in shapes],
             None,

@@ -15,7 +15,7 @@ import torch
 
 from ..backends import Layer
 from ..engine.layers import LayerRef
-from .collect import Calibration
+from .collected import Calibration
 from .rows import Rows, join_columns, split_columns
 from .statistics import Statistics
 

@@ -20,8 +20,9 @@ from ..engine.plan import Plan, plan_model
 from ..engine.running import running, write_all
 from ..errors import WavpruneError
 from ..report import PruneReport
-from .collect import Calibration, calibrate
-from .outcome import report_of
+from .collect import calibrate
+from .collected import Calibration
+from .outcome import BACKEND, report_of
 from .problem import Problem, is_solvable
 from .run import LEVELS, Run
 
@@ -56,6 +57,7 @@ def prune_calibrated(
     calibration.check(refs)
     plan.warn()
     start = time.perf_counter()
+    homes = [ref.weight.device for ref in refs]
     with neutral(ref.weight for ref in refs), running(model, config.device) as home:
         run = Run(model, refs, plan, calibration.to(home), level)
         with progress_bar("prune", run.steps, "candidates", progress) as advance:
@@ -65,7 +67,10 @@ def prune_calibrated(
             refs,
             run.choices,
             [int(chosen.masks[ref.name].sum()) for ref in refs],
-            [pack_mask(run.problems[ref.name], chosen.masks[ref.name]) for ref in refs],
+            [
+                pack_mask(run.problems[ref.name], chosen.masks[ref.name]).to(device)
+                for ref, device in zip(refs, homes, strict=True)
+            ],
             [chosen.values.weights[ref.name] for ref in refs],
             time.perf_counter() - start,
             run.decision(chosen, verdict),
@@ -86,6 +91,11 @@ def _check(config: PruneConfig) -> None:
         raise WavpruneError(
             f"calibration does not go with method={config.method!r}; allowed: 'dwt', "
             "'min_weight', or a pattern"
+        )
+    if config.backend not in ("auto", BACKEND):
+        raise WavpruneError(
+            f"backend={config.backend!r} does not prune from calibration data; allowed: 'auto', "
+            f"{BACKEND!r}"
         )
     if config.percentile is not None:
         raise WavpruneError(

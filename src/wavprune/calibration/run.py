@@ -18,7 +18,8 @@ from .admm import pattern_mask, select
 from .auto import choose_bases
 from .budget import Probe, calibrated, choose_ridges
 from .candidates import Candidate, Trials
-from .collect import Calibration, rotations
+from .collect import rotations
+from .collected import Calibration
 from .guard import MAGNITUDE, Reference, Verdict, decide
 from .magnitude import budget_of, magnitude_masks
 from .network import Network
@@ -112,8 +113,8 @@ class Run:
             # Of few inputs every one is held back once.
             for other in rotations(self._model, self._refs, self._calibration):
                 again = Run(self._model, self._refs, self._plan, other, self._level)
-                for name, values in again._compare(advance)[1].items():
-                    losses[name] = torch.cat([losses[name], values])
+                more = again._compare(advance)[1]
+                losses = {n: torch.cat([v, more[n]]) for n, v in losses.items() if n in more}
         self._compared = len(losses[MAGNITUDE])
         verdict = decide(losses)
         recipe, chosen = made[verdict.chosen]

@@ -31,8 +31,10 @@ def gauss_newton(
 
     Returns:
         By the name of the layer, ``(groups, r)`` in float64; None where the outputs have no
-        gradient.
+        gradient, or the weights none as they were made in inference mode.
     """
+    if any(weight.is_inference() for weight in network.model.parameters()):
+        return None
     sums: dict[str, torch.Tensor] = {}
     samples = 0
     generator = generator_of(seed, "gauss-newton")

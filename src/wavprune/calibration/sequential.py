@@ -19,7 +19,8 @@ from ..errors import WavpruneError
 from .admm import select
 from .calls import Call, NormCall, Tap
 from .candidates import Candidate, stored
-from .collect import LEAST_POSITIONS, PER_COLUMN, Calibration
+from .collect import LEAST_POSITIONS, PER_COLUMN
+from .collected import Calibration
 from .network import Network, Values, channel_moments, matched, run_norm, shifts_bias
 from .patches import num_positions, patches
 from .problem import Problem
@@ -54,7 +55,7 @@ def solve_in_sequence(
         network: the unpruned network.
         calibration: what is known of it.
         problems: each layer, with its basis and ridge.
-        start: the masks, whose counts are kept.
+        start: the masks, whose counts are kept; layers that have weights in it are not solved.
         row_weights: for the masks that are selected again.
         reselect: True selects each layer's mask again, at its count.
         batch: the inputs.

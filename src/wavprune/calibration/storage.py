@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from ..common.atomic import replaced
 from ..engine.moments import Moments
 from ..errors import WavpruneError
-from .collect import Calibration
+from .collected import Calibration
 from .network import Site
 from .rows import Rows
 from .statistics import Statistics

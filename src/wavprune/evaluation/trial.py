@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from ..bases import LevelCollapsedWarning
-from ..calibration.collect import Calibration
+from ..calibration.collected import Calibration
 from ..calibration.prune import prune_calibrated
 from ..calibration.run import LEVELS
 from ..common.checks import choice
