@@ -86,13 +86,23 @@ def _is_safe(layers: Sequence[Layer]) -> bool:
 
 
 def _norm(tensors: list[torch.Tensor], dtype: torch.dtype) -> float:
-    """A norm of them together: one pass over the weights, and one wait for the device."""
-    flat = [_flat(tensor) for tensor in tensors if tensor.dtype == dtype and tensor.is_cpu]
-    if len(flat) == len(tensors):
+    """A norm of them together, or more: one pass over the weights, and one wait for the device."""
+    if all(tensor.is_cpu for tensor in tensors):
         # Half the time of the norms: as fast as memory is read. Squares that overflow are infinite.
-        return math.sqrt(float(torch.stack([torch.dot(values, values) for values in flat]).sum()))
+        flat = [_flat(tensor) for tensor in tensors if tensor.numel()]
+        squares = [
+            torch.dot(values, values).double() if values.dtype == dtype else _most(values)
+            for values in flat
+        ]
+        return math.sqrt(float(torch.stack(squares).sum())) if squares else 0.0
     norms = torch._foreach_norm(tensors, 2, dtype)
     return float(torch.stack([norm.to(norms[0].device) for norm in norms]).sum())
+
+
+def _most(values: torch.Tensor) -> torch.Tensor:
+    """No less than the squared norm, float64: torch is slow at the products of half floats."""
+    low, high = torch.aminmax(values)
+    return torch.maximum(-low, high).double().square() * values.numel()
 
 
 def _flat(weight: torch.Tensor) -> torch.Tensor:
