@@ -264,6 +264,27 @@ def test_what_is_not_finite_gives_nan_and_prunes_nothing() -> None:
         assert torch.equal(weight.nan_to_num(), before.nan_to_num())
 
 
+@pytest.mark.parametrize("instruction_set", available_sets())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", ["haar", "db2", "uhaar", "identity"])
+@pytest.mark.parametrize("kernel", [(3, 3), (5, 5), (2, 7)])
+def test_the_last_rows_are_transformed_too(
+    instruction_set: int, dtype: torch.dtype, name: str, kernel: tuple[int, int]
+) -> None:
+    call.use_instruction_set(instruction_set)
+    with any_level():
+        operator = named_basis(name, kernel, "symmetric", 1, True).whole_operator
+    analysis, synthesis = (
+        torch.tensor(matrix, dtype=dtype) for matrix in (operator.analysis, operator.synthesis)
+    )
+    for number in range(1, 40):
+        rows = weights(number, number, kernel[0] * kernel[1], dtype=dtype)
+        coefficients = call.dwt2(rows, operator.plan, len(analysis))
+        torch.testing.assert_close(coefficients, rows @ analysis.T, rtol=1e-5, atol=1e-6)
+        back = call.idwt2(coefficients, operator.plan, rows.shape[1])
+        torch.testing.assert_close(back, coefficients @ synthesis.T, rtol=1e-5, atol=1e-6)
+
+
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 
 

@@ -105,13 +105,13 @@ struct InstructionSet {
 // Blocks that a pass with the identity takes at a time.
 constexpr int kIdentityGroup = 16;
 
-// Vectors for the kernels before and after, their coefficients, the middle of a separable transform
-// and a copy of a block.
+// Vectors for the kernels before and after, their coefficients and the middle of a separable
+// transform; and copies of a block of kernels and of its coefficients.
 template <class T>
 int64_t scratch_values(const Plan<T>& plan) {
   const int64_t side = plan.inputs > plan.outputs ? plan.inputs : plan.outputs;
-  return (2 * int64_t(plan.inputs) + plan.outputs + 2 * side) * kLanes +
-         kIdentityGroup * kLanes;
+  return (3 * int64_t(plan.inputs) + 2 * int64_t(plan.outputs) + side) * kLanes +
+         2 * kIdentityGroup * kLanes;
 }
 
 // A tile buffer: whole blocks, and one more to turn a block around.
