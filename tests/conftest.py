@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
+import pytest
+
 MISSING = [name for name in ("hypothesis", "rich") if importlib.util.find_spec(name) is None]
 
 
@@ -27,3 +29,8 @@ def pytest_report_header() -> str | None:
     if MISSING:
         return f"only the tests for a GPU are collected: there is no {' and no '.join(MISSING)}"
     return None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that wait for a process which runs beside the others come last."""
+    items.sort(key=lambda item: item.get_closest_marker("waits") is not None)

@@ -51,9 +51,9 @@ class Run:
             self._process.communicate()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def start() -> Iterator[Callable[..., Run]]:
-    """Starts processes that end with the module."""
+    """Starts processes that end with the tests."""
     pytest.importorskip("triton", reason="triton is not installed")
     runs: list[Run] = []
 
@@ -66,7 +66,7 @@ def start() -> Iterator[Callable[..., Run]]:
         run.stop()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def interpreted(start: Callable[..., Run]) -> Run:
     """The tests of the Triton kernels in the interpreter, started."""
     script = str(TOOLS / "triton_interpret.py")
@@ -86,6 +86,7 @@ def test_no_triton_kernel_spills_or_takes_more_than_128_registers(
     assert len(re.findall(r"^(?:sm|gfx)", output, re.MULTILINE)) == 11 * len(targets)
 
 
+@pytest.mark.waits
 def test_the_triton_kernels_pass_in_the_interpreter(interpreted: Run) -> None:
     status, output = interpreted.finish()
     assert status == 0, output

@@ -241,6 +241,15 @@ SETTINGS = (
         heading="matched",
         role="variant",
     ),
+    Column(
+        "calibrated",
+        str,
+        "Level of calibrated pruning in rows of `compare`; sweeps do not prune from data",
+        value=lambda _: None,
+        heading="calibrated",
+        role="variant",
+        since=2,
+    ),
 )
 
 # What was measured, from an ``Evaluation``.
