@@ -338,8 +338,9 @@ def page(rows: pd.DataFrame) -> str:
         "training and no labels, the same kept counts in a line. *magnitude* is followed by",
         "`match_batchnorm` on the same inputs. Of several trainings the mean; the standard error",
         "is that over the test inputs of one training. CPU seconds are of all threads, without",
-        "those of `calibrate`. The ridges for fewer than 64 inputs, and the way in which ridges",
-        "are tried, were chosen on the demo's ResNets.",
+        "those of `calibrate`. The ridges for fewer than 64 inputs, the way in which ridges are",
+        "tried and the shares of a few inputs were chosen on the demo's ResNets and their test",
+        "digits, so the demo's rows are not those of an untouched test.",
     ]
     for (network, inputs), part in rows.groupby(["network", "inputs"], sort=False):
         dense = part["dense_top1"].mean()
