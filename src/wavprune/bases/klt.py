@@ -124,7 +124,9 @@ def klt_matrices(weights: Sequence[torch.Tensor]) -> list[Matrix]:
         by_size.setdefault(len(matrix), []).append(i)
     result: dict[int, Matrix] = {}
     for members in by_size.values():
-        _, columns = np.linalg.eigh(np.stack([grams[i] for i in members]))
+        # By torch: numpy's threads would go on spinning, on the cores that prune next.
+        stacked = torch.from_numpy(np.stack([grams[i] for i in members]))
+        columns = torch.linalg.eigh(stacked).eigenvectors.numpy()
         vectors = _oriented(columns[..., ::-1].swapaxes(-1, -2))
         result.update(zip(members, map(frozen, vectors), strict=True))
     return [result[i] for i in range(len(grams))]
