@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 import pywt
@@ -12,31 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.cases import any_level, bits, quick
+from tests.support.operators import available_sets, call, ops, restored  # noqa: F401
 from wavprune.backends.masks import mask_bytes, unpack
 from wavprune.bases import named_basis
 
-ops = pytest.importorskip("wavprune.ops", reason="the compiled extension is not built here")
-call = torch.ops.wavprune
-
-
-def available_sets() -> list[int]:
-    available = []
-    for index in range(len(ops.INSTRUCTION_SETS)):
-        try:
-            call.use_instruction_set(index)
-        except RuntimeError:
-            continue
-        available.append(index)
-    call.use_instruction_set(-1)
-    return available
-
-
-@pytest.fixture(autouse=True)
-def _restore() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-    call.use_instruction_set(-1)
+pytestmark = pytest.mark.usefixtures("restored")
 
 
 def plan(name: str, kernel: tuple[int, int], mode: str = "periodization") -> torch.Tensor:

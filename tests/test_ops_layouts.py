@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
 import pytest
@@ -11,36 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.cases import any_level, bits
+from tests.support.operators import available_sets, call, ops, restored  # noqa: F401
 from wavprune.backends.masks import mask_bytes
 from wavprune.bases import named_basis
 
-ops = pytest.importorskip("wavprune.ops", reason="the compiled extension is not built here")
-call = torch.ops.wavprune
+pytestmark = pytest.mark.usefixtures("restored")
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 
 
-def available_sets() -> list[int]:
-    available = []
-    for index in range(len(ops.INSTRUCTION_SETS)):
-        try:
-            call.use_instruction_set(index)
-        except RuntimeError:
-            continue
-        available.append(index)
-    call.use_instruction_set(-1)
-    return available
-
-
 SETS = available_sets()
-
-
-@pytest.fixture(autouse=True)
-def _restore() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-    call.use_instruction_set(-1)
 
 
 class Basis(NamedTuple):
