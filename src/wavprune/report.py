@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from .bases import Basis
 from .common.atomic import replaced
 from .common.optional import require
+from .common.tables import SHORT_ROWS, as_html, as_text
 from .common.text import csv_cell
 from .config import RunSettings
 from .decision import Decision
 from .errors import WavpruneError
+from .report_table import layers_table
 
 if TYPE_CHECKING:
     import torch
@@ -111,8 +113,8 @@ class Outcome(NamedTuple):
 class PruneReport:
     """All layers of one run, in the model's order, with totals.
 
-    Iterating gives the ``LayerStats``; ``str()`` is a table. Of weights on a GPU the numbers stay
-    there until the first of them is asked for, or ``wait()`` is called.
+    Iterating gives the ``LayerStats``; printed, and in a notebook, it is a table. Of weights on a
+    GPU the numbers stay there until the first of them is asked for, or ``wait()`` is called.
 
     Two reports are equal if they say the same of the same settings, whatever time it took.
 
@@ -195,9 +197,6 @@ class PruneReport:
     def _comparable(self) -> tuple[object, ...]:
         rows = [_finite(dataclasses.asdict(layer) | {"seconds": 0.0}) for layer in self.layers]
         return rows, self.squared_norm, self.squared_error, self.settings, self.decision
-
-    def __repr__(self) -> str:
-        return f"<PruneReport of {len(self)} layers: {self._title()}>"
 
     @property
     def layers(self) -> tuple[LayerStats, ...]:
@@ -306,38 +305,21 @@ class PruneReport:
         """
         return data_frame([dataclasses.asdict(layer) for layer in self.layers], FIELDS)
 
-    def to_table(self) -> Table:
-        """A rich table: the layers and, last, the totals."""
-        from rich.markup import escape
-        from rich.table import Table
+    def to_table(self, max_layers: int | None = None) -> Table:
+        """A rich table: the layers and, last, the totals.
 
-        table = Table(title=self._title(), caption=self._caption(), title_justify="left")
-        table.caption_justify = "left"
-        table.add_column("layer", overflow="fold")
-        for column in ("shape", "basis", "level", "kept", "sparsity", "weight sp.", "error", "ms"):
-            table.add_column(column, justify="right", no_wrap=True)
-        table.add_column("note")
-        for layer in self.layers:
-            table.add_row(
-                escape(layer.name),
-                "x".join(map(str, layer.shape)),
-                layer.wavelet,
-                _level(layer),
-                f"{layer.kept:,}",
-                *_amounts(layer),
-                layer.note,
-            )
-        table.add_section()
-        table.add_row("total", f"{self.numel:,}", "", "", f"{self.kept:,}", *_amounts(self), "")
-        return table
+        Args:
+            max_layers: of more layers than that the table has the first ones and a count of the
+                others; None has all.
+        """
+        return layers_table(self, self._title(), self._caption(), max_layers)
 
-    def __str__(self) -> str:
-        from rich.console import Console
+    def __repr__(self) -> str:
+        longest = max((len(layer.name) for layer in self.layers), default=0)
+        return as_text(self.to_table(SHORT_ROWS), 120 + longest)
 
-        text = io.StringIO()
-        width = 60 + max((len(layer.name) for layer in self.layers), default=0) + 60
-        Console(file=text, width=width, color_system=None).print(self.to_table())
-        return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+    def _repr_html_(self) -> str:
+        return as_html(self.to_table(SHORT_ROWS))
 
     def _title(self) -> str:
         settings = self.settings
@@ -356,21 +338,6 @@ class PruneReport:
             "weight sp.: exact zeros in the weights."
             + ("" if self.decision is None else f"\n{self.decision}")
         )
-
-
-def _amounts(row: LayerStats | PruneReport) -> tuple[str, str, str, str]:
-    return (
-        f"{row.sparsity:.2%}",
-        f"{row.weight_sparsity:.2%}",
-        f"{row.relative_error:.4f}",
-        f"{row.seconds * 1e3:.2f}",
-    )
-
-
-def _level(layer: LayerStats) -> str:
-    asked = layer.level_requested
-    shown = str(layer.level_used)
-    return shown if asked is None or asked == layer.level_used else f"{shown} of {asked}"
 
 
 def _pruned_fraction(kept: int, numel: int) -> float:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import subprocess
 import sys
 from types import ModuleType
 from typing import Any
@@ -267,3 +268,25 @@ def test_every_job_of_a_call_gets_its_own_budget(backend: str) -> None:
     together = chosen.threshold(jobs)
     alone = torch.cat([chosen.threshold([job]) for job in jobs])
     assert together.tolist() == alone.tolist()
+
+
+def test_auto_says_once_that_there_is_no_compiled_code_and_how_to_get_it() -> None:
+    script = """
+import sys, warnings
+sys.modules["wavprune._C"] = None
+import torch, wavprune
+nets = [torch.nn.Conv2d(4, 4, 3) for _ in range(3)]
+with warnings.catch_warnings(record=True) as said:
+    warnings.simplefilter("always")
+    report = wavprune.fast.prune(torch.nn.Sequential(nets[0]), backend="eager")
+    assert not said
+    for net in nets:
+        report = wavprune.fast.prune(torch.nn.Sequential(net))
+assert report.layers[0].backend == "eager"
+(warning,) = said
+assert warning.category is wavprune.backends.SlowBackendWarning
+print(warning.message)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "'pip install --force-reinstall --no-deps .' in the folder of" in done.stdout

@@ -173,3 +173,26 @@ def test_an_interrupt_has_a_status_of_its_own(
     fail_with(KeyboardInterrupt(), monkeypatch)
     assert main(["prune", "in.safetensors", "-o", "out.safetensors"]) == 130
     assert capsys.readouterr().err == "wavprune: error: interrupted\n"
+
+
+@pytest.mark.parametrize("option", ["--help", "--version"])
+def test_help_and_version_do_without_torch(option: str) -> None:
+    script = (
+        "import sys; sys.modules['torch'] = None; from wavprune.cli import main; "
+        f"raise SystemExit(main([{option!r}]))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "wavprune" in done.stdout
+
+
+def test_the_help_lists_every_command_and_each_has_its_own(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["--help"]) == 0
+    listed = capsys.readouterr().out.split("Commands:")[1].splitlines()
+    names = [line.split()[0] for line in listed if line.startswith("  ") and line[2] != " "]
+    assert {"prune", "sweep", "decompress"} <= set(names)
+    for name in names:
+        assert main([name, "--help"]) == 0
+        assert capsys.readouterr().out.startswith(f"Usage: wavprune {name} [OPTIONS]")

@@ -112,7 +112,7 @@ def test_prints_a_summary_that_fits(printed: str, demo: ModuleType) -> None:
     assert list(rows) == NAMES
     assert max(map(len, printed.splitlines())) <= demo.WIDTH
     for layer in ("_conv_stem", "_blocks.15._depthwise_conv", "_conv_head"):
-        assert printed.count(layer) == len(NAMES)
+        assert layer not in printed
     pointwise, small, *_ = zip(*rows.values(), strict=True)
     uhaar, haar, min_weight, random = range(4)
     assert pointwise[uhaar] == pointwise[haar] == pointwise[min_weight] < pointwise[random]

@@ -1,7 +1,15 @@
 """Backends: where the numbers of a pruning run are computed."""
 
 from .protocol import Backend, Budget, Job, Layer, Measured, Selection
-from .registry import capturable, check_name, names, register, resolve, unavailable
+from .registry import (
+    SlowBackendWarning,
+    capturable,
+    check_name,
+    names,
+    register,
+    resolve,
+    unavailable,
+)
 
 __all__ = [
     "Backend",
@@ -10,6 +18,7 @@ __all__ = [
     "Layer",
     "Measured",
     "Selection",
+    "SlowBackendWarning",
     "capturable",
     "check_name",
     "names",

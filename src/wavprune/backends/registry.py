@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import warnings
 from collections.abc import Sequence
 from functools import cache
 from typing import NamedTuple
@@ -10,6 +11,10 @@ from typing import NamedTuple
 from ..common.registry import Registry
 from ..errors import WavpruneError
 from .protocol import Backend, Layer
+
+
+class SlowBackendWarning(UserWarning):
+    """``"auto"`` prunes on the CPU without the compiled code; said once in a process."""
 
 
 class _Entry(NamedTuple):
@@ -105,15 +110,29 @@ def resolve(
         if reason is not None:
             raise WavpruneError(f"backend {name!r} cannot do this: {reason}")
         return backend
+    absent: dict[str, str] = {}
     for candidate in _REGISTRY:
         if _REGISTRY[candidate].automatic:
             try:
                 backend = _load(_REGISTRY[candidate])
-            except ImportError:
+            except ImportError as error:
+                absent[candidate] = str(error)
                 continue
             if _obstacle(backend, layers, scattered, masks) is None:
+                if "native" in absent and any(layer.device.type == "cpu" for layer in layers):
+                    _warn_slow(candidate, absent["native"])
                 return backend
     raise AssertionError("eager runs everything")
+
+
+@cache
+def _warn_slow(name: str, reason: str) -> None:
+    warnings.warn(
+        f"backend 'auto' takes {name!r}, which is many times slower on a CPU than compiled code: "
+        f"{reason}; backend={name!r} asks for it without this warning",
+        SlowBackendWarning,
+        stacklevel=2,
+    )
 
 
 def check_name(name: str) -> None:

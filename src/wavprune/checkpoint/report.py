@@ -5,6 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..common.tables import SHORT_ROWS, as_html, as_text
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +66,9 @@ class SavedLayer:
         return self.norm * self.norm
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class SaveReport:
-    """A compressed file.
+    """A compressed file; printed, and in a notebook, it is a table.
 
     Attributes:
         path: where it is.
@@ -101,3 +107,65 @@ class SaveReport:
         # hypot neither overflows nor underflows where squares do.
         norm = math.hypot(*(layer.norm for layer in self.layers))
         return math.hypot(*(layer.error for layer in self.layers)) / norm if norm else 0.0
+
+    def to_table(self, max_layers: int | None = None) -> Table:
+        """A rich table: the compressed layers and, last, the totals.
+
+        Args:
+            max_layers: of more layers than that the table has the first ones and a count of the
+                others; None has all.
+        """
+        from rich.markup import escape
+        from rich.table import Table
+
+        times = self.uncompressed / self.bytes
+        title = f"{self.path.name}: {self.bytes:,} bytes, {times:.1f} times smaller"
+        table = Table(title=escape(title), title_justify="left", caption_justify="left")
+        table.add_column("layer", overflow="fold")
+        for column in ("shape", "basis", "kept", "values", "coder", "bytes", "bits", "error"):
+            table.add_column(column, justify="right", no_wrap=True)
+        shown = self.layers if max_layers is None else self.layers[:max_layers]
+        for layer in shown:
+            table.add_row(
+                escape(layer.name),
+                "x".join(map(str, layer.shape)),
+                layer.wavelet,
+                f"{layer.kept:,}",
+                layer.values,
+                layer.coder,
+                f"{layer.bytes:,}",
+                _bits(layer.bytes, layer.numel),
+                f"{layer.relative_error:.4f}",
+            )
+        if len(shown) < len(self.layers):
+            left = len(self.layers) - len(shown)
+            table.add_row(f"{left} more", *[""] * (len(table.columns) - 1))
+        table.add_section()
+        table.add_row(
+            "total",
+            f"{self.numel:,}",
+            "",
+            f"{sum(layer.kept for layer in self.layers):,}",
+            "",
+            "",
+            f"{sum(layer.bytes for layer in self.layers):,}",
+            _bits(sum(layer.bytes for layer in self.layers), self.numel),
+            f"{self.relative_error:.4f}",
+        )
+        stored = [f"{name}: {reason}" for name, reason in self.skipped.items()]
+        table.caption = escape(
+            "bits: stored for each weight of the layer. error: relative change of the weights."
+            + (f" Stored as they are: {'; '.join(stored)}." if stored else "")
+        )
+        return table
+
+    def __repr__(self) -> str:
+        longest = max((len(layer.name) for layer in self.layers), default=0)
+        return as_text(self.to_table(SHORT_ROWS), 110 + longest)
+
+    def _repr_html_(self) -> str:
+        return as_html(self.to_table(SHORT_ROWS))
+
+
+def _bits(size: int, weights: int) -> str:
+    return f"{8 * size / weights:.2f}" if weights else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import shutil
 import signal
@@ -13,20 +14,25 @@ from contextlib import contextmanager
 from typing import Any, TextIO
 
 import click
-import torch
 
 from .._version import __version__
 from ..common.optional import MissingExtraError
 from ..errors import WavpruneError
-from .bases import bases
-from .checkpoint import COMMANDS as CHECKPOINT_COMMANDS
-from .info import info
-from .inspect import inspect
 from .output import Outputs, printable, write
 from .process import Terminated, abandon, standard_streams, termination
-from .prune import prune
-from .sweep import COMMANDS as SWEEP_COMMANDS
 
+# Each command: its file, which imports torch, and its line in ``wavprune --help``, which does not.
+COMMANDS = {
+    "prune": ("prune", "Prune the weights of a checkpoint."),
+    "inspect": ("inspect", "Show the layers of a checkpoint, and the levels of each wavelet."),
+    "bases": ("bases", "Show the bases of a kernel size: levels and coefficients."),
+    "info": ("info", "Show versions, the instruction set, and which backends run here."),
+    "sweep": ("sweep", "Run the grid of a sweep file, in parallel, into a results file."),
+    "export": ("sweep", "Write the runs of a results file as a table."),
+    "report": ("sweep", "Write a results file as one page: pictures and tables."),
+    "compress": ("checkpoint", "Store the weights of a checkpoint in few bytes."),
+    "decompress": ("checkpoint", "Write what compress stored as an ordinary safetensors file."),
+}
 DONE, DEFECT, MISTAKE, INTERRUPTED = 0, 1, 2, 130
 REPORT_DEFECT = (
     "this is a defect of wavprune, not of what you gave it; please report it with the lines above"
@@ -76,6 +82,22 @@ def _past_click() -> Iterator[None]:
 
 
 class _Group(click.Group):
+    """Commands that are imported when they are asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f".{COMMANDS[cmd_name][0]}", __package__)
+        command: click.Command = getattr(module, cmd_name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+
     def make_context(self, *args: Any, **extra: Any) -> click.Context:
         with _past_click():
             return super().make_context(*args, **extra)
@@ -96,10 +118,6 @@ def wavprune(context: click.Context) -> None:
     """Prune convolutional networks in a wavelet basis."""
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
-
-
-for _command in (prune, inspect, bases, info, *SWEEP_COMMANDS, *CHECKPOINT_COMMANDS):
-    wavprune.add_command(_command)
 
 
 def _end(error: BaseException, outputs: Outputs) -> int:
@@ -132,7 +150,8 @@ def _verdict(error: BaseException) -> tuple[str, int]:
         return str(error), MISTAKE
     if isinstance(error, OSError):
         return _os_error_message(error), MISTAKE
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+    torch = sys.modules.get("torch")
+    if isinstance(error, MemoryError if torch is None else (MemoryError, torch.OutOfMemoryError)):
         return f"not enough memory: {error}".removesuffix(": "), MISTAKE
     return REPORT_DEFECT, DEFECT
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from ..common.tables import as_html, as_text
 from ..common.text import csv_cell
 from ..report import data_frame, written
 from .metrics import Evaluation
@@ -44,9 +45,9 @@ CAPTION = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Comparison:
-    """The trials of ``compare``; ``str()`` is a table.
+    """The trials of ``compare``; printed, and in a notebook, they are a table.
 
     Attributes:
         unpruned: the measures of the unpruned model.
@@ -122,12 +123,11 @@ class Comparison:
             table.add_row(*map(escape, self._cells(trials)))
         return table
 
-    def __str__(self) -> str:
-        from rich.console import Console
+    def __repr__(self) -> str:
+        return as_text(self.to_table(), TABLE_WIDTH)
 
-        text = io.StringIO()
-        Console(file=text, width=TABLE_WIDTH, color_system=None).print(self.to_table())
-        return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+    def _repr_html_(self) -> str:
+        return as_html(self.to_table())
 
     def _unpruned(self) -> Trial:
         return Trial(None, None, self.unpruned, "off", "", 0.0, 0.0, 0.0, None)

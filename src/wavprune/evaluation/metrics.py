@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -14,6 +14,7 @@ from torch import nn
 from ..common.checks import integer
 from ..common.clock import timed
 from ..common.loaders import batches, inputs_and_labels
+from ..common.tables import as_html, as_text, pairs
 from ..engine.ambient import neutral
 from ..engine.running import running
 from ..report import PruneReport
@@ -22,10 +23,15 @@ from .measures import against_labels, against_reference
 from .predictions import Predictions, batch_predictions, joined
 from .size import exact_zeros, stored_bytes
 
+if TYPE_CHECKING:
+    from rich.table import Table
 
-@dataclass(frozen=True, slots=True)
+TABLE_WIDTH = 80
+
+
+@dataclass(frozen=True, slots=True, repr=False)
 class Evaluation:
-    """A classifier on a data set.
+    """A classifier on a data set; printed, and in a notebook, it is a table.
 
     Averages over classes leave out the classes that neither occur nor are predicted, as
     scikit-learn does.
@@ -80,6 +86,30 @@ class Evaluation:
     def to_dict(self) -> dict[str, Any]:
         """All fields by name, ready for JSON."""
         return {**dataclasses.asdict(self), "confusion": [list(row) for row in self.confusion]}
+
+    def to_table(self) -> Table:
+        """A rich table of what was measured, without the confusion matrix."""
+        title = f"{self.samples:,} samples, {self.classes} classes"
+        return pairs(title, [(name, text) for name, text in self._rows() if text])
+
+    def _rows(self) -> Iterator[tuple[str, str]]:
+        yield "top-1", f"{self.top1:.2%}"
+        yield "top-5", f"{self.top5:.2%}" if self.classes > 5 else ""
+        yield "loss", f"{self.loss:.4f}"
+        yield "F1, mean over classes", f"{self.f1_macro:.4f}"
+        yield "agreement", "" if self.agreement is None else f"{self.agreement:.2%}"
+        yield "KL, nats", "" if self.kl is None else f"{self.kl:.4f}"
+        yield "samples/s", "" if self.throughput is None else f"{self.throughput:,.0f}"
+        yield "parameters", f"{self.parameters:,}"
+        yield "sparsity", f"{self.sparsity:.2%}"
+        yield "weight sparsity", f"{self.weight_sparsity:.2%}"
+        yield "stored bytes", f"{self.stored_bytes:,}"
+
+    def __repr__(self) -> str:
+        return as_text(self.to_table(), TABLE_WIDTH)
+
+    def _repr_html_(self) -> str:
+        return as_html(self.to_table())
 
 
 def evaluate(

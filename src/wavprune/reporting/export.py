@@ -100,7 +100,7 @@ def _write_json(frame: pd.DataFrame, path: Path) -> None:
 
 
 def _write_parquet(frame: pd.DataFrame, path: Path) -> None:
-    require("pyarrow", extra="sweep", purpose="Parquet")
+    require("pyarrow", extra="parquet", purpose="Parquet")
     frame.to_parquet(path, index=False, engine="pyarrow")
 
 
