@@ -1,0 +1,71 @@
+"""
+How small does the file get?
+============================
+
+A pruned network stored as usual is no smaller: zeros take as many bytes as other numbers. This
+tutorial stores the demo's ResNet in fewer and fewer bytes.
+"""
+
+from pathlib import Path
+from tempfile import mkdtemp
+
+import matplotlib.pyplot as plt
+
+import wavprune
+from wavprune import checkpoint
+
+folder = Path(mkdtemp())
+dense = wavprune.demo.resnet()
+test, train = wavprune.demo.digits(), wavprune.demo.digits("train")
+
+pruned = wavprune.demo.resnet()
+report = wavprune.fast.prune(pruned, sparsity=0.9, scope="global")
+wavprune.match_batchnorm(pruned, dense, train)
+
+# %%
+# Bits for each value
+# -------------------
+
+points = []
+for settings in (
+    {"values": "float32"},
+    {"values": "float16"},
+    {"bits": 8},
+    {"bits": 6},
+    {"bits": 4},
+):
+    saved = checkpoint.save(pruned, folder / "net.safetensors", report=report, **settings)
+    net = wavprune.demo.ResNet()
+    net.load_state_dict(checkpoint.load(folder / "net.safetensors"))
+    top1 = wavprune.evaluate(net.eval(), test).top1
+    name = ", ".join(f"{key} {value}" for key, value in settings.items())
+    points.append((name, saved.bytes, top1))
+    print(
+        f"{name:>15}  {saved.bytes:7,} bytes  {saved.uncompressed / saved.bytes:5.1f}x  {top1:.1%}"
+    )
+
+# %%
+
+fig, ax = plt.subplots(figsize=(6.5, 3.6))
+ax.plot([size / 1000 for _, size, _ in points], [100 * top1 for *_, top1 in points], "o-")
+for name, size, top1 in points:
+    ax.annotate(name, (size / 1000, 100 * top1), xytext=(4, 6), textcoords="offset points")
+ax.set(xlabel="kilobytes", ylabel="accuracy, %", ylim=(95, 100.3), xlim=(0, None))
+ax.grid(alpha=0.3)
+fig.tight_layout()
+
+# %%
+# Where the bytes go
+# ------------------
+
+checkpoint.save(pruned, folder / "six.safetensors", report=report, bits=6)
+
+# %%
+# Ask for a size
+# --------------
+#
+# With ``target_bytes`` the steps between values follow, finer where a layer needs it:
+
+saved = checkpoint.save(pruned, folder / "small.safetensors", report=report, target_bytes=22_000)
+net.load_state_dict(checkpoint.load(folder / "small.safetensors"))
+print(f"{saved.bytes:,} bytes, accuracy {wavprune.evaluate(net, test).top1:.1%}")
