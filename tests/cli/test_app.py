@@ -40,7 +40,7 @@ MISTAKES = {
     "prunes": "No such command 'prunes'",
     "prune": "Missing argument 'IN'",
     "prune in.safetensors": "Missing option '-o'",
-    "prune in.safetensors -o out.safetensors --sparsty 1": "No such option '--sparsty'",
+    "prune in.safetensors -o out.safetensors --sparsty 1": "--sparsty",
     "prune in.safetensors -o out.safetensors --sparsity x": "'x' is not a valid float",
     "prune in.safetensors -o out.safetensors --sparsity 1.5": "sparsity must be in [0, 1), not 1.5",
     "prune in.safetensors -o out.safetensors --sparsity 0.5 --percentile 5": "were both given",

@@ -31,12 +31,17 @@ def run(*command: str | Path, cwd: Path) -> None:
     subprocess.run([str(word) for word in command], cwd=cwd, env=environment, check=True)
 
 
+def install(folder: Path, *what: str | Path) -> None:
+    """Install into an environment."""
+    pip = folder / "bin/pip"
+    run(pip, "install", "--quiet", "--disable-pip-version-check", *what, cwd=folder)
+
+
 def environment(python: str, torch: str, folder: Path) -> Path | None:
     """A new environment with torch; None where the registry has none for this Python."""
     run(python, "-m", "venv", folder, cwd=folder.parent)
-    pip = [folder / "bin/pip", "install", "--quiet", "--disable-pip-version-check"]
     try:
-        run(*pip, f"torch=={torch}" if torch else "torch", cwd=folder)
+        install(folder, f"torch=={torch}" if torch else "torch")
     except subprocess.CalledProcessError:
         return None
     return folder
@@ -44,21 +49,25 @@ def environment(python: str, torch: str, folder: Path) -> Path | None:
 
 def check(folder: Path, package: Path) -> None:
     """Install the package into an environment and use it."""
-    pip = [folder / "bin/pip", "install", "--quiet", "--disable-pip-version-check"]
-    run(*pip, "--force-reinstall", "--no-deps", package, cwd=folder)
-    run(*pip, f"{package}[checkpoint]", cwd=folder)
+    install(folder, f"{package}[checkpoint]")
+    install(folder, "--force-reinstall", "--no-deps", package)
     run(folder / "bin/python", SMOKE, cwd=folder)
 
 
 def test_archive(folder: Path, archive: Path) -> None:
     """Run tests from the unpacked source archive, on the installed package."""
-    pip = [folder / "bin/pip", "install", "--quiet", "--disable-pip-version-check"]
-    run(*pip, "pytest", "hypothesis", cwd=folder)
+    install(folder, "pytest", "hypothesis")
     with tarfile.open(archive) as file:
         file.extractall(folder, filter="data")
     unpacked = folder / archive.name.removesuffix(".tar.gz")
-    pytest = [folder / "bin/python", "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-    run(*pytest, *TESTS, cwd=unpacked)
+    python = folder / "bin/python"
+    run(python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *TESTS, cwd=unpacked)
+
+
+def runs(python: str) -> bool:
+    """Whether a command is a Python that starts; version managers leave stubs of others."""
+    command = [python, "-c", ""]
+    return shutil.which(python) is not None and not subprocess.run(command, check=False).returncode
 
 
 def main() -> int:
@@ -70,8 +79,8 @@ def main() -> int:
     options = parser.parse_args()
     (wheel,) = options.dist.resolve().glob("*.whl")
     (archive,) = options.dist.resolve().glob("*.tar.gz")
-    pythons = [python for python in options.pythons if shutil.which(python)]
-    checked = []
+    pythons = [python for python in options.pythons if runs(python)]
+    checked: list[str] = []
     for i, python in enumerate(pythons):
         # Every torch with the first Python, and the newest with the others.
         for torch in options.torches if i == 0 else options.torches[-1:]:
