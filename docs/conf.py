@@ -1,6 +1,12 @@
 """How Sphinx builds these pages: ``make docs``."""
 
+import sys
+from pathlib import Path
+
 import wavprune
+
+# Where figures.py is.
+sys.path.insert(0, str(Path(__file__).parent))
 
 project = "wavprune"
 author = "The wavprune authors"
@@ -16,7 +22,8 @@ extensions = [
     "sphinx_gallery.gen_gallery",
 ]
 exclude_patterns = ["_build", "tutorials"]
-nitpicky = False
+# Options begin with two hyphens, which are no dash.
+smartquotes = False
 
 # Tutorials run while the pages are built, and an error in one of them ends the build.
 sphinx_gallery_conf = {
@@ -25,6 +32,8 @@ sphinx_gallery_conf = {
     "filename_pattern": "",
     "within_subsection_order": "ExampleTitleSortKey",
     "abort_on_example_error": True,
+    "ignore_repr_types": "Figure",
+    "image_scrapers": ("matplotlib", "figures.scrape"),
     "download_all_examples": False,
     "show_memory": False,
     "show_signature": False,

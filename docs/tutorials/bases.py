@@ -42,14 +42,16 @@ report
 # %%
 # The kernels of one layer before and after. What remains is smooth: a few coefficients per kernel.
 
-wavprune.plots.kernels_before_after(weight[:6, :6], sparse.layer3.conv2.weight.detach()[:6, :6])
+after = sparse.layer3.conv2.weight.detach()
+wavprune.plots.kernels_before_after(weight[:6, :6], after[:6, :6])
 
 # %%
 # Minimum-weight pruning keeps as many values, and leaves single weights standing:
 
 baseline = wavprune.demo.resnet()
 wavprune.fast.prune(baseline, method="min_weight", match=report, scope="global")
-wavprune.plots.kernels_before_after(weight[:6, :6], baseline.layer3.conv2.weight.detach()[:6, :6])
+after = baseline.layer3.conv2.weight.detach()
+wavprune.plots.kernels_before_after(weight[:6, :6], after[:6, :6])
 
 # %%
 # Error by layer
