@@ -47,7 +47,7 @@ class Pruner:
     its model and optimizers along. To store a run, use ``state_dict()``.
 
     Args:
-        model: whose ``Conv2d`` weights (and what ``config.targets`` names) are pruned.
+        model: whose convolutions (and what ``config.targets`` names) are pruned.
         config: method, basis and scope; ``sparsity`` is the schedule's, where there is one.
         schedule: when, and how far; None prunes once, before the first step, as ``config`` says.
         regrow: True chooses new masks among all coefficients, as training left them; False only
