@@ -19,7 +19,7 @@ from ..calibration.prune import check_config
 from ..config import PruneConfig
 from ..errors import WavpruneError
 from .sources import Data, Model
-from .traits import unread_settings
+from .traits import reads_wavelet, unread_settings, uses_seed
 
 if TYPE_CHECKING:
     from .settings import Grid, Sweep
@@ -78,6 +78,29 @@ class Run:
     match: PruneConfig | None = None
     matched: str = ""
     calibrated: str = ""
+
+    @property
+    def label(self) -> str:
+        """What the run is, in a few words."""
+        if self.config is None:
+            return f"{self.model.label}: unpruned"
+        config = self.config
+        basis = f" {config.wavelet}" if reads_wavelet(config) else ""
+        amount = (
+            f"percentile {config.percentile:g}"
+            if config.percentile is not None
+            else f"sparsity {config.sparsity:g}"
+            if config.sparsity is not None
+            else ""
+        )
+        marks = [
+            f"calibrated {self.calibrated}" if self.calibrated else "",
+            f"same {self.matched}" if self.matched else "",
+            f"seed {config.seed}" if uses_seed(config) else "",
+            f"batch norm {self.batchnorm}",
+        ]
+        parts = [f"{config.method}{basis}", amount, config.scope, *marks]
+        return f"{self.model.label}: {', '.join(part for part in parts if part)}"
 
     def settings(self) -> dict[str, Any]:
         """All settings, ready for JSON."""
