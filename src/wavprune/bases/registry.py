@@ -151,7 +151,13 @@ def _built(family: Family, request: Request) -> Basis:
 
 
 def transform_of(basis: Basis, kernels: Array) -> Transform:
-    """What the ``reference`` backend runs on kernels ``(n, kh, kw)``."""
+    """What the ``reference`` backend runs on kernels ``(n, kh, kw)``.
+
+    Example:
+        >>> kernels = torch.ones(1, 4, 4).numpy()
+        >>> transform_of(named_basis("dct", (4, 4)), kernels).forward(kernels).sum().round(6)
+        np.float32(4.0)
+    """
     if basis.axes is not None and len(basis.axes) == 3:
         return MatrixTransform(basis)
     return family_of(basis.name).transform(basis, kernels)
