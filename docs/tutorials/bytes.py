@@ -43,7 +43,8 @@ for settings in (*exact, {"bits": 8}, {"bits": 6}, {"bits": 4}):
 fig, ax = plt.subplots(figsize=(6.5, 3.6))
 ax.plot([size / 1000 for _, size, _ in points], [100 * top1 for *_, top1 in points], "o-")
 for name, size, top1 in points:
-    ax.annotate(name, (size / 1000, 100 * top1), xytext=(4, 6), textcoords="offset points")
+    place = (size / 1000, 100 * top1)
+    ax.annotate(name, place, xytext=(2, 6), textcoords="offset points", rotation=30)
 ax.set(xlabel="kilobytes", ylabel="accuracy, %", xlim=(22, 50), ylim=(98, 100))
 ax.grid(alpha=0.3)
 fig.tight_layout()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 import subprocess
 import sys
@@ -66,7 +67,7 @@ MISTAKES = {
     "prune half.safetensors -o out.safetensors": "half.safetensors cannot be read as a safetensors",
     "prune module.pt -o out.pt": "module.pt cannot be read without unpickling of torch.nn.modules",
     "prune nan.safetensors -o out.safetensors": "'conv': 1 of 9 weights are NaN",
-    "prune flat.safetensors -o out.safetensors": "flat.safetensors holds no 4-D '*.weight' tensor",
+    "prune flat.safetensors -o out.safetensors": "holds no '*.weight' tensor of 3 to 5 axes",
     "inspect": "Missing argument 'IN'",
     "inspect no.safetensors": "no.safetensors does not exist",
     "bases": "Missing option '--kernel'",
@@ -196,3 +197,19 @@ def test_the_help_lists_every_command_and_each_has_its_own(
     for name in names:
         assert main([name, "--help"]) == 0
         assert capsys.readouterr().out.startswith(f"Usage: wavprune {name} [OPTIONS]")
+
+
+def test_the_tab_key_completes_commands_without_torch() -> None:
+    script = "import sys; sys.modules['torch'] = None; from wavprune.cli import main; main([])"
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={
+            **os.environ,
+            "_WAVPRUNE_COMPLETE": "bash_complete",
+            "COMP_WORDS": "wavprune de",
+            "COMP_CWORD": "1",
+        },
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout == "plain,decompress\n", done.stderr

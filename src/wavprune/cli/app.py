@@ -14,12 +14,14 @@ from contextlib import contextmanager
 from typing import Any, TextIO
 
 import click
+from click.shell_completion import CompletionItem
 
 from .._version import __version__
 from ..common.optional import MissingExtraError
 from ..errors import WavpruneError
 from .output import Outputs, printable, write
 from .process import Terminated, abandon, standard_streams, termination
+from .sweep import FailedRunsError
 
 # Each command: its file, which imports torch, and its line in ``wavprune --help``, which does not.
 COMMANDS = {
@@ -33,7 +35,7 @@ COMMANDS = {
     "compress": ("checkpoint", "Store the weights of a checkpoint in few bytes."),
     "decompress": ("checkpoint", "Write what compress stored as an ordinary safetensors file."),
 }
-DONE, DEFECT, MISTAKE, INTERRUPTED = 0, 1, 2, 130
+DONE, DEFECT, FAILED_RUNS, MISTAKE, INTERRUPTED = 0, 1, 1, 2, 130
 REPORT_DEFECT = (
     "this is a defect of wavprune, not of what you gave it; please report it with the lines above"
 )
@@ -46,7 +48,8 @@ def main(args: Sequence[str] | None = None) -> int:
         args: what follows ``wavprune``; None takes it from ``sys.argv``.
 
     Returns:
-        The exit status: 0; 1 after a defect of wavprune, with its traceback; 2 after a mistake of
+        The exit status: 0; 1 after a defect of wavprune, with its traceback, and where runs of a
+        sweep failed, which are named; 2 after a mistake of
         the user or an error of the operating system, which one line on standard error names; 130
         after Ctrl-C and 128 plus the number of the signal after SIGTERM and SIGHUP. Where files
         were written before the error, that line says which.
@@ -93,6 +96,11 @@ class _Group(click.Group):
         module = importlib.import_module(f".{COMMANDS[cmd_name][0]}", __package__)
         command: click.Command = getattr(module, cmd_name)
         return command
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        names = [CompletionItem(name, help=line) for name, (_, line) in COMMANDS.items()]
+        options = click.Command.shell_complete(self, ctx, incomplete)
+        return [item for item in names if item.value.startswith(incomplete)] + options
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
@@ -144,6 +152,8 @@ def _verdict(error: BaseException) -> tuple[str, int]:
         return f"ended by {signal.Signals(error.signum).name}", 128 + error.signum
     if isinstance(error, (KeyboardInterrupt, click.Abort)):
         return "interrupted", INTERRUPTED
+    if isinstance(error, FailedRunsError):
+        return error.format_message(), FAILED_RUNS
     if isinstance(error, click.ClickException):
         return error.format_message(), MISTAKE
     if isinstance(error, (WavpruneError, MissingExtraError)):

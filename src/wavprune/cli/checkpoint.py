@@ -44,7 +44,8 @@ FORCE = click.option("--force", is_flag=True, help="Replace OUT if it exists; it
     "--targets",
     metavar="PATTERN",
     multiple=True,
-    help="Compress these layers: a name, a glob or re:...; can be repeated.  [default: all 4-D]",
+    help="Compress these layers: a name, a glob or re:...; can be repeated.  "
+    "[default: every convolution]",
 )
 @click.option(
     "--ignore",
