@@ -340,8 +340,8 @@ void conclude(Search<T>& search) {
   search.counting = search.within > search.capacity;
 }
 
-// Searches whose passes run together have at most so many values, and collect at most so many: two
-// such waves hold memory at a time, the one that is read and the one whose answers are selected.
+// Searches whose passes run together have at most so many values, and collect at most so many, or
+// there is only one.
 constexpr int64_t kWaveValues = 1 << 22, kWaveCapacity = 1 << 16;
 
 template <class T>
@@ -410,6 +410,13 @@ std::vector<T> order_statistics(const std::vector<Job<T>>& jobs,
   for (const auto& [job, rank] : wanted)
     searches.push_back(std::make_unique<Search<T>>(jobs[job], rank, left != nullptr));
   start_all<T>(searches);
+  const auto capacity_of = [](Wave<T> wave) {
+    int64_t sum = 0;
+    for (const auto& search : wave) sum += search->done ? 0 : search->capacity;
+    return sum;
+  };
+  int64_t most = kWaveCapacity;
+  for (const auto& search : searches) most = std::max(most, search->capacity);
   Wave<T> ended;
   for (size_t begin = 0; begin < searches.size() || !ended.empty();) {
     size_t end = begin;
@@ -420,9 +427,12 @@ std::vector<T> order_statistics(const std::vector<Job<T>>& jobs,
       if (end > begin && (values > kWaveValues || capacity > kWaveCapacity)) break;
     }
     const Wave<T> next(searches.data() + begin, end - begin);
-    run_pass(ended, next);
+    // Both hold what they collect at the same time only where that is no more than the largest does.
+    const bool together = capacity_of(ended) + capacity_of(next) <= most;
+    run_pass(ended, together ? next : Wave<T>{});
     // Where a bracket missed.
     while (run_pass<T>({}, ended)) run_pass<T>(ended, {});
+    if (!together) run_pass<T>({}, next);
     ended = next;
     begin = end;
   }
