@@ -12,12 +12,15 @@ enum class Kind : int {
   merges = 4,  // separable 3x3, each axis a scaled unbalanced Haar transform
 };
 
-// One small matrix for each axis: (rows_out, rows_in) and (columns_out, columns_in), row-major.
+// One small matrix for each axis: (rows_out, rows_in) and (columns_out, columns_in), row-major. Row
+// m of it is 0 but from entry support[2 m] to entry support[2 m + 1] - 1; only the CPU asks.
 template <class T>
 struct Axes {
   int rows_in, rows_out, columns_in, columns_out;
   const T* rows;
   const T* columns;
+  const int* rows_support = nullptr;
+  const int* columns_support = nullptr;
 };
 
 // Compressed sparse rows: row m has the entries start[m] .. start[m + 1] - 1.

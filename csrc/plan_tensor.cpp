@@ -81,6 +81,20 @@ SparseMatrix<T> sparse_matrix(const double* dense, int rows, int columns, std::v
   return {rows, starts->data(), column_indices->data(), values->data()};
 }
 
+// Where each row of a matrix has its first entry that is not 0 and ends after its last; one at least.
+template <class T>
+std::vector<int> support_of(const std::vector<T>& matrix, int columns) {
+  std::vector<int> support;
+  for (auto row = matrix.begin(); row != matrix.end(); row += columns) {
+    int first = 0, end = columns;
+    while (end > 1 && row[end - 1] == 0) --end;
+    while (first < end - 1 && row[first] == 0) ++first;
+    support.push_back(first);
+    support.push_back(end);
+  }
+  return support;
+}
+
 template <class T>
 void read_axes(const PlanVector& vector, OwnedPlan<T>* owned) {
   const int rows_in = int(vector.rows_in), rows_out = int(vector.rows_out);
@@ -90,13 +104,19 @@ void read_axes(const PlanVector& vector, OwnedPlan<T>* owned) {
     const int64_t count = int64_t(i % 2 ? columns_in : rows_in) * (i % 2 ? columns_out : rows_out);
     owned->matrices[i].assign(next, next + count);
     next += count;
+    const int inputs[4] = {rows_in, columns_in, rows_out, columns_out};
+    owned->supports[i] = support_of(owned->matrices[i], inputs[i]);
   }
-  owned->plan.forward_axes = {rows_in,     rows_out,
-                              columns_in,  columns_out,
-                              owned->matrices[0].data(), owned->matrices[1].data()};
-  owned->plan.inverse_axes = {rows_out,    rows_in,
-                              columns_out, columns_in,
-                              owned->matrices[2].data(), owned->matrices[3].data()};
+  const auto& matrices = owned->matrices;
+  const auto& supports = owned->supports;
+  owned->plan.forward_axes = {rows_in,            rows_out,
+                              columns_in,         columns_out,
+                              matrices[0].data(), matrices[1].data(),
+                              supports[0].data(), supports[1].data()};
+  owned->plan.inverse_axes = {rows_out,           rows_in,
+                              columns_out,        columns_in,
+                              matrices[2].data(), matrices[3].data(),
+                              supports[2].data(), supports[3].data()};
 }
 
 // s and s' of an axis A = diag(s) U, S = U^T diag(s'), where Axis has U; false where A or S has

@@ -17,7 +17,7 @@ template <class T>
 struct OwnedPlan {
   Plan<T> plan = {};
   std::vector<T> matrices[4];
-  std::vector<int> starts[2], columns[2];
+  std::vector<int> starts[2], columns[2], supports[4];
 };
 
 // Checks the vector, and that its kernels have this many values.

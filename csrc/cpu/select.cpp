@@ -28,7 +28,7 @@ namespace {
 constexpr int kBins = 4096;
 // A job with at most so many coefficients is done by one thread, which collects all of them.
 constexpr int64_t kSmall = kTile;
-constexpr int64_t kMinCapacity = 4096;
+constexpr int64_t kMinCapacity = 8192;
 // Standard deviations of the sample's rank that the bracket extends to either side.
 constexpr double kSigmas = 3;
 // How many runs of kernels ahead a sample prefetches.
@@ -340,9 +340,9 @@ void conclude(Search<T>& search) {
   search.counting = search.within > search.capacity;
 }
 
-// Searches that run at the same time have at most so many values, to keep all threads busy, and
-// collect at most so many, to bound the memory.
-constexpr int64_t kWaveValues = 1 << 21, kWaveCapacity = 1 << 17;
+// Searches whose passes run together have at most so many values, and collect at most so many, or
+// there is only one.
+constexpr int64_t kWaveValues = 1 << 22, kWaveCapacity = 1 << 16;
 
 template <class T>
 using Wave = std::span<const std::unique_ptr<Search<T>>>;
@@ -359,40 +359,45 @@ void start(Search<T>& search) {
   conclude(search);
 }
 
-// Starts the searches of one wave and ends the pass of another; each search is one thread's task.
+// Starts all searches; each is one thread's task. Last first: the last layers are the largest.
 template <class T>
-void start_and_conclude(Wave<T> starting, Wave<T> ending) {
-  parallel_tasks(int64_t(starting.size() + ending.size()), [&](auto next) {
-    for (size_t i; (i = size_t(next())) < starting.size() + ending.size();) {
-      if (i < starting.size())
-        start(*starting[i]);
-      else if (Search<T>& search = *ending[i - starting.size()]; !search.done)
-        conclude(search);
-    }
+void start_all(Wave<T> searches) {
+  parallel_tasks(int64_t(searches.size()), [&](auto next) {
+    for (int64_t i; (i = int64_t(searches.size()) - 1 - next()) >= 0;) start(*searches[i]);
   });
 }
 
-// One pass over the weights of the searches that are not done; false where all are.
+// Concludes the pass of the searches that `ended`, one a task, while other threads begin a pass
+// over the weights of those of a wave that are not done; false where there is nothing to do.
 template <class T>
-bool run_pass(Wave<T> wave) {
+bool run_pass(Wave<T> ended, Wave<T> wave) {
+  std::vector<Search<T>*> open;
+  for (const auto& search : ended)
+    if (!search->done) open.push_back(search.get());
   std::vector<Task<T>> tasks;
   for (const auto& search : wave) {
     if (search->done) continue;
     search->prepare();
     for_each_task(*search, [&](const Task<T>& task) { tasks.push_back(task); });
   }
-  parallel_tasks(int64_t(tasks.size()), [&](auto next) {
+  const int64_t first = int64_t(open.size()), count = first + int64_t(tasks.size());
+  parallel_tasks(count, [&](auto next) {
     const Search<T>* current = nullptr;
     std::unique_ptr<Buffers<T>> buffers;
-    for (int64_t i; (i = next()) < int64_t(tasks.size());) {
-      if (tasks[i].search != current) {
-        current = tasks[i].search;
+    for (int64_t i; (i = next()) < count;) {
+      if (i < first) {
+        conclude(*open[i]);
+        continue;
+      }
+      const Task<T>& task = tasks[i - first];
+      if (task.search != current) {
+        current = task.search;
         buffers = std::make_unique<Buffers<T>>(*current->job);
       }
-      run(tasks[i], *buffers);
+      run(task, *buffers);
     }
   });
-  return !tasks.empty();
+  return count > 0;
 }
 
 }  // namespace
@@ -404,20 +409,31 @@ std::vector<T> order_statistics(const std::vector<Job<T>>& jobs,
   std::vector<std::unique_ptr<Search<T>>> searches;
   for (const auto& [job, rank] : wanted)
     searches.push_back(std::make_unique<Search<T>>(jobs[job], rank, left != nullptr));
-  Wave<T> wave;
-  for (size_t begin = 0; begin < searches.size() || !wave.empty();) {
+  start_all<T>(searches);
+  const auto capacity_of = [](Wave<T> wave) {
+    int64_t sum = 0;
+    for (const auto& search : wave) sum += search->done ? 0 : search->capacity;
+    return sum;
+  };
+  int64_t most = kWaveCapacity;
+  for (const auto& search : searches) most = std::max(most, search->capacity);
+  Wave<T> ended;
+  for (size_t begin = 0; begin < searches.size() || !ended.empty();) {
     size_t end = begin;
     for (int64_t values = 0, capacity = 0; end < searches.size(); ++end) {
       const Search<T>& search = *searches[end];
-      values += search.job->values;
-      capacity += search.total > kSmall ? search.capacity : 0;
+      values += search.done ? 0 : search.job->values;
+      capacity += search.done ? 0 : search.capacity;
       if (end > begin && (values > kWaveValues || capacity > kWaveCapacity)) break;
     }
     const Wave<T> next(searches.data() + begin, end - begin);
-    start_and_conclude(next, wave);
-    while (run_pass(wave)) start_and_conclude<T>({}, wave);
-    run_pass(next);
-    wave = next;
+    // Both hold what they collect at the same time only where that is no more than the largest does.
+    const bool together = capacity_of(ended) + capacity_of(next) <= most;
+    run_pass(ended, together ? next : Wave<T>{});
+    // Where a bracket missed.
+    while (run_pass<T>({}, ended)) run_pass<T>(ended, {});
+    if (!together) run_pass<T>({}, next);
+    ended = next;
     begin = end;
   }
   std::vector<T> answers;

@@ -14,7 +14,7 @@ import wavprune
 from tests.support.cases import bits, model_of, normal, weight_of
 from wavprune import PruneConfig
 from wavprune.engine.layers import LayerRef, select_layers
-from wavprune.engine.plan import plan_layers, plan_model
+from wavprune.engine.plan import plan_again, plan_layers, plan_model
 from wavprune.errors import WavpruneError
 
 
@@ -35,9 +35,29 @@ def test_the_same_call_plans_once() -> None:
     assert plan_model(model, PruneConfig(wavelet="dct"))[1] is not plan
 
 
+def test_weights_like_those_before_are_planned_once() -> None:
+    def plan(weight: torch.Tensor, name: str = "conv", **settings: Any) -> object:
+        return plan_again([LayerRef(name, weight)], PruneConfig(**settings))
+
+    one, other = normal(8, 3, 3, 3, seed=1), normal(8, 3, 3, 3, seed=2)
+    first = plan(one, wavelet="haar")
+    assert plan(other, wavelet="haar") is first
+    assert plan(one, wavelet="dct") is not first
+    assert plan(one, "other", wavelet="haar") is not first
+    assert plan(one.double(), wavelet="haar") is not first
+    assert plan(one[:4], wavelet="haar") is not first
+    assert plan(one.to(memory_format=torch.channels_last), wavelet="haar") is not first
+    weight = weakref.ref(one)
+    del one
+    gc.collect()
+    assert weight() is None
+
+
 def test_a_plan_of_a_basis_that_depends_on_the_weights_is_made_anew() -> None:
     model, config = net(), PruneConfig(wavelet="klt")
     assert plan_model(model, config)[1] is not plan_model(model, config)[1]
+    refs = select_layers(model, config)
+    assert plan_again(refs, config) is not plan_again(refs, config)
 
 
 def replace_layer(model: nn.Sequential) -> None:

@@ -235,6 +235,32 @@ def plan_model(
     return refs, plan
 
 
+# Plans of weights that came without a model, by the settings and what a plan reads of a weight.
+_KNOWN_PLANS: dict[object, Plan] = {}
+
+
+def plan_again(
+    refs: Sequence[LayerRef], config: PruneConfig, match: PruneReport | None = None
+) -> Plan:
+    """The plan of some layers, found again where it was made before; see ``plan_layers``.
+
+    Raises:
+        WavpruneError: as for ``plan_layers``.
+    """
+    if match is not None:
+        return plan_layers(refs, config, match)
+    weights = tuple((ref.name, type(ref.weight), *_signature(ref.weight)[1:]) for ref in refs)
+    key = (config, BASES.changes, RULES.changes, weights)
+    plan = _KNOWN_PLANS.get(key)
+    if plan is None:
+        plan = plan_layers(refs, config)
+        if plan.cacheable:
+            if len(_KNOWN_PLANS) >= _MOST_PLANS:
+                _KNOWN_PLANS.clear()
+            _KNOWN_PLANS[key] = plan
+    return plan
+
+
 def _remember(
     model: nn.Module, config: PruneConfig, structure: list[object], refs: Sequence[LayerRef]
 ) -> _Known:
@@ -288,7 +314,7 @@ def _structure(model: nn.Module) -> list[object]:
 
 
 def _signature(weight: torch.Tensor) -> tuple[Any, ...]:
-    """What a plan depends on, and where the weight is in memory."""
+    """Where the weight is in memory, and what a plan depends on."""
     return (
         weight.data_ptr(),
         weight.shape,

@@ -22,7 +22,7 @@ from .clock import Clock
 from .interrupts import cannot_be_interrupted, finish
 from .layers import LayerRef, check_finite
 from .outcome import LayerFacts, outcome_of
-from .plan import Plan, plan_layers, plan_model
+from .plan import Plan, plan_again, plan_model
 from .rules import packed_masks
 from .staging import Stage, calls_of
 
@@ -79,7 +79,7 @@ def prune_layers(
             fit; no weight has changed then.
     """
     with neutral(ref.weight for ref in layers):
-        run = _Run(plan_layers(layers, config, match), layers, masks)
+        run = _Run(plan_again(layers, config, match), layers, masks)
         return run.prune(progress, match)
 
 
