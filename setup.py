@@ -111,7 +111,7 @@ def extension() -> dict[str, object]:
     def module() -> Extension:
         return CppExtension(
             "wavprune._C",
-            sources_in(root, "*.cpp", "cpu/*.cpp"),
+            sources_in(root, "*.cpp", "cpu/*.cpp", "coding/*.cpp"),
             depends=sources_in(root, "**/*.h", "**/*.inc", "**/*.cuh"),
             extra_compile_args={"cxx": FLAGS},
             py_limited_api=True,

@@ -63,7 +63,9 @@ def build(compiler: str, sanitizers: str, folder: Path) -> Path:
     include = [f"-I{path}" for path in cpp_extension.include_paths()]
     include.append(f"-I{sysconfig.get_paths()['include']}")
     flags = [*FLAGS, f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all"]
-    sources = sorted([*ROOT.glob("csrc/*.cpp"), *ROOT.glob("csrc/cpu/*.cpp")])
+    sources = sorted(
+        path for part in ("", "cpu/", "coding/") for path in ROOT.glob(f"csrc/{part}*.cpp")
+    )
     waiting = [
         [compiler, *flags, *include, "-c", str(source), "-o", str(folder / f"{source.stem}.o")]
         for source in sources

@@ -1,0 +1,447 @@
+"""Packed files whose steps and errors follow from what they do to the outputs of the network.
+
+One number ``c`` for the whole network: the step of a layer is ``c`` over the root of the geometric
+mean of its ``D``, which gives every layer the same trade of bits for divergence; errors are fed
+back (``feedback.py``). The divergence that this predicts is then measured on inputs that were held
+back, and ``c`` corrected.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..calibration.network import Network, Site, check_outputs
+from ..calibration.output_sensitivity import Direction, Sensitivity, output_sensitivity
+from ..common.loaders import batches, check_loader, inputs_of
+from ..config import AUTO
+from ..engine.layers import LayerRef
+from ..engine.running import running
+from ..errors import WavpruneError
+from . import trellis_tables
+from .feedback import Doubles, factor_of
+from .folding import fold, same_outputs
+from .formats.names import layer_name
+from .items import Item, Quantised, coefficients_of, layout_of
+from .layer import Layer
+from .packed import Layout
+from .packing import Packed, Search, file_size, finish, pack
+from .plan import Plan, choose_tensors
+from .records import DTYPES
+from .report import SaveReport
+from .sources import Source, Tensor, tensors_of
+
+FOLD, KEEP = "fold", "keep"
+BATCH_NORMS = (FOLD, KEEP)
+# Inputs that are held back to measure on, of those there are.
+HELD, MOST_HELD = 0.25, 256
+# Inputs that go forwards and backwards at once.
+AT_ONCE = 16
+# The squared error of a trellis of 8 states over that of rounding to half its step.
+TRELLIS_ERROR = 1 / 30
+# How far from its target a measured divergence may be, what is aimed at, and how often it is tried.
+KL_TOLERANCE, KL_AIM, KL_ROUNDS = 0.1, 0.03, 10
+# What a target of bytes comes to, about, to choose bases at.
+USUAL_KL = 0.03
+BASES = ("identity", "dct", "uhaar", "klt")
+
+
+class Target(NamedTuple):
+    """What to reach: one of two is not None.
+
+    Attributes:
+        kl: the divergence of the outputs.
+        bytes: of the file.
+    """
+
+    kl: float | None
+    bytes: float | None
+
+
+def save_calibrated(
+    model: nn.Module,
+    calibration: Iterable[Any],
+    plan: Plan,
+    explicit: bool,
+    target: Target,
+    batchnorm: str,
+    path: Path,
+) -> SaveReport:
+    """Write a packed file for what calibration inputs say of the network.
+
+    Args:
+        model: the network, which is not changed.
+        calibration: batches of inputs.
+        plan: what is pruned, and in which basis.
+        explicit: True where the plan names the layers; else all that are called are compressed.
+        target: what to reach.
+        batchnorm: ``"fold"`` or ``"keep"``.
+        path: the file.
+
+    Raises:
+        WavpruneError: see ``save``.
+    """
+    begin = time.perf_counter()
+    check_loader(calibration, "calibration")
+    samples = [inputs_of(batch).detach() for batch in batches(calibration)]
+    # The copy is changed, and runs what was quantised.
+    network_model = copy.deepcopy(model)
+    with running(network_model, None) as device:
+        fit, held = _parts([batch.to(device) for batch in samples])
+        study = _study(model, network_model, fit, held, plan, explicit, batchnorm, target)
+        state = _search(study, target)
+    return finish(
+        study.source,
+        state.packed,
+        path,
+        begin,
+        step=state.c,
+        predicted_kl=state.predicted,
+        measured_kl=state.measured,
+    )
+
+
+def _parts(
+    samples: Sequence[torch.Tensor],
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Inputs to learn from and inputs to measure on, in small batches."""
+    total = sum(map(len, samples))
+    if total < 2:
+        raise WavpruneError("calibration: it has 1 input; allowed: 2 or more, to measure on others")
+    wanted = max(1, min(MOST_HELD, round(HELD * total)))
+    every = total / wanted
+    held_at = {int(every * (i + 0.5)) for i in range(wanted)}
+    fit, held = [], []
+    at = 0
+    for batch in samples:
+        chosen = torch.tensor([at + i in held_at for i in range(len(batch))], device=batch.device)
+        at += len(batch)
+        held += [part for part in torch.split(batch[chosen], AT_ONCE) if len(part)]
+        fit += [part for part in torch.split(batch[~chosen], AT_ONCE) if len(part)]
+    return fit, held
+
+
+class _Study(NamedTuple):
+    """What is known of a network before a step is chosen.
+
+    Attributes:
+        network: a copy of the model, in which batch norms are folded.
+        source: the tensors of that copy.
+        items: weights and biases.
+        shifts: name of a weight -> name of what takes up the mean of its errors, the mean inputs
+            that they are multiplied with, and which sign the shift has there.
+        plain: what takes up a shift and is no item, as it was: running the copy changes it.
+        direction: says how far outputs are apart.
+        held: inputs to measure on.
+        dense: the outputs of the model for these.
+    """
+
+    network: Network
+    source: Source
+    items: list[Item]
+    shifts: dict[str, tuple[str, torch.Tensor, int]]
+    plain: dict[str, torch.Tensor]
+    direction: Direction
+    held: list[torch.Tensor]
+    dense: list[torch.Tensor]
+
+
+def _study(
+    model: nn.Module,
+    network_model: nn.Module,
+    fit: list[torch.Tensor],
+    held: list[torch.Tensor],
+    plan: Plan,
+    explicit: bool,
+    batchnorm: str,
+    target: Target,
+) -> _Study:
+    original = tensors_of(model)
+    refs = _refs(network_model)
+    network = Network(network_model, refs)
+    dense = network.outputs(held)
+    check_outputs(dense)
+    sites = network.sites(fit[0][:1])
+    chosen = _chosen(original, plan, explicit, sites)
+    folded: dict[str, str] = {}
+    if batchnorm == FOLD:
+        folded = fold(network, sites)
+        if not same_outputs(dense, network.outputs(held)):
+            raise WavpruneError(
+                "batchnorm='fold': the outputs are others when batch norms are folded into the "
+                "layers before them; allowed here: batchnorm='keep'"
+            )
+    direction = Direction(dense)
+    known = output_sensitivity(network, sites, fit, direction)
+    source = tensors_of(network_model)
+    weights = sum(math.prod(tensor.shape) for tensor in chosen)
+    c = _first(direction.quadratic(target.kl or USUAL_KL), weights)
+    items: list[Item] = []
+    shifts: dict[str, tuple[str, torch.Tensor, int]] = {}
+    for tensor in chosen:
+        name = layer_name(tensor.name)
+        site, sensitivity = sites[name], known[name]
+        item = _weight_item(tensor, source.tensors[tensor.name], plan, site, sensitivity, c)
+        items.append(item)
+        bias = _bias_of(name, site, folded, source)
+        if bias is not None:
+            shifts[tensor.name] = (bias, sensitivity.mean, 1)
+            entry = source.tensors[bias]
+            if name in folded or site.norm is None:
+                items.append(_bias_item(entry, sensitivity))
+        elif site.norm is not None and batchnorm == KEEP:
+            shifts[tensor.name] = (f"{site.norm}.running_mean", sensitivity.mean, -1)
+    names = {item.name for item in items}
+    plain = {
+        bias: source.tensors[bias].read() for bias, _, _ in shifts.values() if bias not in names
+    }
+    return _Study(network, source, items, shifts, plain, direction, held, dense)
+
+
+def _refs(model: nn.Module) -> list[LayerRef]:
+    """The weights of layers that may be called, each once."""
+    return [
+        LayerRef(name, module.weight)
+        for name, module in model.named_modules()
+        if isinstance(getattr(module, "weight", None), torch.Tensor) and module.weight.ndim > 1
+    ]
+
+
+def _chosen(source: Source, plan: Plan, explicit: bool, sites: Mapping[str, Site]) -> list[Tensor]:
+    if explicit:
+        chosen = choose_tensors(source, plan)
+        for tensor in chosen:
+            if layer_name(tensor.name) not in sites:
+                raise WavpruneError(
+                    f"layer {layer_name(tensor.name)!r}: calibration inputs do not reach it; "
+                    "ignore that layer"
+                )
+        return chosen
+    keys = [source.aliases.get(weight.key, weight.key) for weight in source.weights]
+    chosen = [source.tensors[key] for key in dict.fromkeys(keys)]
+    return [
+        tensor for tensor in chosen if layer_name(tensor.name) in sites and tensor.dtype in DTYPES
+    ]
+
+
+def _bias_of(name: str, site: Site, folded: Mapping[str, str], source: Source) -> str | None:
+    """The bias that takes up a shift of a layer's outputs."""
+    bias = f"{folded[name]}.bias" if name in folded else f"{name}.bias"
+    takes = name in folded or (site.follows_bias and site.norm is None)
+    return bias if takes and bias in source.tensors else None
+
+
+def _weight_item(
+    tensor: Tensor, changed: Tensor, plan: Plan, site: Site, sensitivity: Sensitivity, c: float
+) -> Item:
+    """A weight in the basis of the fewest bytes; all of them have about the same divergence."""
+    try:
+        options = [
+            _option(layer, tensor, changed, site, sensitivity)
+            for layer in _layers(tensor, plan, site)
+        ]
+    except WavpruneError as error:
+        raise WavpruneError(f"layer {layer_name(tensor.name)!r}: {error}") from error
+    if len(options) == 1:
+        return options[0]
+    return min(options, key=lambda item: _bits(item, c))
+
+
+def _bits(item: Item, c: float) -> float:
+    indices = item.quantised(c).indices
+    classes = trellis_tables.classify(indices)
+    tally = trellis_tables.counts(indices, classes)
+    _, frequencies = trellis_tables.choose(tally)
+    bits = trellis_tables.bits_of(frequencies)
+    return float(bits[tally > 0] @ tally[tally > 0]) + 8 * len(item.payload)
+
+
+def _layers(tensor: Tensor, plan: Plan, site: Site) -> list[Layer]:
+    """The layer in each basis that may be taken."""
+    if plan.quantised is None or plan.quantised.wavelet != AUTO:
+        return [plan.layer(tensor)]
+    spatial = len(tensor.shape) == 4 and site.rows.kernel_values > 1
+    names = BASES if spatial else BASES[:1]
+    return [
+        replace(plan, quantised=replace(plan.quantised, wavelet=name)).layer(tensor)
+        for name in names
+    ]
+
+
+def _option(
+    layer: Layer, tensor: Tensor, changed: Tensor, site: Site, sensitivity: Sensitivity
+) -> Item:
+    weight = changed.read()
+    peak = float(weight.abs().max())
+    moved = layer._replace(
+        kernels=weight.reshape(layer.kernels.shape), peak=peak, norm=float(weight.double().norm())
+    )
+    layout = layout_of(moved, site.rows.groups, site.rows.transposed)
+    matrix, zeros = coefficients_of(moved, layout)
+    hessian = _in_basis(sensitivity.hessian.numpy(), layer, layout)
+    factor = factor_of(hessian * 4.0**layer.exponent)
+    return Item(
+        name=tensor.name,
+        dtype=layer.dtype,
+        layout=layout,
+        matrix=matrix,
+        zeros=zeros,
+        unit=0.5 / math.sqrt(factor.scale),
+        factor=factor,
+        exponent=layer.exponent,
+        original=weight,
+        basis=layer.basis,
+        payload=layer.basis_bytes,
+        synthesis=layer.synthesis,
+    )
+
+
+def _in_basis(hessian: Doubles, layer: Layer, layout: Layout) -> Doubles:
+    """``H`` of the coefficients: an error ``E`` of these is ``E S.T`` of the weights."""
+    if layer.synthesis is None:
+        return hessian
+    S = torch.from_numpy(layer.synthesis.astype(np.float64))
+    K, M = S.shape
+    groups, d, _ = hessian.shape
+    channels = d // K
+    grid = torch.from_numpy(hessian).reshape(groups, channels, K, channels, K)
+    # Right and left, as S.T H S of each pair of channels.
+    right = grid @ S
+    both = S.T @ right.permute(0, 1, 3, 2, 4)
+    turned: Doubles = both.permute(0, 1, 3, 2, 4).reshape(groups, channels * M, -1).numpy()
+    return (turned + turned.transpose(0, 2, 1)) / 2
+
+
+def _bias_item(entry: Tensor, sensitivity: Sensitivity) -> Item:
+    values = entry.read()
+    factor = factor_of(np.array([[[max(sensitivity.bias, 1e-30)]]]))
+    return Item(
+        name=entry.name,
+        dtype=entry.dtype,
+        layout=Layout(entry.shape),
+        matrix=values.double().reshape(-1, 1).numpy(),
+        zeros=None,
+        unit=0.5 / math.sqrt(factor.scale),
+        factor=factor,
+        exponent=0,
+        original=values,
+    )
+
+
+class _State(NamedTuple):
+    c: float
+    packed: Packed
+    predicted: float
+    measured: float
+
+
+def _search(study: _Study, target: Target) -> _State:
+    weights = sum(item.matrix.size for item in study.items)
+    if target.bytes is not None:
+        search = Search(target.bytes, weights, _first(study.direction.quadratic(USUAL_KL), weights))
+        while search.c is not None:
+            state = _at(study, search.c, measure=False)
+            search.report(file_size(state.packed.data))
+        return state._replace(measured=_measured(study, _tensors(study, state.c)[1]))
+    assert target.kl is not None
+    c = _first(study.direction.quadratic(target.kl), weights)
+    tried: list[_State] = []
+    for _ in range(KL_ROUNDS):
+        state = _at(study, c)
+        tried.append(state)
+        off = math.log(max(state.measured, 1e-12) / target.kl)
+        if abs(off) <= KL_AIM:
+            break
+        c = _next(tried, target.kl)
+    # Of a small network the divergence jumps from step to step: the coarsest that is good enough.
+    good = [state for state in tried if state.measured <= (1 + KL_TOLERANCE) * target.kl]
+    if not good:
+        best = min(tried, key=lambda state: state.measured)
+        raise WavpruneError(
+            f"no step brings the divergence to target_kl={target.kl:g}; the nearest has "
+            f"{best.measured:g}"
+        )
+    return min(good, key=lambda state: len(state.packed.data))
+
+
+def _first(kl: float, weights: int) -> float:
+    """Every weight adds ``c * c`` times a constant, about."""
+    return math.sqrt(kl / (weights * TRELLIS_ERROR))
+
+
+def _next(tried: Sequence[_State], kl: float) -> float:
+    last = tried[-1]
+    if len(tried) == 1:
+        move = math.log(kl / max(last.measured, 1e-12)) / 2
+        return last.c * math.exp(min(max(move, -2.0), 2.0))
+    # A line through the two nearest, in logarithms.
+    first, second = sorted(tried, key=lambda s: abs(math.log(max(s.measured, 1e-12) / kl)))[:2]
+    rise = math.log(max(first.measured, 1e-12) / max(second.measured, 1e-12))
+    run = math.log(first.c / second.c)
+    slope = min(max(rise / run if run else 2.0, 0.7), 4.0)
+    move = math.log(kl / max(first.measured, 1e-12)) / slope
+    return first.c * math.exp(min(max(move, -1.0), 1.0))
+
+
+def _at(study: _Study, c: float, measure: bool = True) -> _State:
+    quantised, changed, predicted = _quantised(study, c)
+    state = {name: found.tensor() for name, found in quantised.items()} | changed
+    measured = _measured(study, state) if measure else math.nan
+    return _State(c, pack(study.source, quantised, changed), predicted, measured)
+
+
+def _tensors(study: _Study, c: float) -> tuple[float, dict[str, torch.Tensor]]:
+    quantised, changed, predicted = _quantised(study, c)
+    return predicted, {name: found.tensor() for name, found in quantised.items()} | changed
+
+
+def _quantised(
+    study: _Study, c: float
+) -> tuple[dict[str, Quantised], dict[str, torch.Tensor], float]:
+    """Everything at one ``c``, and the divergence that it should have."""
+    items = {item.name: item for item in study.items}
+    quantised = {name: item.quantised(c) for name, item in items.items() if name in study.shifts}
+    changed: dict[str, torch.Tensor] = {}
+    for name, (bias, mean, sign) in study.shifts.items():
+        shift = sign * _shift(quantised[name], mean)
+        if bias in items:
+            moved = items[bias].matrix - shift[:, None]
+            quantised[bias] = replace(items[bias], matrix=moved).quantised(c)
+        else:
+            before = study.plain[bias]
+            changed[bias] = (before.double() - torch.from_numpy(shift)).to(before.dtype)
+    for name, item in items.items():
+        if name not in quantised:
+            quantised[name] = item.quantised(c)
+    predicted = math.fsum(found.divergence() for found in quantised.values())
+    return quantised, changed, study.direction.predicted(predicted)
+
+
+def _shift(found: Quantised, mean: torch.Tensor) -> Doubles:
+    """How the errors of a weight move the mean of each output."""
+    item = found.item
+    after = found.tensor().double().numpy()
+    before = item.original.double().numpy()
+    plain = replace(item.layout, coefficients=item.layout.kernel)
+    error = plain.split((after - before).reshape(-1, item.layout.kernel))
+    groups = len(mean)
+    moved = error.reshape(groups, -1, error.shape[1]) @ mean.numpy()[:, :, None]
+    return np.asarray(moved.reshape(-1))
+
+
+def _measured(study: _Study, tensors: Mapping[str, torch.Tensor]) -> float:
+    """The divergence of the outputs with these tensors."""
+    state = study.network.model.state_dict()
+    for name, tensor in tensors.items():
+        state[name].copy_(tensor)
+    after = study.network.outputs(study.held)
+    return float(study.direction.divergence(study.dense, after).mean())

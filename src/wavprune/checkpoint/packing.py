@@ -1,0 +1,238 @@
+"""Writing of packed files: from the weights alone, and what every way of writing them shares."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from ..common.atomic import replaced
+from ..errors import WavpruneError
+from .container import KEY, tensor_writer
+from .formats.names import layer_name
+from .items import Item, Quantised, item_of
+from .packed import METADATA, TENSOR, Packer, crc_of
+from .plan import Plan
+from .report import SavedLayer, SaveReport
+from .sources import Source, Tensor
+
+# How far from its target a file may be, and how many steps are tried.
+TOLERANCE = 0.008
+ROUNDS = 9
+# Bits of a weight for twice the step, at fine steps.
+FALLS = 1.0
+
+
+class Packed(NamedTuple):
+    """A model's bytes.
+
+    Attributes:
+        data: of the file's tensor.
+        layers: what was done to each.
+    """
+
+    data: bytes
+    layers: list[SavedLayer]
+
+
+def pack(
+    source: Source,
+    quantised: Mapping[str, Quantised],
+    changed: Mapping[str, torch.Tensor] | None = None,
+) -> Packed:
+    """The bytes of a model.
+
+    Args:
+        source: its tensors.
+        quantised: by name, those that are stored as indices.
+        changed: by name, tensors that are stored as they are, but not as the source has them.
+    """
+    packer = Packer(source.metadata)
+    stored: list[tuple[Quantised, torch.Tensor]] = []
+    for name in source.names:
+        if name in source.aliases:
+            packer.alias(name, source.aliases[name])
+            continue
+        found = quantised.get(name)
+        if found is not None:
+            tensor = found.tensor()
+            found.pack(packer, tensor)
+            stored.append((found, tensor))
+            continue
+        entry = source.tensors[name]
+        values = (changed or {}).get(name)
+        values = entry.read() if values is None else values
+        flat = values.contiguous().reshape(-1).view(torch.uint8).numpy()
+        packer.raw(name, entry.dtype, entry.shape, flat)
+    data, sizes = packer.finish()
+    return Packed(data, [_saved(*pair, size) for pair, size in zip(stored, sizes, strict=True)])
+
+
+def _saved(found: Quantised, tensor: torch.Tensor, size: int) -> SavedLayer:
+    item = found.item
+    before, after = item.original.double(), tensor.double()
+    error, norm = float((after - before).norm()), float(before.norm())
+    peak = float(before.abs().max()) if before.numel() else 0.0
+    if (peak and not norm * norm) or not math.isfinite(norm):
+        # Squares of these have no room.
+        norm = peak * float((before / peak).norm())
+        error = peak * float(((after - before) / peak).norm())
+    return SavedLayer(
+        name=layer_name(item.name) if item.name.endswith("weight") else item.name,
+        shape=item.layout.shape,
+        wavelet="identity" if item.basis is None else item.basis.name,
+        values="trellis",
+        coder="trellis",
+        coefficients=found.indices.size,
+        kept=int(np.count_nonzero(found.indices)),
+        bytes=size,
+        error=error,
+        norm=norm,
+        relative_error=error / norm if norm else 0.0,
+        checksum=crc_of(tensor),
+    )
+
+
+def file_size(data: bytes) -> int:
+    """Bytes of the file that ``write`` writes."""
+    entry = {"dtype": "U8", "shape": [len(data)], "data_offsets": [0, len(data)]}
+    header = json.dumps({"__metadata__": {KEY: METADATA}, TENSOR: entry}, separators=(",", ":"))
+    return 8 + -(-len(header) // 8) * 8 + len(data)
+
+
+def write(data: bytes, new: Path) -> None:
+    """Write a file of these bytes."""
+    with tensor_writer(new) as writer, new.open("wb") as file:
+        writer.write(data)
+        writer.close(TENSOR, "U8")
+        writer.finish(file, {KEY: METADATA})
+
+
+class Search:
+    """Finds the number ``c`` at which a file has some bytes.
+
+    Args:
+        target: bytes.
+        weights: how many follow ``c``.
+        start: the first to try.
+
+    Attributes:
+        c: the next to try; None when the last one was close enough.
+    """
+
+    def __init__(self, target: float, weights: int, start: float) -> None:
+        self.target, self._weights = target, weights
+        self.c: float | None = start
+        self._tried: list[tuple[float, float]] = []
+
+    def report(self, size: int) -> None:
+        """Say how many bytes the file of ``c`` has.
+
+        Raises:
+            WavpruneError: no ``c`` reaches the target.
+        """
+        assert self.c is not None
+        if abs(size - self.target) <= TOLERANCE * self.target:
+            self.c = None
+            return
+        at = math.log2(self.c)
+        self._tried.append((at, float(size)))
+        if len(self._tried) == ROUNDS:
+            nearest = min(self._tried, key=lambda tried: abs(tried[1] - self.target))[1]
+            raise WavpruneError(
+                f"no step brings the file to {self.target:,.0f} bytes; the nearest has "
+                f"{nearest:,.0f}, of which the tensors that stay as they are may be most"
+            )
+        larger = max((t for t in self._tried if t[1] > self.target), default=None)
+        smaller = min((t for t in self._tried if t[1] < self.target), default=None)
+        if larger is None or smaller is None:
+            move = 8 * (size - self.target) / (FALLS * self._weights)
+            self.c = 2.0 ** (at + min(max(1.1 * move, -3.0), 3.0))
+            return
+        share = (larger[1] - self.target) / (larger[1] - smaller[1])
+        self.c = 2.0 ** (larger[0] + min(max(share, 0.05), 0.95) * (smaller[0] - larger[0]))
+
+
+def save_from_weights(
+    source: Source,
+    chosen: Sequence[Tensor],
+    plan: Plan,
+    step: float | None,
+    goal: float | None,
+    path: Path,
+) -> SaveReport:
+    """Write a file whose steps follow from the weights alone: one number times each norm.
+
+    Args:
+        source: all tensors.
+        chosen: those to compress.
+        plan: in which basis, and what is pruned.
+        step: that number.
+        goal: bytes, which choose it.
+        path: the file.
+
+    Raises:
+        WavpruneError: a weight is not finite, or the goal is out of reach.
+    """
+    begin = time.perf_counter()
+    items = list(map(_item(plan), chosen))
+    weights = sum(item.matrix.size for item in items)
+
+    def at(c: float) -> Packed:
+        return pack(source, {item.name: item.quantised(c / 2) for item in items})
+
+    c = 0.0 if step is None else step
+    if goal is None:
+        done = at(c)
+    else:
+        search = Search(goal, weights, 0.01)
+        while search.c is not None:
+            c = search.c
+            done = at(c)
+            search.report(file_size(done.data))
+    return finish(source, done, path, begin, step=c)
+
+
+def finish(
+    source: Source,
+    done: Packed,
+    path: Path,
+    begin: float,
+    *,
+    step: float | None,
+    predicted_kl: float | None = None,
+    measured_kl: float | None = None,
+) -> SaveReport:
+    """Write a model's bytes, and say what was done."""
+    with replaced(path) as new:
+        write(done.data, new)
+        size = new.stat().st_size
+    return SaveReport(
+        path=path,
+        bytes=size,
+        uncompressed=source.size,
+        layers=tuple(done.layers),
+        step=step,
+        seconds=time.perf_counter() - begin,
+        skipped=source.skipped,
+        left_out=source.left_out,
+        predicted_kl=predicted_kl,
+        measured_kl=measured_kl,
+    )
+
+
+def _item(plan: Plan) -> Callable[[Tensor], Item]:
+    def item(tensor: Tensor) -> Item:
+        layer = plan.layer(tensor)
+        try:
+            return item_of(tensor.name, layer, tensor.read(), unit=layer.norm or 1.0)
+        except WavpruneError as error:
+            raise WavpruneError(f"layer {layer_name(tensor.name)!r}: {error}") from error
+
+    return item
