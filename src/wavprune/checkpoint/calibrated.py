@@ -33,15 +33,15 @@ from .folding import fold, same_outputs
 from .formats.names import layer_name
 from .items import Item, Quantised, coefficients_of, layout_of
 from .layer import Layer
-from .packed import Layout
-from .packing import Packed, Search, file_size, finish, pack
+from .norms import MEAN_STEP, NormLink
+from .packed_layout import Layout
+from .packing import Norms, Packed, Search, file_size, finish, pack
 from .plan import Plan, choose_tensors
+from .quantisers import KEEP
 from .records import DTYPES
 from .report import SaveReport
 from .sources import Source, Tensor, tensors_of
 
-FOLD, KEEP = "fold", "keep"
-BATCH_NORMS = (FOLD, KEEP)
 # Inputs that are held back to measure on, of those there are.
 HELD, MOST_HELD = 0.25, 256
 # Inputs that go forwards and backwards at once.
@@ -140,6 +140,7 @@ class _Study(NamedTuple):
         shifts: name of a weight -> name of what takes up the mean of its errors, the mean inputs
             that they are multiplied with, and which sign the shift has there.
         plain: what takes up a shift and is no item, as it was: running the copy changes it.
+        norms: batch norms that are unfolded again when the file is read.
         direction: says how far outputs are apart.
         held: inputs to measure on.
         dense: the outputs of the model for these.
@@ -150,6 +151,7 @@ class _Study(NamedTuple):
     items: list[Item]
     shifts: dict[str, tuple[str, torch.Tensor, int]]
     plain: dict[str, torch.Tensor]
+    norms: Norms
     direction: Direction
     held: list[torch.Tensor]
     dense: list[torch.Tensor]
@@ -172,14 +174,12 @@ def _study(
     check_outputs(dense)
     sites = network.sites(fit[0][:1])
     chosen = _chosen(original, plan, explicit, sites)
-    folded: dict[str, str] = {}
-    if batchnorm == FOLD:
-        folded = fold(network, sites)
-        if not same_outputs(dense, network.outputs(held)):
-            raise WavpruneError(
-                "batchnorm='fold': the outputs are others when batch norms are folded into the "
-                "layers before them; allowed here: batchnorm='keep'"
-            )
+    folded = fold(network, sites)
+    if not same_outputs(dense, network.outputs(held)):
+        raise WavpruneError(
+            "batchnorm: the outputs are others when batch norms are folded into the layers before "
+            "them; something else reads these layers' outputs"
+        )
     direction = Direction(dense)
     known = output_sensitivity(network, sites, fit, direction)
     source = tensors_of(network_model)
@@ -196,15 +196,21 @@ def _study(
         if bias is not None:
             shifts[tensor.name] = (bias, sensitivity.mean, 1)
             entry = source.tensors[bias]
-            if name in folded or site.norm is None:
-                items.append(_bias_item(entry, sensitivity))
-        elif site.norm is not None and batchnorm == KEEP:
+            items.append(_bias_item(entry, sensitivity))
+        elif site.norm is not None:
             shifts[tensor.name] = (f"{site.norm}.running_mean", sensitivity.mean, -1)
+    links = []
+    if batchnorm == KEEP:
+        for name, norm in folded.items():
+            if f"{name}.weight" in shifts:
+                links.append(_link(name, norm, network.norms[norm].eps))
+                items.append(_mean_item(original, links[-1]))
     names = {item.name for item in items}
     plain = {
         bias: source.tensors[bias].read() for bias, _, _ in shifts.values() if bias not in names
     }
-    return _Study(network, source, items, shifts, plain, direction, held, dense)
+    norms = Norms(original, links)
+    return _Study(network, source, items, shifts, plain, norms, direction, held, dense)
 
 
 def _refs(model: nn.Module) -> list[LayerRef]:
@@ -337,6 +343,36 @@ def _bias_item(entry: Tensor, sensitivity: Sensitivity) -> Item:
     )
 
 
+def _link(name: str, norm: str, eps: float) -> NormLink:
+    return NormLink(
+        weight=f"{name}.weight",
+        gamma=f"{norm}.weight",
+        var=f"{norm}.running_var",
+        mean=f"{norm}.running_mean",
+        bias=f"{norm}.bias",
+        eps=eps,
+    )
+
+
+def _mean_item(original: Source, link: NormLink) -> Item:
+    """Means of a batch norm, whose exact values inference does not need."""
+    entry = original.tensors[link.mean]
+    values, var = entry.read(), original.tensors[link.var].read()
+    step = MEAN_STEP * max(float(var.double().mean()) ** 0.5, 1e-30)
+    return Item(
+        name=entry.name,
+        dtype=entry.dtype,
+        layout=Layout(entry.shape),
+        matrix=values.double().reshape(-1, 1).numpy(),
+        zeros=None,
+        unit=0.0,
+        factor=None,
+        exponent=0,
+        original=values,
+        least_step=step,
+    )
+
+
 class _State(NamedTuple):
     c: float
     packed: Packed
@@ -351,7 +387,7 @@ def _search(study: _Study, target: Target) -> _State:
         while search.c is not None:
             state = _at(study, search.c, measure=False)
             search.report(file_size(state.packed.data))
-        return state._replace(measured=_measured(study, _tensors(study, state.c)[1]))
+        return _at(study, state.c)
     assert target.kl is not None
     c = _first(study.direction.quadratic(target.kl), weights)
     tried: list[_State] = []
@@ -379,29 +415,31 @@ def _first(kl: float, weights: int) -> float:
 
 
 def _next(tried: Sequence[_State], kl: float) -> float:
+    below = max((t.c for t in tried if t.measured <= kl), default=None)
+    above = min((t.c for t in tried if t.measured > kl), default=None)
     last = tried[-1]
-    if len(tried) == 1:
+    if below is None or above is None or above <= below:
         move = math.log(kl / max(last.measured, 1e-12)) / 2
         return last.c * math.exp(min(max(move, -2.0), 2.0))
-    # A line through the two nearest, in logarithms.
-    first, second = sorted(tried, key=lambda s: abs(math.log(max(s.measured, 1e-12) / kl)))[:2]
-    rise = math.log(max(first.measured, 1e-12) / max(second.measured, 1e-12))
-    run = math.log(first.c / second.c)
-    slope = min(max(rise / run if run else 2.0, 0.7), 4.0)
-    move = math.log(kl / max(first.measured, 1e-12)) / slope
-    return first.c * math.exp(min(max(move, -1.0), 1.0))
+    known = {t.c: math.log(max(t.measured, 1e-12)) for t in tried}
+    share = (math.log(kl) - known[below]) / (known[above] - known[below])
+    between = min(max(share, 0.1), 0.9)
+    return below * math.exp(between * math.log(above / below))
 
 
 def _at(study: _Study, c: float, measure: bool = True) -> _State:
     quantised, changed, predicted = _quantised(study, c)
-    state = {name: found.tensor() for name, found in quantised.items()} | changed
-    measured = _measured(study, state) if measure else math.nan
-    return _State(c, pack(study.source, quantised, changed), predicted, measured)
+    measured = math.nan
+    if measure:
+        measured = _measured(study, _stored(study, quantised) | changed)
+    packed = pack(study.source, quantised, changed, study.norms)
+    return _State(c, packed, predicted, measured)
 
 
-def _tensors(study: _Study, c: float) -> tuple[float, dict[str, torch.Tensor]]:
-    quantised, changed, predicted = _quantised(study, c)
-    return predicted, {name: found.tensor() for name, found in quantised.items()} | changed
+def _stored(study: _Study, quantised: Mapping[str, Quantised]) -> dict[str, torch.Tensor]:
+    """What the copy of the model gets: not the means that only unfolding needs."""
+    means = {link.mean for link in study.norms.links}
+    return {name: found.tensor() for name, found in quantised.items() if name not in means}
 
 
 def _quantised(

@@ -13,7 +13,8 @@ from ..errors import WavpruneError
 from . import trellis_tables
 from .feedback import Doubles, Factor, dequantised, divergence_of, quantise_matrix
 from .layer import Layer
-from .packed import Layout, Matrix, Packer, crc_of
+from .packed import Packer
+from .packed_layout import Layout, Matrix, crc_of
 from .stored_basis import Floats, StoredBasis
 from .trellis import Classes, Ints, quantise
 
@@ -36,8 +37,9 @@ class Item:
         exponent: see ``Layer``.
         basis: of its kernels; None is the identity.
         payload: what a file holds of the basis.
-        synthesis: of the basis.
         original: the tensor, for its error.
+        synthesis: of the basis.
+        least_step: what the step is at least.
     """
 
     name: str
@@ -52,12 +54,14 @@ class Item:
     basis: StoredBasis | None = None
     payload: bytes = b""
     synthesis: Floats | None = None
+    least_step: float = 0.0
 
     def quantised(self, c: float) -> Quantised:
         """The item at one number ``c`` for the whole model."""
         # A step that float32 has, and at which the largest coefficient has an index.
         peak = float(np.abs(self.matrix).max(initial=0.0))
-        step = float(np.float32(max(c * self.unit, peak / (1 << 21), 1e-37)))
+        least = max(self.least_step, peak / (1 << 21), 1e-37)
+        step = float(np.float32(max(c * self.unit, least)))
         if self.factor is None:
             targets = np.ascontiguousarray(self.matrix.T, dtype=np.float32)
             zeros = None if self.zeros is None else self.zeros.T

@@ -20,10 +20,11 @@ from .compressor import bytes_of
 from .container import COPIED_AT_ONCE, KEY, tensor_writer
 from .decoding import decode, parts_of
 from .formats.safetensors import DTYPES, Entry, read_header
-from .packed import TENSOR, Unpacked, is_packed
+from .packed_layout import TENSOR, is_packed
 from .records import Contents, Record, parse
 from .saving import output_path
 from .stored_basis import Floats, StoredBasis
+from .unpacked import Unpacked
 
 # A file that says it holds more bytes than this for each of its own is not believed.
 RATIO = 1024

@@ -17,7 +17,9 @@ from ..errors import WavpruneError
 from .container import KEY, tensor_writer
 from .formats.names import layer_name
 from .items import Item, Quantised, item_of
-from .packed import METADATA, TENSOR, Packer, crc_of
+from .norms import NormLink, from_grid, unfold
+from .packed import Packer
+from .packed_layout import METADATA, TENSOR, crc_of
 from .plan import Plan
 from .report import SavedLayer, SaveReport
 from .sources import Source, Tensor
@@ -41,10 +43,23 @@ class Packed(NamedTuple):
     layers: list[SavedLayer]
 
 
+class Norms(NamedTuple):
+    """Batch norms that are folded in a source, and come back when a file is read.
+
+    Attributes:
+        original: the tensors of the model that was not folded.
+        links: the batch norms.
+    """
+
+    original: Source
+    links: Sequence[NormLink]
+
+
 def pack(
     source: Source,
     quantised: Mapping[str, Quantised],
     changed: Mapping[str, torch.Tensor] | None = None,
+    norms: Norms | None = None,
 ) -> Packed:
     """The bytes of a model.
 
@@ -52,7 +67,10 @@ def pack(
         source: its tensors.
         quantised: by name, those that are stored as indices.
         changed: by name, tensors that are stored as they are, but not as the source has them.
+        norms: batch norms that can be fine-tuned.
     """
+    links = [] if norms is None else norms.links
+    on_grid = {name for link in links for name in (link.gamma, link.var)}
     packer = Packer(source.metadata)
     stored: list[tuple[Quantised, torch.Tensor]] = []
     for name in source.names:
@@ -66,17 +84,36 @@ def pack(
             stored.append((found, tensor))
             continue
         entry = source.tensors[name]
+        if norms is not None and name in on_grid:
+            packer.logs(name, entry.dtype, norms.original.tensors[name].read())
+            continue
         values = (changed or {}).get(name)
         values = entry.read() if values is None else values
         flat = values.contiguous().reshape(-1).view(torch.uint8).numpy()
         packer.raw(name, entry.dtype, entry.shape, flat)
+    for link in links:
+        packer.link(link)
     data, sizes = packer.finish()
-    return Packed(data, [_saved(*pair, size) for pair, size in zip(stored, sizes, strict=True)])
+    tensors = {found.item.name: tensor for found, tensor in stored}
+    originals = {found.item.name: found.item.original for found, _ in stored}
+    for link in links:
+        assert norms is not None
+        read = {name: norms.original.tensors[name].read() for name in link.names}
+        originals |= {name: read[name] for name in (link.weight, link.bias)}
+        held = {name: tensors.get(name, read[name]) for name in link.names}
+        held |= {name: from_grid(read[name]) for name in (link.gamma, link.var)}
+        unfolded = unfold(link, held)
+        tensors |= {name: unfolded[name] for name in (link.weight, link.bias)}
+    layers = [
+        _saved(found, originals[found.item.name], tensors[found.item.name], size)
+        for (found, _), size in zip(stored, sizes, strict=True)
+    ]
+    return Packed(data, layers)
 
 
-def _saved(found: Quantised, tensor: torch.Tensor, size: int) -> SavedLayer:
+def _saved(found: Quantised, original: torch.Tensor, tensor: torch.Tensor, size: int) -> SavedLayer:
     item = found.item
-    before, after = item.original.double(), tensor.double()
+    before, after = original.double(), tensor.double()
     error, norm = float((after - before).norm()), float(before.norm())
     peak = float(before.abs().max()) if before.numel() else 0.0
     if (peak and not norm * norm) or not math.isfinite(norm):

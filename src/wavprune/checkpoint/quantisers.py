@@ -18,6 +18,9 @@ from .stored_basis import Floats
 AUTO = "auto"
 # No coder of symbols: what quantises and codes whole models (``packing.py``).
 TRELLIS = "trellis"
+# What becomes of batch norms where calibration inputs choose the steps.
+FOLD, KEEP = "fold", "keep"
+BATCH_NORMS = (FOLD, KEEP)
 BITS = (8, 6, 4)
 LARGEST_SYMBOL = 32700
 

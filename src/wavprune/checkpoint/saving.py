@@ -19,14 +19,14 @@ from ..config import PruneConfig
 from ..engine.ambient import neutral
 from ..errors import WavpruneError
 from ..report import PruneReport
-from .calibrated import BATCH_NORMS, FOLD, Target, save_calibrated
+from .calibrated import Target, save_calibrated
 from .compressor import bytes_of, zstandard
 from .container import KEY, Writer, tensor_writer
 from .encoding import BasisStore, Encoded, encode
 from .formats.names import layer_name, warn_skipped
 from .packing import save_from_weights
 from .plan import Plan, choose_tensors, plan_of
-from .quantisers import AUTO, TRELLIS, Quantiser, quantiser_of
+from .quantisers import AUTO, BATCH_NORMS, FOLD, TRELLIS, Quantiser, quantiser_of
 from .rate import Search
 from .records import SYMBOLS, Contents, Record
 from .report import SavedLayer, SaveReport
