@@ -124,8 +124,8 @@ class Packer:
             block.raw(small)
         block.raw(zlib.crc32(bytes(block.data)).to_bytes(4, "little"))
         for coded in coded_streams:
-            block.raw(coded.states.astype("<u4").tobytes())
-            block.raw(coded.words.astype("<u2").tobytes())
+            part = coded.states.astype("<u4").tobytes() + coded.words.astype("<u2").tobytes()
+            block.raw(part + zlib.crc32(part).to_bytes(4, "little"))
         for data in self._raw:
             block.raw(data.tobytes())
         return bytes(block.data), sizes

@@ -14,12 +14,12 @@ import torch
 from .decoding import checksum, in_range
 from .formats.safetensors import BITS
 from .formats.safetensors import DTYPES as TORCH_DTYPES
+from .records import PACKED_VERSION
 from .synthesis import synthesise
 from .trellis import Floats
 
-VERSION = 3
 TENSOR = "wavprune"
-METADATA = f'{{"version":{VERSION}}}'
+METADATA = f'{{"version":{PACKED_VERSION}}}'
 RAW, ALIAS, MATRIX, FILLED, LOGS = range(5)
 # Weights of a stream, about.
 STREAM = 1 << 18

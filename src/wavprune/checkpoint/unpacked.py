@@ -38,6 +38,7 @@ from .trellis import COLUMNS, Classes, Coded, Decoder, Floats, Ints, decoding_ta
 
 LARGEST_HEAD = 1 << 28
 MOST_AXES = 8
+DAMAGED = "its checksum differs: the file is damaged"
 
 
 def _read_classes(reader: Reader, length: int) -> npt.NDArray[np.uint8]:
@@ -129,7 +130,7 @@ class Unpacked:
             words, escapes = reader.number(), reader.number(len(self._data))
             listed = [reader.signed() for _ in range(escapes)]
             self._coded.append((start, words, np.array(listed, dtype=np.int32)))
-            start += 4 * COLUMNS + 2 * words
+            start += 4 * COLUMNS + 2 * words + 4
             self._streams |= {name: (number, [n for n, _ in part]) for name, _ in part}
         self._tables = np.zeros(0, dtype=np.uint32)
         if matrices:
@@ -311,7 +312,7 @@ class Unpacked:
             return one.expand(entry.shape).clone() if entry.shape else one.reshape(())
         part = self._data[entry.start : entry.start + entry.size]
         if zlib.crc32(part) != entry.crc:
-            raise WavpruneError(f"its tensor {name!r} is damaged: its checksum differs")
+            raise WavpruneError(DAMAGED)
         if not entry.size:
             return torch.empty(entry.shape if dtype else (0,), dtype=dtype or torch.uint8)
         values = torch.frombuffer(bytearray(part), dtype=torch.uint8)
@@ -319,9 +320,10 @@ class Unpacked:
 
     def _decoded(self, number: int, names: Sequence[str]) -> Iterator[tuple[str, torch.Tensor]]:
         start, count, escapes = self._coded[number]
-        part = self._data[start : start + 4 * COLUMNS + 2 * count]
-        if len(part) != 4 * COLUMNS + 2 * count:
-            raise WavpruneError("its coded values end early")
+        stop = start + 4 * COLUMNS + 2 * count
+        part = self._data[start:stop]
+        if zlib.crc32(part) != int.from_bytes(self._data[stop : stop + 4], "little"):
+            raise WavpruneError(DAMAGED)
         states = np.frombuffer(part[: 4 * COLUMNS], dtype="<u4").astype(np.uint32)
         words = np.frombuffer(part[4 * COLUMNS :], dtype="<u2").astype(np.uint16)
         decoder = Decoder(Coded(states, words, escapes), self._tables, self._compiled)
@@ -331,7 +333,7 @@ class Unpacked:
             coefficients = decoder.read(self._classes[name], entry.step)
             tensor = entry.tensor(coefficients, self._matrix(entry.basis))
             if crc_of(tensor) != entry.crc:
-                raise WavpruneError(f"its tensor {name!r} is damaged: its checksum differs")
+                raise WavpruneError(f"its tensor {name!r} is not the one that was saved")
             yield name, tensor
         decoder.end()
 
@@ -351,7 +353,7 @@ def _heads(data: memoryview) -> tuple[Reader, Reader, int]:
     start = sizes.position
     stop = start + sum(small for _, small in pairs)
     if int.from_bytes(data[stop : stop + 4], "little") != zlib.crc32(data[:stop]):
-        raise WavpruneError("its records are damaged: their checksum differs")
+        raise WavpruneError(DAMAGED)
     readers = []
     for size, small in pairs:
         part = Decompressor(data[start : start + small])
