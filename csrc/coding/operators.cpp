@@ -190,6 +190,24 @@ Tensor trellis_counts(Tensor symbols, Tensor row_classes, Tensor column_classes,
   return result;
 }
 
+Tensor trellis_values(Tensor symbols, double step) {
+  STD_TORCH_CHECK(symbols.dim() == 2, "wavprune: symbols are (rows, columns)");
+  const int64_t rows = symbols.size(0), columns = symbols.size(1);
+  const int32_t* const k = data_of<const int32_t>(symbols, ScalarType::Int, "symbols");
+  Tensor result = torch::stable::empty({rows, columns}, ScalarType::Float);
+  float* const out = static_cast<float*>(result.data_ptr());
+  const Scratch<uint8_t> states(std::max<int64_t>(columns, 1));
+  std::fill_n(states.get(), columns, uint8_t(0));
+  for (int64_t i = 0; i < rows * columns; i += columns)
+    for (int64_t column = 0; column < columns; ++column) {
+      const int32_t index = k[i + column];
+      uint8_t& state = states.get()[column];
+      out[i + column] = float(value_of(index, state & 1)) * float(step);
+      state = kNext[state][index & 1];
+    }
+  return result;
+}
+
 void trellis_quantise_(Tensor targets, Tensor weights, Tensor lower, Tensor importance,
                        Tensor zeros, double step, Tensor symbols, Tensor errors) {
   const KeepDenormals guard;

@@ -142,6 +142,57 @@ def test_pruned_weights_stay_zero_and_cost_nothing(tmp_path: Path) -> None:
     assert saved.bytes <= 1.02 * dense.bytes
 
 
+class Restoring(nn.Module):
+    """Images to images: a shared layer, a bias before a batch norm, a transposed convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(1, 12, 3, stride=2, padding=1)
+        self.norm = nn.BatchNorm2d(12)
+        self.shared = nn.Conv2d(12, 12, 3, padding=1)
+        self.last = nn.ConvTranspose2d(12, 2, 4, stride=2, padding=1, groups=2)
+        self.unused = nn.Linear(2, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = torch.relu(self.norm(self.first(x)))
+        for _ in range(2):
+            hidden = hidden + torch.relu(self.shared(hidden))
+        out: torch.Tensor = self.last(hidden)
+        return out
+
+
+@pytest.mark.parametrize("batchnorm", ["fold", "keep"])
+def test_outputs_that_are_no_logits(tmp_path: Path, batchnorm: str) -> None:
+    torch.manual_seed(0)
+    net = Restoring().eval()
+    net.norm.running_mean = torch.randn(12) / 4
+    images = torch.randn(48, 1, 16, 16)
+    saved = checkpoint.save(
+        *(net, tmp_path / PATH),
+        calibration=torch.split(images, 16),
+        target_kl=0.0005,
+        batchnorm=batchnorm,
+    )
+    compressed = {layer.name for layer in saved.layers}
+    assert {"first", "shared", "last", "norm.bias", "last.bias"} <= compressed
+    assert "unused" not in compressed
+    state = checkpoint.load(saved.path)
+    assert torch.equal(state["unused.weight"], net.unused.weight)
+    with torch.no_grad():
+        before = net(images)
+        net.load_state_dict(state)
+        relative = float((net(images) - before).square().mean() / before.var())
+    assert relative / 2 == pytest.approx(0.0005, rel=0.5)
+    assert saved.predicted_kl is not None
+    assert 0.4 < saved.predicted_kl / 0.0005 < 2.5
+
+
+def test_a_model_without_layers_is_an_error(tmp_path: Path) -> None:
+    net = nn.PReLU(3)
+    with pytest.raises(WavpruneError, match="its inputs reach no layer with a weight"):
+        checkpoint.save(net, tmp_path / PATH, calibration=[torch.randn(4, 3, 2, 2)], target_kl=0.1)
+
+
 @pytest.mark.parametrize("groups", [1, 3])
 def test_feedback_takes_up_errors(groups: int) -> None:
     generator = np.random.default_rng(0)

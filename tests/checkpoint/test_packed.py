@@ -72,6 +72,14 @@ def test_one_tensor_at_a_time_and_an_ordinary_file(tmp_path: Path) -> None:
     reader = Unpacked(block_of(saved.path), LIMIT)
     for name, tensor in state.items():
         assert torch.equal(reader.tensor(name), tensor)
+    old = checkpoint.save(net, tmp_path / "c.safetensors")
+    for path, names in itertools.product((saved.path, old.path), (["4.weight", "0.bias"], [])):
+        some = checkpoint.load(path, names=names)
+        assert list(some) == names[::-1]
+        whole = checkpoint.load(path)
+        assert all(torch.equal(some[name], whole[name]) for name in names)
+        with pytest.raises(WavpruneError, match="names has 'z', which it does not hold"):
+            checkpoint.load(path, names=["z"])
     checkpoint.decompress(saved.path, tmp_path / "b.safetensors")
     from safetensors.torch import load_file
 

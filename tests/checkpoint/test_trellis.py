@@ -119,6 +119,7 @@ def test_decoding_gives_the_same_bits_everywhere(compiled: bool, shape: tuple[in
         [first, second], decoded(stream, classes, frequencies, compiled), strict=True
     ):
         assert np.array_equal(values, trellis.values_of(indices).astype(np.float32) * 0.25)
+        assert np.array_equal(values, trellis.dequantised(indices, 0.25, compiled=compiled))
 
 
 def test_the_bytes_are_near_the_entropy() -> None:

@@ -174,7 +174,13 @@ def _study(
     check_outputs(dense)
     sites = network.sites(fit[0][:1])
     chosen = _chosen(original, plan, explicit, sites)
-    folded = fold(network, sites)
+    if not chosen:
+        raise WavpruneError(
+            "calibration: its inputs reach no layer with a weight; allowed: models of convolutions "
+            "and linear maps"
+        )
+    names = {layer_name(tensor.name) for tensor in chosen}
+    folded = fold(network, {name: site for name, site in sites.items() if name in names})
     if not same_outputs(dense, network.outputs(held)):
         raise WavpruneError(
             "batchnorm: the outputs are others when batch norms are folded into the layers before "
@@ -205,9 +211,9 @@ def _study(
             if f"{name}.weight" in shifts:
                 links.append(_link(name, norm, network.norms[norm].eps))
                 items.append(_mean_item(original, links[-1]))
-    names = {item.name for item in items}
+    coded = {item.name for item in items}
     plain = {
-        bias: source.tensors[bias].read() for bias, _, _ in shifts.values() if bias not in names
+        bias: source.tensors[bias].read() for bias, _, _ in shifts.values() if bias not in coded
     }
     norms = Norms(original, links)
     return _Study(network, source, items, shifts, plain, norms, direction, held, dense)

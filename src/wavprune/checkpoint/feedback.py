@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from .trellis import Floats, Ints, quantise, values_of
+from .trellis import Floats, Ints, quantise
 
 Doubles = npt.NDArray[np.float64]
 
@@ -124,8 +124,3 @@ def divergence_of(matrix: Doubles, values: Doubles, factor: Factor) -> float:
     error = torch.from_numpy(values - matrix).reshape(groups, -1, d)
     weighted = error @ torch.from_numpy(factor.hessian)
     return float((weighted * error).sum()) / 2
-
-
-def dequantised(indices: Ints, step: float) -> Floats:
-    """The values of indices ``(R, C)``, as decoding gives them."""
-    return values_of(indices).astype(np.float32) * np.float32(step)

@@ -11,12 +11,12 @@ import torch
 
 from ..errors import WavpruneError
 from . import trellis_tables
-from .feedback import Doubles, Factor, dequantised, divergence_of, quantise_matrix
+from .feedback import Doubles, Factor, divergence_of, quantise_matrix
 from .layer import Layer
 from .packed import Packer
 from .packed_layout import Layout, Matrix, crc_of
 from .stored_basis import Floats, StoredBasis
-from .trellis import Classes, Ints, quantise
+from .trellis import Classes, Ints, dequantised, quantise
 
 # From this share of weights that are 0 on, they were pruned, and stay 0.
 PRUNED = 0.1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
@@ -45,11 +45,17 @@ class _File(NamedTuple):
 
 
 @neutral()
-def load(path: str | os.PathLike[str], *, max_bytes: int | None = None) -> dict[str, torch.Tensor]:
+def load(
+    path: str | os.PathLike[str],
+    *,
+    names: Collection[str] | None = None,
+    max_bytes: int | None = None,
+) -> dict[str, torch.Tensor]:
     """The state dict of a compressed file.
 
     Args:
         path: a file that ``save`` or ``wavprune compress`` wrote.
+        names: of the tensors to load, without decoding the others; None means all.
         max_bytes: how many bytes all tensors together may have, and what decoding any of them may
             take beside, where that is more than 64 MiB. None means 1,024 times those of the file
             and 64 MiB more, so that a small file cannot fill the memory.
@@ -66,12 +72,30 @@ def load(path: str | os.PathLike[str], *, max_bytes: int | None = None) -> dict[
     """
     packed = _open_packed(path, max_bytes)
     if packed is not None:
-        return _load_packed(Path(path), packed)
+        return _load_packed(Path(path), packed, names)
     file = _open(path, max_bytes)
+    asked = _asked(file.path, file.contents.checksums, names)
+    stored = dict.fromkeys(file.stored(name) for name in asked)
     with file.path.open("rb") as data:
-        tensors = {name: _tensor(file, name, data) for name in file.entries}
-    _warn_foreign(file.path, {name: entry.dtype for name, entry in file.entries.items()})
-    return {name: tensors[file.stored(name)] for name in file.contents.checksums}
+        tensors = {name: _tensor(file, name, data) for name in file.entries if name in stored}
+    _warn_foreign(file.path, {name: file.entries[name].dtype for name in tensors})
+    return {name: tensors[file.stored(name)] for name in asked}
+
+
+def _asked(path: Path, known: Iterable[str], names: Collection[str] | None) -> list[str]:
+    """The names that were asked for, in the order of the model."""
+    if isinstance(names, str):
+        raise TypeError(f"names must be several names, not the str {names!r}")
+    every = list(known)
+    if names is None:
+        return every
+    unknown = [name for name in names if name not in every]
+    if unknown:
+        raise WavpruneError(
+            f"{path}: names has {unknown[0]!r}, which it does not hold; allowed: "
+            f"{', '.join(every[:8])}{', ...' if len(every) > 8 else ''}"
+        )
+    return [name for name in every if name in names]
 
 
 def _warn_foreign(path: Path, dtypes: dict[str, str]) -> None:
@@ -83,11 +107,18 @@ def _warn_foreign(path: Path, dtypes: dict[str, str]) -> None:
         )
 
 
-def _load_packed(path: Path, packed: Unpacked) -> dict[str, torch.Tensor]:
+def _load_packed(
+    path: Path, packed: Unpacked, names: Collection[str] | None
+) -> dict[str, torch.Tensor]:
+    asked = _asked(path, packed.names, names)
+    stored = dict.fromkeys(packed.aliases.get(name, name) for name in asked)
     with _named(path):
-        tensors = dict(packed.tensors())
-    _warn_foreign(path, {name: packed.kind(name)[0] for name in packed.names})
-    return {name: tensors[packed.aliases.get(name, name)] for name in packed.names}
+        if names is None:
+            tensors = dict(packed.tensors())
+        else:
+            tensors = {name: packed.tensor(name) for name in stored}
+    _warn_foreign(path, {name: packed.kind(name)[0] for name in asked})
+    return {name: tensors[packed.aliases.get(name, name)] for name in asked}
 
 
 def _open_packed(

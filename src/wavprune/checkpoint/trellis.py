@@ -92,6 +92,16 @@ def values_of(indices: Ints) -> Ints:
     return result
 
 
+def dequantised(indices: Ints, step: float, *, compiled: bool = True) -> Floats:
+    """The values of indices ``(R, C)``, float32, as decoding gives them."""
+    if compiled and ops is not None:
+        result: torch.Tensor = torch.ops.wavprune.trellis_values(
+            torch.from_numpy(indices), float(np.float32(step))
+        )
+        return result.numpy()
+    return values_of(indices).astype(np.float32) * np.float32(step)
+
+
 def quantisers(indices: Ints) -> Ints:
     """0 or 1, the quantiser of each of the indices ``(R, C)``."""
     state = np.zeros(indices.shape[1], dtype=np.int64)
