@@ -84,20 +84,19 @@ def with_other_records(data: bytes, random: Random) -> bytes:
         position += small
     body = bytearray(block[position + 4 :])
     for _ in range(random.randint(1, 4)):
-        part = random.choice([*parts, parts[0], parts[0], body])
-        if part:
-            place = random.randrange(len(part))
-            end = place + (0 if part is body else random.choice([0, 1, 1, 1, 2]))
-            part[place:end] = random.randbytes(end - place)
-            part[place] = random.choice(
-                [0, 1, 127, 128, 255, random.randrange(256), part[place] ^ 1]
-            )
-    small = [zstandard.ZstdCompressor().compress(bytes(part)) for part in parts]
+        chosen = random.choice([*parts, parts[0], parts[0], body])
+        if chosen:
+            place = random.randrange(len(chosen))
+            end = place + (0 if chosen is body else random.choice([0, 1, 1, 1, 2]))
+            chosen[place:end] = random.randbytes(end - place)
+            values = [0, 1, 127, 128, 255, random.randrange(256), chosen[place] ^ 1]
+            chosen[place] = random.choice(values)
+    frames = [zstandard.ZstdCompressor().compress(bytes(part)) for part in parts]
     new = Writer()
-    for part, compressed in zip(parts, small, strict=True):
-        new.numbers([len(part), len(compressed)])
-    for compressed in small:
-        new.raw(compressed)
+    for changed, frame in zip(parts, frames, strict=True):
+        new.numbers([len(changed), len(frame)])
+    for frame in frames:
+        new.raw(frame)
     new.raw(zlib.crc32(bytes(new.data)).to_bytes(4, "little"))
     stop = _stream_stop(block)
     body[stop : stop + 4] = zlib.crc32(body[:stop]).to_bytes(4, "little")

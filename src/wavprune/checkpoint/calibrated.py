@@ -98,15 +98,15 @@ def save_calibrated(
     with running(network_model, None) as device:
         fit, held = _parts([batch.to(device) for batch in samples])
         study = _study(model, network_model, fit, held, plan, explicit, batchnorm, target)
-        state = _search(study, target)
+        found, packed = _search(study, target)
     return finish(
         study.source,
-        state.packed,
+        packed,
         path,
         begin,
-        step=state.c,
-        predicted_kl=state.predicted,
-        measured_kl=state.measured,
+        step=found.c,
+        predicted_kl=found.predicted,
+        measured_kl=found.measured,
     )
 
 
@@ -379,40 +379,39 @@ def _mean_item(original: Source, link: NormLink) -> Item:
     )
 
 
-class _State(NamedTuple):
+class _Tried(NamedTuple):
     c: float
-    packed: Packed
     predicted: float
     measured: float
 
 
-def _search(study: _Study, target: Target) -> _State:
+def _search(study: _Study, target: Target) -> tuple[_Tried, Packed]:
     weights = sum(item.matrix.size for item in study.items)
     if target.bytes is not None:
         search = Search(target.bytes, weights, _first(study.direction.quadratic(USUAL_KL), weights))
         while search.c is not None:
-            state = _at(study, search.c, measure=False)
-            search.report(file_size(state.packed.data))
-        return _at(study, state.c)
+            c = search.c
+            packed = _packed(study, *_quantised(study, c)[:2])
+            search.report(file_size(packed.data))
+        return _measured_at(study, c), packed
     assert target.kl is not None
     c = _first(study.direction.quadratic(target.kl), weights)
-    tried: list[_State] = []
+    tried: list[_Tried] = []
     for _ in range(KL_ROUNDS):
-        state = _at(study, c)
-        tried.append(state)
-        off = math.log(max(state.measured, 1e-12) / target.kl)
-        if abs(off) <= KL_AIM:
+        tried.append(_measured_at(study, c))
+        if abs(math.log(max(tried[-1].measured, 1e-12) / target.kl)) <= KL_AIM:
             break
         c = _next(tried, target.kl)
     # Of a small network the divergence jumps from step to step: the coarsest that is good enough.
-    good = [state for state in tried if state.measured <= (1 + KL_TOLERANCE) * target.kl]
+    good = [one for one in tried if one.measured <= (1 + KL_TOLERANCE) * target.kl]
     if not good:
-        best = min(tried, key=lambda state: state.measured)
+        best = min(tried, key=lambda one: one.measured)
         raise WavpruneError(
             f"no step brings the divergence to target_kl={target.kl:g}; the nearest has "
             f"{best.measured:g}"
         )
-    return min(good, key=lambda state: len(state.packed.data))
+    best = max(good, key=lambda one: one.c)
+    return best, _packed(study, *_quantised(study, best.c)[:2])
 
 
 def _first(kl: float, weights: int) -> float:
@@ -420,7 +419,7 @@ def _first(kl: float, weights: int) -> float:
     return math.sqrt(kl / (weights * TRELLIS_ERROR))
 
 
-def _next(tried: Sequence[_State], kl: float) -> float:
+def _next(tried: Sequence[_Tried], kl: float) -> float:
     below = max((t.c for t in tried if t.measured <= kl), default=None)
     above = min((t.c for t in tried if t.measured > kl), default=None)
     last = tried[-1]
@@ -433,13 +432,15 @@ def _next(tried: Sequence[_State], kl: float) -> float:
     return below * math.exp(between * math.log(above / below))
 
 
-def _at(study: _Study, c: float, measure: bool = True) -> _State:
+def _measured_at(study: _Study, c: float) -> _Tried:
     quantised, changed, predicted = _quantised(study, c)
-    measured = math.nan
-    if measure:
-        measured = _measured(study, _stored(study, quantised) | changed)
-    packed = pack(study.source, quantised, changed, study.norms)
-    return _State(c, packed, predicted, measured)
+    return _Tried(c, predicted, _measured(study, _stored(study, quantised) | changed))
+
+
+def _packed(
+    study: _Study, quantised: Mapping[str, Quantised], changed: Mapping[str, torch.Tensor]
+) -> Packed:
+    return pack(study.source, quantised, changed, study.norms)
 
 
 def _stored(study: _Study, quantised: Mapping[str, Quantised]) -> dict[str, torch.Tensor]:

@@ -14,9 +14,9 @@ from . import trellis_tables
 from .feedback import Doubles, Factor, divergence_of, quantise_matrix
 from .layer import Layer
 from .packed import Packer
-from .packed_layout import Layout, Matrix, crc_of
+from .packed_layout import Layout, Matrix
 from .stored_basis import Floats, StoredBasis
-from .trellis import Classes, Ints, dequantised, quantise
+from .trellis import Ints, dequantised, quantise
 
 # From this share of weights that are 0 on, they were pruned, and stay 0.
 PRUNED = 0.1
@@ -96,12 +96,12 @@ class Quantised(NamedTuple):
             return 0.0
         return divergence_of(self.item.matrix, self.values.astype(np.float64), self.item.factor)
 
-    def pack(self, packer: Packer, tensor: torch.Tensor, classes: Classes | None = None) -> None:
-        """Add it to a file; ``tensor`` is what it decodes to."""
+    def pack(self, packer: Packer, crc: int) -> None:
+        """Add it to a file; ``crc`` is the checksum of what it decodes to."""
         item = self.item
         basis = packer.basis(item.basis, item.payload)
-        found = trellis_tables.classify(self.indices) if classes is None else classes
-        packer.matrix(item.name, self._record(crc_of(tensor), basis), self.indices, found)
+        classes = trellis_tables.classify(self.indices)
+        packer.matrix(item.name, self._record(crc, basis), self.indices, classes)
 
     def _record(self, crc: int, basis: int | None) -> Matrix:
         item = self.item

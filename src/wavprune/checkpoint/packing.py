@@ -36,11 +36,11 @@ class Packed(NamedTuple):
 
     Attributes:
         data: of the file's tensor.
-        layers: what was done to each.
+        layers: says what was done to each.
     """
 
     data: bytes
-    layers: list[SavedLayer]
+    layers: Callable[[], list[SavedLayer]]
 
 
 class Norms(NamedTuple):
@@ -72,7 +72,7 @@ def pack(
     links = [] if norms is None else norms.links
     on_grid = {name for link in links for name in (link.gamma, link.var)}
     packer = Packer(source.metadata)
-    stored: list[tuple[Quantised, torch.Tensor]] = []
+    stored: list[tuple[Quantised, torch.Tensor, int]] = []
     for name in source.names:
         if name in source.aliases:
             packer.alias(name, source.aliases[name])
@@ -80,8 +80,9 @@ def pack(
         found = quantised.get(name)
         if found is not None:
             tensor = found.tensor()
-            found.pack(packer, tensor)
-            stored.append((found, tensor))
+            crc = crc_of(tensor)
+            found.pack(packer, crc)
+            stored.append((found, tensor, crc))
             continue
         entry = source.tensors[name]
         if norms is not None and name in on_grid:
@@ -94,32 +95,44 @@ def pack(
     for link in links:
         packer.link(link)
     data, sizes = packer.finish()
-    tensors = {found.item.name: tensor for found, tensor in stored}
-    originals = {found.item.name: found.item.original for found, _ in stored}
-    for link in links:
-        assert norms is not None
-        read = {name: norms.original.tensors[name].read() for name in link.names}
-        originals |= {name: read[name] for name in (link.weight, link.bias)}
-        held = {name: tensors.get(name, read[name]) for name in link.names}
-        held |= {name: from_grid(read[name]) for name in (link.gamma, link.var)}
-        unfolded = unfold(link, held)
-        tensors |= {name: unfolded[name] for name in (link.weight, link.bias)}
-    layers = [
-        _saved(found, originals[found.item.name], tensors[found.item.name], size)
-        for (found, _), size in zip(stored, sizes, strict=True)
-    ]
+
+    def layers() -> list[SavedLayer]:
+        unfolded = _unfolded(stored, norms)
+        result = []
+        for (found, tensor, crc), size in zip(stored, sizes, strict=True):
+            item = found.item
+            if item.name in unfolded:
+                original, tensor = unfolded[item.name]
+                result.append(_saved(found, original, tensor, size, crc_of(tensor)))
+            else:
+                result.append(_saved(found, item.original, tensor, size, crc))
+        return result
+
     return Packed(data, layers)
 
 
-def _saved(found: Quantised, original: torch.Tensor, tensor: torch.Tensor, size: int) -> SavedLayer:
+def _unfolded(
+    stored: Sequence[tuple[Quantised, torch.Tensor, int]], norms: Norms | None
+) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """What weights and biases of batch norms are in the model, and what they come back as."""
+    if norms is None:
+        return {}
+    tensors = {found.item.name: tensor for found, tensor, _ in stored}
+    result: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+    for link in norms.links:
+        read = {name: norms.original.tensors[name].read() for name in link.names}
+        held = {name: tensors.get(name, read[name]) for name in link.names}
+        held |= {name: from_grid(read[name]) for name in (link.gamma, link.var)}
+        unfolded = unfold(link, held)
+        result |= {name: (read[name], unfolded[name]) for name in (link.weight, link.bias)}
+    return result
+
+
+def _saved(
+    found: Quantised, original: torch.Tensor, tensor: torch.Tensor, size: int, crc: int
+) -> SavedLayer:
     item = found.item
-    before, after = original.double(), tensor.double()
-    error, norm = float((after - before).norm()), float(before.norm())
-    peak = float(before.abs().max()) if before.numel() else 0.0
-    if (peak and not norm * norm) or not math.isfinite(norm):
-        # Squares of these have no room.
-        norm = peak * float((before / peak).norm())
-        error = peak * float(((after - before) / peak).norm())
+    error, norm = _norm(tensor, original), _norm(original)
     return SavedLayer(
         name=layer_name(item.name) if item.name.endswith("weight") else item.name,
         shape=item.layout.shape,
@@ -132,8 +145,21 @@ def _saved(found: Quantised, original: torch.Tensor, tensor: torch.Tensor, size:
         error=error,
         norm=norm,
         relative_error=error / norm if norm else 0.0,
-        checksum=crc_of(tensor),
+        checksum=crc,
     )
+
+
+def _norm(values: torch.Tensor, other: torch.Tensor | None = None) -> float:
+    """The Frobenius norm of values, or of their difference from others."""
+    if values.dtype in (torch.float16, torch.bfloat16):
+        values, other = values.float(), None if other is None else other.float()
+    change = values if other is None else values - other
+    norm = float(torch.linalg.vector_norm(change, dtype=torch.float64))
+    peak = float(change.abs().max()) if change.numel() else 0.0
+    if peak and (not norm * norm or not math.isfinite(norm)):
+        # Squares of these have no room.
+        norm = peak * float((change.double() / peak).norm())
+    return norm
 
 
 def file_size(data: bytes) -> int:
@@ -254,7 +280,7 @@ def finish(
         path=path,
         bytes=size,
         uncompressed=source.size,
-        layers=tuple(done.layers),
+        layers=tuple(done.layers()),
         step=step,
         seconds=time.perf_counter() - begin,
         skipped=source.skipped,
