@@ -8,7 +8,7 @@ INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint c
 SOURCES := pyproject.toml setup.py constraints.txt
 KERNELS := setup.py $(wildcard csrc/*.* csrc/*/*.*)
 
-.PHONY: demo test bench findings big gpu sanitize clean
+.PHONY: demo test pytest bench findings big gpu sanitize clean
 
 demo: $(VENV)/.demo $(VENV)/.native
 	$(BIN)/python examples/demo.py --out out
@@ -17,8 +17,10 @@ test: $(VENV)/.test $(VENV)/.native
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(MAKE) --jobs=2 pytest sanitize
+
+pytest: $(VENV)/.test $(VENV)/.native
 	$(BIN)/pytest
-	$(MAKE) sanitize
 
 bench: $(VENV)/.bench $(VENV)/.native
 	$(BIN)/pytest benchmarks/ --benchmark-only --benchmark-columns=min,median,iqr,rounds \
@@ -45,7 +47,7 @@ big: $(VENV)/.test $(VENV)/.native
 	WAVPRUNE_BIG=1 $(BIN)/pytest tests/checkpoint/test_memory.py
 
 # Runs the compiled code under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer.
-sanitize: $(VENV)/.test
+sanitize: $(VENV)/.test $(VENV)/.native
 	$(BIN)/python tests/tools/sanitize.py
 	$(BIN)/python tests/tools/sanitize_extension.py
 

@@ -1,6 +1,6 @@
 """Prune convolutional networks in a wavelet basis.
 
-``wavprune.fast.prune(model)`` prunes every ``Conv2d`` of a model in place and returns a report.
+``wavprune.fast.prune(model)`` prunes the convolutions of a model in place and returns a report.
 """
 
 import importlib

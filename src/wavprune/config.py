@@ -50,8 +50,8 @@ class PruneConfig:
         scope: ``"layer"`` ranks each layer by itself; ``"global"`` ranks all layers together.
         device: where to compute, as ``torch.device`` takes it; None means where each weight lives.
         backend: a name from ``wavprune.backends.names()``, or ``"auto"``.
-        targets: layer names, globs or ``"re:..."`` patterns to prune, of ``nn.Conv2d``
-            and ``nn.Linear`` alike; None means every ``nn.Conv2d``.
+        targets: layer names, globs or ``"re:..."`` patterns to prune, of convolutions and
+            ``nn.Linear`` alike; None means every convolution.
         ignore: layer names, globs or ``"re:..."`` patterns to leave out.
         seed: which random mask ``"random"`` draws; any integer from 0 up to ``2**63 - 1``.
 
@@ -153,7 +153,7 @@ class RunSettings:
         scope: ``"layer"`` or ``"global"``.
         device: where it was to be computed; None means where each weight lives.
         backend: the backend asked for.
-        targets: patterns of the layers to prune; None means every ``Conv2d``.
+        targets: patterns of the layers to prune; None means every convolution.
         ignore: patterns of the layers left out.
         seed: of random masks.
         match: what was matched, such as ``"dwt uhaar"``; else None.

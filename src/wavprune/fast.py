@@ -39,15 +39,17 @@ def prune(
     calibration_level: str = "full",
     pattern: str | None = None,
 ) -> PruneReport:
-    """Prune the ``Conv2d`` weights of a model, in place, and ``Linear`` weights where asked to.
+    """Prune the convolutions of a model, in place, and ``Linear`` weights where asked to.
 
     Each weight ``(Cout, Cin/groups, kh, kw)`` is a batch of ``kh x kw`` kernels, and a ``Linear``
-    weight ``(out, in)`` one large kernel. Their coefficients in a basis are ranked, the least
-    important are set to 0, and the kernels are put together again. A weight keeps its dtype,
-    device, memory format and identity.
+    weight ``(out, in)`` one large kernel. ``Conv1d`` kernels are transformed along their one axis,
+    ``Conv3d`` kernels along all three; those of transposed convolutions are their last axes. The
+    coefficients in a basis are ranked, the least important are set to 0, and the kernels are put
+    together again. A weight keeps its dtype, device, memory format and identity.
 
     Args:
-        model: any module; every ``nn.Conv2d`` in it is pruned, unless ``targets`` says otherwise.
+        model: any module; every convolution in it, of one to three axes, transposed or not, is
+            pruned, unless ``targets`` says otherwise.
         method: ``"dwt"`` prunes in the basis ``wavelet``, ``"min_weight"`` (or ``"magnitude"``)
             the smallest weights, ``"random"`` weights drawn at random.
         wavelet: any name of ``pywt.wavelist(kind="discrete")``, ``"uhaar"`` (orthonormal Haar for
@@ -69,7 +71,7 @@ def prune(
         backend: ``"auto"`` or a name from ``wavprune.backends.names()``; by name it runs or says
             why it can't.
         targets: names, globs (``"layer1.*"``) or ``"re:..."`` patterns of the layers to prune,
-            of ``nn.Conv2d`` and ``nn.Linear`` alike; None means every ``nn.Conv2d``.
+            of convolutions and ``nn.Linear`` alike; None means every convolution.
         ignore: names, globs or patterns of layers to leave as they are.
         seed: which weights ``"random"`` draws; the global random state is never touched.
         progress: show a progress bar on standard error.

@@ -33,7 +33,7 @@ class LayerStats:
 
     Attributes:
         name: the layer's name in its model.
-        shape: the weight's own: ``(Cout, Cin/groups, kh, kw)``, or ``(out, in)``.
+        shape: the weight's own: ``(Cout, Cin/groups, kh, kw)``, ``(out, in)`` or likewise.
         method: ``"dwt"``, ``"min_weight"`` or ``"random"``.
         wavelet: the basis that ran; ``"identity"`` for 1x1 kernels whatever was asked for.
         mode: PyWavelets' boundary mode; None where the basis has no boundary.
@@ -86,7 +86,7 @@ class LayerStats:
             return f"runner-up {self.runner_up}: {self.runner_up_error:.4f}"
         if self.method != "dwt" or self.level_used > 0 or self.numel == 0:
             return ""
-        if self.shape[-2:] == (1, 1):
+        if len(self.shape) > 2 and math.prod(self.shape[2:]) == 1:
             return "1x1: no spatial axis"
         return "" if self.wavelet == "identity" else "level 0: no transform ran"
 

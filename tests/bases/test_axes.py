@@ -205,8 +205,8 @@ def test_modes_that_cannot_extend_a_long_kernel_say_so() -> None:
         named_basis("haar", (2000, 1), "reflect", 1, True)
     with pytest.raises(WavpruneError, match="nothing left to transform after 12 levels"):
         named_basis("haar", (2000, 1), "zero", 99, True)
-    with pytest.warns(UserWarning, match="is too long for 1x2000 kernels"):
-        prune_layers([LayerRef("a", normal(1, 1, 1, 2000))], PruneConfig(wavelet="db4"))
+    with pytest.warns(UserWarning, match="is too long for 2x1000 kernels"):
+        prune_layers([LayerRef("a", normal(1, 1, 2, 1000))], PruneConfig(wavelet="db4"))
 
 
 # Pruning.

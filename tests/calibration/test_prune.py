@@ -332,7 +332,7 @@ def test_images_as_outputs_are_compared_by_relative_error() -> None:
     assert report.decision is not None
     assert report.decision.measure == "relative error"
     assert report.decision.chosen != MAGNITUDE
-    assert report.decision.biases == ("0", "2")
+    assert report.decision.biases == ("0", "2", "4")
 
 
 def test_inputs_of_several_sizes_are_run_one_by_one() -> None:

@@ -90,7 +90,7 @@ def set_basis(*fields: object) -> Change:
         (set_field("kept", 100), "its mask keeps 116 coefficients, its record 100"),
         (set_field("kept", 1 << 40), "its record says kept="),
         (set_field("kept", -1), "its record says kept=-1"),
-        (set_field("shape", [16, 8, 3]), "its record says shape="),
+        (set_field("shape", [1152]), "its record says shape="),
         (set_field("shape", [16, 8, 3, 0]), "its record says shape="),
         (set_field("shape", [32, 8, 3, 3]), "'0.weight': "),
         (

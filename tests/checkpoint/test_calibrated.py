@@ -193,6 +193,23 @@ def test_a_model_without_layers_is_an_error(tmp_path: Path) -> None:
         checkpoint.save(net, tmp_path / PATH, calibration=[torch.randn(4, 3, 2, 2)], target_kl=0.1)
 
 
+@pytest.mark.parametrize(
+    ("layer", "shape"), [(nn.Conv1d(3, 8, 5), (3, 20)), (nn.Conv3d(2, 8, 3), (2, 6, 6, 6))]
+)
+def test_kernels_of_other_dimensions(
+    tmp_path: Path, layer: nn.Module, shape: tuple[int, ...]
+) -> None:
+    torch.manual_seed(0)
+    pool = nn.AdaptiveAvgPool1d(1) if len(shape) == 2 else nn.AdaptiveAvgPool3d(1)
+    net = nn.Sequential(layer, nn.ReLU(), pool, nn.Flatten(), nn.Linear(8, 6))
+    with torch.no_grad():
+        net.get_parameter("4.weight").mul_(20)
+    images = torch.split(torch.randn(64, *shape), 16)
+    saved = checkpoint.save(net, tmp_path / PATH, calibration=images, target_kl=0.003)
+    assert {"0", "4"} <= {one.name for one in saved.layers}
+    net.load_state_dict(checkpoint.load(saved.path))
+
+
 @pytest.mark.parametrize("groups", [1, 3])
 def test_feedback_takes_up_errors(groups: int) -> None:
     generator = np.random.default_rng(0)
@@ -278,5 +295,8 @@ def test_the_command_line(
     facts = json.loads(capsys.readouterr().out)
     assert facts["bytes"] == Path(PATH).stat().st_size
     assert facts["measured_kl"] < 0.011
-    assert main(["compress", "in.safetensors", "-o", "b.safetensors", *options]) == 2
+    assert main(["compress", f"{__name__}:network", "-o", "b.safetensors", *options]) == 0
+    assert Path("b.safetensors").read_bytes() == Path(PATH).read_bytes()
+    capsys.readouterr()
+    assert main(["compress", "in.safetensors", "-o", "c.safetensors", *options]) == 2
     assert "has only its weights; give --model" in capsys.readouterr().err

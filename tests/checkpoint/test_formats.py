@@ -146,7 +146,7 @@ def test_bytes_that_are_no_checkpoint(tmp_path: Path, content: bytes) -> None:
 @pytest.mark.parametrize("content", [{}, {"x": torch.zeros(3)}, torch.zeros(1, 1, 3, 3), [1]])
 def test_nothing_to_prune(tmp_path: Path, content: Any) -> None:
     torch.save(content, tmp_path / "a.pt")
-    with pytest.raises(ValueError, match=r"holds no 4-D '\*\.weight' tensor"):
+    with pytest.raises(ValueError, match=r"holds no '\*\.weight' tensor of 3"):
         open_checkpoint(tmp_path / "a.pt").select(PruneConfig())
 
 

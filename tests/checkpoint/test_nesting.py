@@ -107,9 +107,9 @@ def test_matrices_alone(tmp_path: Path, suffix: str, capsys: pytest.CaptureFixtu
     assert main(["inspect", str(source), "--json"]) == 0
     shapes = [layer["shape"] for layer in json.loads(capsys.readouterr().out)["layers"]]
     assert shapes == [[32, 64], [10, 32]]
-    with pytest.raises(ValueError, match=r"no 4-D .*2-D ones.*: 0, 2"):
+    with pytest.raises(ValueError, match=r"3 to 5 axes.*2-D ones.*: 0, 2"):
         prune_file(source, None, PruneConfig(), dry_run=True)
-    with pytest.raises(ValueError, match=r"no 4-D .*2-D ones: 0, 2"):
+    with pytest.raises(ValueError, match=r"3 to 5 axes.*2-D ones: 0, 2"):
         checkpoint.save(source, tmp_path / "y.safetensors")
 
 
@@ -151,14 +151,12 @@ def test_layers_that_cannot_be_pruned_are_named(
             "b (its weight is computed from weight_g",
             "c (its weight",
             "d (its",
-            "e (its",
         ):
             assert part in text
+        assert "e (" not in text
         assert "f (" not in text
         assert "a (" not in text
-    with pytest.warns(
-        UserWarning, match=r"left as they are: b .*, c .*, d .*, e \(its weight is 3"
-    ):
+    with pytest.warns(UserWarning, match=r"left as they are: b .*, c .*, d "):
         saved = checkpoint.save(source, tmp_path / "x.safetensors")
     assert saved.skipped.keys() == {"b", "c", "d", "e"}
 

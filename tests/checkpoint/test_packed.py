@@ -31,6 +31,8 @@ def network() -> nn.Sequential:
         nn.ConvTranspose2d(12, 6, 3, groups=2),
         nn.Conv2d(6, 6, 5, groups=6),
         nn.Linear(40, 33),
+        nn.Conv1d(5, 6, 4),
+        nn.Conv3d(2, 3, (2, 3, 3)),
     )
 
 
@@ -51,7 +53,7 @@ def test_round_trip(tmp_path: Path, wavelet: str, dtype: torch.dtype) -> None:
     state = checkpoint.load(saved.path)
     assert list(state) == list(net.state_dict())
     compressed = {f"{layer.name}.weight" for layer in saved.layers}
-    assert compressed == {"0.weight", "2.weight", "3.weight", "4.weight"}
+    assert compressed == {f"{layer}.weight" for layer in (0, 2, 3, 4, 6, 7)}
     for name, before in net.state_dict().items():
         assert state[name].dtype == before.dtype
         if name not in compressed:
@@ -59,7 +61,7 @@ def test_round_trip(tmp_path: Path, wavelet: str, dtype: torch.dtype) -> None:
     for layer in saved.layers:
         after, before = state[f"{layer.name}.weight"], net.state_dict()[f"{layer.name}.weight"]
         error = float((after.double() - before.double()).norm())
-        assert error == pytest.approx(layer.error, rel=1e-9)
+        assert error == pytest.approx(layer.error, rel=1e-6)
         # The squared error of a trellis is 0.85 / 12 of the square of the step, about.
         weights = before.numel()
         assert 0 < layer.relative_error < 0.003 * (weights / 12) ** 0.5 + 0.004
@@ -161,10 +163,7 @@ def test_pruned_coefficients_stay_zero(tmp_path: Path, wavelet: str) -> None:
     saved = checkpoint.save(
         net, tmp_path / "a.safetensors", report=report, coder="trellis", step=0.005
     )
-    # A transposed convolution is not pruned.
-    dense = checkpoint.save(
-        network(), tmp_path / "b.safetensors", ignore="3", coder="trellis", step=0.005
-    )
+    dense = checkpoint.save(network(), tmp_path / "b.safetensors", coder="trellis", step=0.005)
     assert saved.bytes < dense.bytes
     for layer in saved.layers:
         assert layer.kept <= report[layer.name].kept
@@ -175,7 +174,7 @@ def test_pruned_coefficients_stay_zero(tmp_path: Path, wavelet: str) -> None:
     with_config = checkpoint.save(
         network(),
         tmp_path / "c.safetensors",
-        config=PruneConfig(wavelet=wavelet, sparsity=0.7, ignore=("3",)),
+        config=PruneConfig(wavelet=wavelet, sparsity=0.7),
         coder="trellis",
         step=0.005,
     )

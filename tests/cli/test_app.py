@@ -66,7 +66,7 @@ MISTAKES = {
     "prune half.safetensors -o out.safetensors": "half.safetensors cannot be read as a safetensors",
     "prune module.pt -o out.pt": "module.pt cannot be read without unpickling of torch.nn.modules",
     "prune nan.safetensors -o out.safetensors": "'conv': 1 of 9 weights are NaN",
-    "prune flat.safetensors -o out.safetensors": "flat.safetensors holds no 4-D '*.weight' tensor",
+    "prune flat.safetensors -o out.safetensors": "holds no '*.weight' tensor of 3 to 5 axes",
     "inspect": "Missing argument 'IN'",
     "inspect no.safetensors": "no.safetensors does not exist",
     "bases": "Missing option '--kernel'",

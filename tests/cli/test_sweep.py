@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import codecs
 import json
 import os
 import pty
@@ -7,6 +8,7 @@ import re
 import subprocess
 import sys
 import termios
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +59,8 @@ def test_a_sweep_is_run_exported_and_reported(
     assert main(["sweep", file, "--jobs", "1", "--json"]) == 0
     summary = json.loads(capsys.readouterr().out)
     assert (summary["runs"], summary["known"], summary["ok"]) == (5, 5, 0)
+    assert main(["sweep", file, "--jobs", "1"]) == 0
+    assert capsys.readouterr().out == "results.db: 5 of 5 runs done, nothing to do\n"
     assert main(["export", "results.db", "-o", "runs.csv"]) == 0
     assert capsys.readouterr().out == "5 rows: runs.csv\n"
     assert main(["export", "results.db", "-o", "l.csv", "--layers"]) == 0
@@ -88,21 +92,36 @@ def test_failed_runs_are_said_and_kept(
     monkeypatch.setenv(sweeps.BROKEN, "1")
     grid = {"method": "min_weight", "sparsity": [0.5, 0.9]}
     file = write(here, sweeps.content("Breakable", grid=grid))
-    assert main(["sweep", file, "-o", "bad.db", "--jobs", "1"]) == 2
-    assert "1 of 3 runs failed; their errors are in bad.db" in capsys.readouterr().err
+    assert main(["sweep", file, "-o", "bad.db", "--jobs", "1"]) == 1
+    error = capsys.readouterr().err
+    assert (
+        "1 of 3 runs failed; Breakable: min_weight, sparsity 0.9, layer, batch norm off: " in error
+    )
+    assert error.endswith("all errors are in bad.db\n")
     monkeypatch.delenv(sweeps.BROKEN)
     assert main(["sweep", file, "-o", "bad.db", "--jobs", "1", "--retry-failed"]) == 0
     with Store("bad.db") as store:
         assert (store.runs()["status"] == "ok").all()
 
 
+def _read(terminal: int) -> Iterator[str]:
+    """What a process writes to a terminal, until it closes it; a full one would block it."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    while True:
+        try:
+            yield decoder.decode(os.read(terminal, 1 << 16))
+        except OSError:
+            return
+
+
 def test_on_a_terminal_a_bar_says_how_long_it_takes(here: Path) -> None:
     terminal, end = pty.openpty()
     termios.tcsetwinsize(end, (24, 100))
     command = [sys.executable, "-m", "wavprune", "sweep", str(here / "sweep.yaml"), "--jobs", "1"]
-    subprocess.run(command, stderr=end, stdout=subprocess.DEVNULL, check=True)
-    os.close(end)
-    shown = os.read(terminal, 1 << 16).decode()
+    with subprocess.Popen(command, stderr=end, stdout=subprocess.DEVNULL) as process:
+        os.close(end)
+        shown = "".join(_read(terminal))
+    assert process.returncode == 0
     os.close(terminal)
     plain = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", shown)
     # The time spent, and the time left.

@@ -22,15 +22,15 @@ class Net(nn.Module):
         self.fc = nn.Linear(8, 2)
 
 
-ALL = ["stem", "layer1.0", "layer1.2", "layer2.0"]
+CONVOLUTIONS = ["stem", "layer1.0", "layer1.2", "layer2.0", "other.0", "other.1"]
 
 
 def selected(model: nn.Module, **settings: object) -> list[str]:
     return [ref.name for ref in select_layers(model, PruneConfig(**settings))]  # type: ignore[arg-type]
 
 
-def test_every_conv2d_is_selected_in_the_models_order() -> None:
-    assert selected(Net()) == ALL
+def test_every_convolution_is_selected_in_the_models_order() -> None:
+    assert selected(Net()) == CONVOLUTIONS
 
 
 def test_the_weights_are_the_models_own() -> None:
@@ -48,13 +48,13 @@ def test_the_weights_are_the_models_own() -> None:
         ({"targets": "layer?.0"}, ["layer1.0", "layer2.0"]),
         ({"targets": "layer[12].0"}, ["layer1.0", "layer2.0"]),
         ({"targets": "re:layer"}, ["layer1.0", "layer1.2", "layer2.0"]),
-        ({"targets": r"re:.*\.0$"}, ["layer1.0", "layer2.0"]),
-        ({"ignore": "stem"}, ["layer1.0", "layer1.2", "layer2.0"]),
-        ({"ignore": ["stem", "layer1.*"]}, ["layer2.0"]),
+        ({"targets": r"re:.*\.0$"}, ["layer1.0", "layer2.0", "other.0"]),
+        ({"ignore": "stem"}, ["layer1.0", "layer1.2", "layer2.0", "other.0", "other.1"]),
+        ({"ignore": ["stem", "layer1.*"]}, ["layer2.0", "other.0", "other.1"]),
         ({"targets": "layer*", "ignore": "re:.*2$"}, ["layer1.0", "layer2.0"]),
-        ({"targets": "*"}, [*ALL, "fc"]),
+        ({"targets": "*"}, [*CONVOLUTIONS, "fc"]),
         ({"targets": "fc"}, ["fc"]),
-        ({"targets": "*", "ignore": "layer*"}, ["stem", "fc"]),
+        ({"targets": "*", "ignore": "layer*"}, ["stem", "other.0", "other.1", "fc"]),
     ],
 )
 def test_targets_and_ignore(settings: dict[str, object], expected: list[str]) -> None:
@@ -65,7 +65,7 @@ def test_linear_layers_are_selected_by_targets_only() -> None:
     with pytest.raises(ValueError, match="'fc' matches no layer; the layers are stem"):
         selected(Net(), ignore="fc")
     net = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
-    with pytest.raises(ValueError, match="no Conv2d layer to prune; its Linear layers are pruned"):
+    with pytest.raises(ValueError, match="no convolution to prune; its Linear layers are pruned"):
         selected(net)
     assert selected(net, targets="1") == ["1"]
 

@@ -223,6 +223,21 @@ def test_batch_norms_are_repaired_on_the_calibration_data(root: Path, db: Path) 
     assert (frame["repair_seconds"][2:] > 0).all()
 
 
+def test_calibrated_runs_are_what_run_trial_gives(root: Path, db: Path) -> None:
+    grid = {"wavelet": "dct", "sparsity": [0.5, 0.9], "calibrated": ["", "refit"]}
+    sweep = sweeps.sweep(root, sweeps.content(grid=grid))
+    assert run_sweep(sweep, db, jobs=1).failed == 0
+    rows = runs(db)
+    model, data = load_model(sweep.models[0]), load_data(sweep.data, sweep.batch_size)
+    config = PruneConfig(wavelet="dct", sparsity=0.9, device=sweep.device)
+    expected = run_trial(model, data, config, batchnorm="off", calibrated="refit", timing=False)
+    row = rows[(rows["calibrated"] == "refit") & (rows["sparsity_requested"] == 0.9)].iloc[0]
+    assert expected.report is not None
+    assert row["kept"] == expected.report.kept
+    assert row["loss"] == pytest.approx(expected.evaluation.loss, rel=1e-5)
+    assert row["batchnorm"] == "off"
+
+
 def test_a_warning_of_many_runs_is_said_once(root: Path, db: Path) -> None:
     grid = {"wavelet": "bior4.4", "level": 5, "sparsity": [0.5, 0.9]}
     with pytest.warns(LevelCollapsedWarning, match=r"'bior4\.4' is too long") as caught:

@@ -116,6 +116,20 @@ def test_bytes_matches_each_dwt_run_to_min_weight() -> None:
     assert len(runs) == 1 + 4 + 2
 
 
+def test_calibrated_runs_repair_themselves_and_random_ones_are_none() -> None:
+    grid = {**GRID, "wavelet": "dct", "calibrated": ["", "refit", "full"]}
+    sweep = told(grid=grid, batchnorm=["match", "off"], calibration={"npz": "x.npz"})
+    runs = [run for run in expand(parse_sweep(sweep)) if run.config]
+    found = [(run.config.method, run.calibrated, run.batchnorm) for run in runs if run.config]
+    for method in ("dwt", "min_weight"):
+        of_method = [entry[1:] for entry in found if entry[0] == method]
+        assert of_method == [("", "match"), ("", "off"), ("refit", "off"), ("full", "off")]
+    assert [entry[1:] for entry in found if entry[0] == "random"] == [("", "match"), ("", "off")]
+    assert all(run.calibration for run in runs if run.calibrated)
+    plain = expand(parse_sweep({**sweep, "grid": {**grid, "calibrated": ""}}))
+    assert {guid(run) for run in plain} <= {guid(run) for run in expand(parse_sweep(sweep))}
+
+
 def test_the_id_is_a_uuid_of_what_the_result_depends_on() -> None:
     run = expand(parse_sweep(told()))[1]
     assert uuid.UUID(guid(run)).version == 5
@@ -158,6 +172,8 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     (told(grid={"sparsity": [0.5, 1.5]}), "grid[0]: sparsity must be in [0, 1), not 1.5"),
     (told(grid={"sparsity": 0.5, "percentile": 5}), "grid[0]: sparsity=0.5 and percentile=5 were"),
     (told(grid={"targets": 3}), "grid[0].targets[0][0]: Input should be a valid string, not 3"),
+    (told(grid={"calibrated": "all"}), "'', 'refit', 'select' or 'full', not 'all'"),
+    (told(grid={"calibrated": "full", "percentile": 50}), "ranks magnitudes"),
     (told(grid={"method": "random", "matched": "kept"}), "matched='kept' needs a dwt run"),
     (told(backend="foo"), "unknown backend 'foo'; allowed: auto, native"),
     (told(device="foo"), "unknown device 'foo'"),

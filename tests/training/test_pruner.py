@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import pickle
+import warnings
 import weakref
 from typing import Any
 
@@ -19,6 +20,9 @@ from wavprune.errors import WavpruneError
 from wavprune.training.schedules import Constant, Cubic
 
 from ..support.training import Net, batches, seeded, sgd, train
+
+# Short runs on purpose.
+pytestmark = pytest.mark.filterwarnings("ignore:finished after step")
 
 EVERY_METHOD = [
     PruneConfig(sparsity=0.7),
@@ -552,3 +556,17 @@ def test_after_finish_the_weights_are_free(net: Net) -> None:
     train(net, optimizer, 1)
     assert float((net.second.weight == 0).float().mean()) < 0.5
     assert wavprune.fast.prune(net, sparsity=0.0).kept > report.kept
+
+
+def test_finishing_before_the_schedules_end_is_said() -> None:
+    for steps, warns in ((2, True), (4, False)):
+        net = Net()
+        optimizer = sgd(net)
+        pruner = Pruner(net, schedule=Cubic(0.2, 0.8, 0, 4, 2))
+        pruner.attach(optimizer)
+        train(net, optimizer, steps)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            pruner.finish()
+        expected = "finished after step 2 at sparsity 72.5%; the schedule ends at step 4 with 80.0%"
+        assert [str(entry.message) for entry in caught] == ([expected] if warns else [])

@@ -13,6 +13,9 @@ from wavprune import PruneConfig, Pruner
 from wavprune.errors import WavpruneError
 from wavprune.training.schedules import Cubic
 
+# Short runs on purpose.
+pytestmark = pytest.mark.filterwarnings("ignore:finished after step")
+
 FIRST_FORMAT = Path(__file__).parent / "states" / "format-1.pt"
 CONFIGS = {
     "uhaar": PruneConfig(sparsity=0.6),

@@ -85,6 +85,8 @@ def _bands(coeffs: Any) -> list[torch.Tensor]:
 def _missing(basis: Basis) -> str | None:
     if basis.name not in WAVELETS:
         return f"ptwt has no basis {basis.name!r}; it has PyWavelets' discrete wavelets"
+    if basis.axes is not None:
+        return "ptwt's wavedec2 transforms two axes of a kernel, not one or three"
     if basis.mode not in MODES:
         return f"ptwt has no mode {basis.mode!r}; it has {', '.join(MODES)}"
     try:

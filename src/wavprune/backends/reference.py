@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from ..bases import family_of
+from ..bases import transform_of
 from ..bases.transform import Array, Transform
 from .masks import pack, unpack
 from .protocol import SHARDED, Backend, Job, Layer, Measured, Selection
@@ -151,7 +151,7 @@ def _ranks(layer: Layer, coefficients: Array) -> Array:
 
 
 def _transform(layer: Layer) -> Transform:
-    return family_of(layer.basis.name).transform(layer.basis, _kernels(layer))
+    return transform_of(layer.basis, _kernels(layer))
 
 
 def _uniform(count: int, seed: int) -> Array:

@@ -41,6 +41,8 @@ class Request(NamedTuple):
         mode: PyWavelets' boundary mode; ignored by a basis without a boundary.
         level: how many levels; None means the deepest that exists.
         force_level: use ``level`` even where PyWavelets calls it too deep for the kernel.
+        axes: what is transformed where it is not the two axes of ``kernel``: ``(n,)`` of ``n x 1``
+            and ``1 x n``, ``(kd, kh, kw)`` of ``kd x (kh * kw)``.
     """
 
     name: str
@@ -48,11 +50,12 @@ class Request(NamedTuple):
     mode: str = "periodization"
     level: int | None = None
     force_level: bool = False
+    axes: tuple[int, ...] | None = None
 
     @property
     def size(self) -> str:
         """The kernel size as people write it, such as ``3x3``."""
-        return "x".join(map(str, self.kernel))
+        return "x".join(map(str, self.kernel if self.axes is None else self.axes))
 
 
 # How the compiled code runs an operator: the first number of its plan.
@@ -142,6 +145,7 @@ class Basis:
         matrix: the analysis matrix ``(K, K)`` of an orthonormal basis that is not separable.
         data_driven: True where the basis was computed from the layer's own weights.
         too_deep: PyWavelets' own warning about a forced level, else None.
+        axes: as in ``Request``, where the basis is another for it.
     """
 
     name: str
@@ -156,6 +160,7 @@ class Basis:
     matrix: Matrix | None = field(default=None, repr=False)
     data_driven: bool = False
     too_deep: str | None = None
+    axes: tuple[int, ...] | None = None
 
     @cached_property
     def key(self) -> Hashable:
@@ -163,7 +168,8 @@ class Basis:
         own = None
         if self.matrix is not None:
             own = hashlib.blake2b(self.matrix.tobytes(), digest_size=16).digest()
-        return (self.name, self.kernel, self.mode, self.level_requested, self.level_used, own)
+        settings = (self.mode, self.level_requested, self.level_used)
+        return (self.name, self.kernel, self.axes, *settings, own)
 
     def __eq__(self, other: object) -> bool:
         return self.key == other.key if isinstance(other, Basis) else NotImplemented

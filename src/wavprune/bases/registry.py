@@ -14,8 +14,10 @@ from ..common.cache import ByteCache
 from ..config import AUTO, BASES, WAVELETS, PruneConfig
 from ..errors import WavpruneError
 from .basis import Basis, Kernel, Request
+from .kernels import as_kernels, kernel_shape
 from .matrices import Matrix
 from .transform import Array, MatrixTransform, Transform
+from .volumes import volume_basis
 
 
 class Family:
@@ -110,6 +112,7 @@ def named_basis(
     mode: str = "periodization",
     level: int | None = None,
     force_level: bool = False,
+    axes: tuple[int, ...] | None = None,
 ) -> Basis:
     """The basis of that name for kernels of that size.
 
@@ -119,6 +122,9 @@ def named_basis(
         mode: PyWavelets' boundary mode.
         level: how many levels; None means the deepest that exists.
         force_level: use ``level`` even where PyWavelets calls it too deep for the kernel.
+        axes: ``(n,)`` for one transform along the axis of ``n x 1`` kernels, as ``pywt.wavedec``
+            does it; ``(kd, kh, kw)`` for ``kernel=(kd, kh * kw)``: each plane is transformed, and
+            then along the depth. None means both axes of ``kernel``.
 
     Raises:
         WavpruneError: there is no such basis.
@@ -127,11 +133,34 @@ def named_basis(
         >>> named_basis("haar", (3, 3)).grid
         (4, 4)
     """
-    request = Request(name, kernel, mode, level, force_level)
+    request = Request(name, kernel, mode, level, force_level, axes)
     family = family_of(name)
     if family.data_driven:
         raise WavpruneError(f"{name!r} is computed from a weight; use basis_for(config, weight)")
-    return _CACHE.get((family, request), lambda: family.build(request))
+    return _CACHE.get((family, request), lambda: _built(family, request))
+
+
+def _built(family: Family, request: Request) -> Basis:
+    name, _, mode, level, force_level, axes = request
+    if axes is None or len(axes) == 1 or not family.transforms:
+        return family.build(request)
+    depth, *plane = axes
+    settings = (mode, level, force_level)
+    along = named_basis(name, (depth, 1), *settings, axes=(depth,))
+    return volume_basis(request, along, named_basis(name, (plane[0], plane[1]), *settings))
+
+
+def transform_of(basis: Basis, kernels: Array) -> Transform:
+    """What the ``reference`` backend runs on kernels ``(n, kh, kw)``.
+
+    Example:
+        >>> kernels = torch.ones(1, 4, 4).numpy()
+        >>> transform_of(named_basis("dct", (4, 4)), kernels).forward(kernels).sum().round(6)
+        np.float32(4.0)
+    """
+    if basis.axes is not None and len(basis.axes) == 3:
+        return MatrixTransform(basis)
+    return family_of(basis.name).transform(basis, kernels)
 
 
 def basis_for(config: PruneConfig, weight: torch.Tensor) -> Basis:
@@ -139,9 +168,9 @@ def basis_for(config: PruneConfig, weight: torch.Tensor) -> Basis:
 
     Args:
         config: method, wavelet, level, mode and force_level are read.
-        weight: ``(Cout, Cin/groups, kh, kw)``, or ``(out, in)``: a matrix is one kernel, and
-            without a transform ``out * in`` kernels of one value. The values matter to a
-            data-driven basis (``"klt"``) alone.
+        weight: ``(Cout, Cin/groups, kh, kw)``, with one or three spatial axes likewise, or
+            ``(out, in)``: a matrix is one kernel, and without a transform ``out * in`` kernels of
+            one value. The values matter to a data-driven basis (``"klt"``) alone.
 
     Returns:
         The basis; equal for all layers of this kernel size, unless it is data-driven.
@@ -162,7 +191,7 @@ def request_for(config: PruneConfig, weight: torch.Tensor) -> Request:
 
     Args:
         config: method, wavelet, level, mode and force_level are read.
-        weight: ``(Cout, Cin/groups, kh, kw)`` or ``(out, in)``; only its shape matters.
+        weight: as ``basis_for`` takes it; only its shape matters.
 
     Raises:
         WavpruneError: the basis does not exist for a weight of this shape.
@@ -171,7 +200,7 @@ def request_for(config: PruneConfig, weight: torch.Tensor) -> Request:
         >>> request_for(PruneConfig(wavelet="klt"), torch.zeros(8, 4, 3, 3)).size
         '3x3'
     """
-    kernel = (int(weight.shape[-2]), int(weight.shape[-1]))
+    kernel, axes = kernel_shape(weight.shape)
     name = config.basis_name
     if kernel == (1, 1) or (weight.ndim == 2 and (name == "identity" or not weight.numel())):
         return Request("identity", (1, 1))
@@ -180,7 +209,7 @@ def request_for(config: PruneConfig, weight: torch.Tensor) -> Request:
             f"wavelet={AUTO!r} is a choice among bases, which pruning makes; name one of them"
         )
     family = family_of(name)
-    request = Request(name, kernel, config.mode, config.level, config.force_level)
+    request = Request(name, kernel, config.mode, config.level, config.force_level, axes)
     if family.data_driven:
         if weight.ndim == 2:
             raise WavpruneError(
@@ -214,7 +243,8 @@ def bases_of(requests: Sequence[Request], weights: Sequence[torch.Tensor]) -> li
             together.setdefault(family, []).append(i)
     driven: dict[int, Basis] = {}
     for family, members in together.items():
-        built = family.build_all([requests[i] for i in members], [weights[i] for i in members])
+        kernels = [as_kernels(weights[i]) for i in members]
+        built = family.build_all([requests[i] for i in members], kernels)
         driven.update(zip(members, built, strict=True))
     return [
         driven[i] if i in driven else named_basis(*request) for i, request in enumerate(requests)

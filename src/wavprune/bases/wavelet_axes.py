@@ -43,6 +43,12 @@ def wavelet_axis(name: str, n: int, mode: str, levels: int) -> list[Axis]:
     return axes
 
 
+def single_value() -> Axis:
+    """A level along an axis of one value, which is its own approximation and has no detail."""
+    one = frozen(np.ones((1, 1)))
+    return Axis(DenseMap(one), DenseMap(one), 1, 1, one[0], one[0], orthonormal=True)
+
+
 def _matrices(name: str, n: int, mode: str) -> tuple[Matrix, Matrix]:
     """One level on ``n`` values: ``A`` ``(2m, n)`` and ``S`` ``(n, 2m)``."""
     A = np.concatenate(pywt.dwt(np.eye(n), name, mode, axis=0))

@@ -21,11 +21,11 @@ from .factors import Factors
 from .matrices import NEGLIGIBLE
 from .registry import Family, register
 from .transform import Array, Transform
-from .wavelet_axes import VALUES_AT_ONCE, lengthened, shorter_axis, wavelet_axis
+from .wavelet_axes import VALUES_AT_ONCE, lengthened, shorter_axis, single_value, wavelet_axis
 
 
 class Wavelets(Family):
-    """``pywt.wavedec2`` and ``pywt.waverec2``."""
+    """``pywt.wavedec2`` and ``pywt.waverec2``; ``wavedec`` and ``waverec`` of ``n x 1`` kernels."""
 
     def max_level(self, name: str, kernel: Kernel) -> int:
         """``pywt.dwt_max_level`` of the shorter axis."""
@@ -33,8 +33,9 @@ class Wavelets(Family):
 
     def build(self, request: Request) -> Basis:
         """The basis; see ``Family``."""
-        name, kernel, mode, level, force = request
-        deepest = self.max_level(name, kernel)
+        name, kernel, mode, level, force, line = request
+        transformed = kernel if line is None else (line[0], line[0])
+        deepest = self.max_level(name, transformed)
         used = deepest if level is None else level if force else min(level, deepest)
         limit = max(deepest, deepest_forced(kernel))
         if used > limit:
@@ -45,14 +46,14 @@ class Wavelets(Family):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             try:
-                for n in kernel:
+                for n in transformed:
                     pywt.wavedec(np.zeros((1, n)), name, mode=mode, level=used)
             except ValueError as error:
                 raise WavpruneError(
                     f"PyWavelets cannot transform {request.size} kernels by {name!r} in mode "
                     f"{mode!r} to level {used}: {error}"
                 ) from error
-        factors = wavelet_factors(name, kernel, mode, used)
+        factors = wavelet_factors(name, kernel, mode, used, line is not None)
         return Basis(
             name=name,
             kernel=kernel,
@@ -64,12 +65,13 @@ class Wavelets(Family):
             bands=coefficient_bands(factors),
             factors=factors,
             too_deep=str(caught[0].message) if caught else None,
+            axes=line,
         )
 
     def transform(self, basis: Basis, kernels: Array) -> Transform:
         """PyWavelets itself."""
         del kernels
-        return _PyWavelets(basis)
+        return _PyWavelets(basis) if basis.axes is None else _AlongOneAxis(basis)
 
 
 def deepest_forced(kernel: Kernel) -> int:
@@ -82,7 +84,9 @@ def deepest_forced(kernel: Kernel) -> int:
     return max(5, (max(kernel) - 1).bit_length() + 1)
 
 
-def wavelet_factors(name: str, kernel: Kernel, mode: str, level: int) -> Factors:
+def wavelet_factors(
+    name: str, kernel: Kernel, mode: str, level: int, one_axis: bool = False
+) -> Factors:
     """PyWavelets' ``wavedec2`` and ``waverec2``, from what it answers to unit impulses.
 
     Args:
@@ -90,12 +94,17 @@ def wavelet_factors(name: str, kernel: Kernel, mode: str, level: int) -> Factors
         kernel: ``(kh, kw)``.
         mode: any of ``pywt.Modes.modes``.
         level: how many levels, 0 or more.
+        one_axis: True leaves an axis of a single value as it is: then it is ``wavedec`` and
+            ``waverec`` of the other one.
 
     Example:
         >>> wavelet_factors("db4", (784, 128), "periodization", 3).grid
         (784, 128)
     """
-    axes = [wavelet_axis(name, n, mode, level) for n in kernel]
+    axes = [
+        [single_value()] * level if one_axis and n == 1 else wavelet_axis(name, n, mode, level)
+        for n in kernel
+    ]
     grid = tuple(
         axis[0].start + axis[0].analysis.shape[0] - axis[0].coarse if axis else n
         for axis, n in zip(axes, kernel, strict=True)
@@ -104,7 +113,10 @@ def wavelet_factors(name: str, kernel: Kernel, mode: str, level: int) -> Factors
 
 
 def coefficient_bands(factors: Factors) -> dict[str, tuple[slice, slice]]:
-    """The slices of the bands of ``wavedec2`` in the grid, the coarsest first."""
+    """The slices of the bands of ``wavedec2`` in the grid, the coarsest first.
+
+    Of one axis there are approximations and one band of details a level.
+    """
     levels = len(factors.levels)
     if not levels:
         return {"a0": (slice(0, factors.kernel[0]), slice(0, factors.kernel[1]))}
@@ -113,7 +125,7 @@ def coefficient_bands(factors: Factors) -> dict[str, tuple[slice, slice]]:
         *_, vertical, horizontal, diagonal = (target for _, target in factors.slices(level))
         for letter, band in zip("hvd", (horizontal, vertical, diagonal), strict=True):
             bands[f"{letter}{level + 1}"] = band
-    return bands
+    return {name: band for name, band in bands.items() if all(b.stop > b.start for b in band)}
 
 
 def unpack(packed: Any, bands: Mapping[str, tuple[slice, slice]]) -> list[Any]:
@@ -180,6 +192,51 @@ class _PyWavelets(Transform):
                 kernels, basis.name, mode=basis.mode, level=basis.level_used, axes=(-2, -1)
             )
         return coeffs
+
+
+class _AlongOneAxis(Transform):
+    """``n x 1`` or ``1 x n`` kernels."""
+
+    scales = True
+
+    def __init__(self, basis: Basis) -> None:
+        self._basis = basis
+        self._axis = 1 if basis.kernel[0] > 1 else 2
+
+    def forward(self, kernels: Array) -> Array:
+        basis = self._basis
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Level value")
+            coeffs = pywt.wavedec(
+                kernels, basis.name, mode=basis.mode, level=basis.level_used, axis=self._axis
+            )
+        return np.concatenate(coeffs, axis=self._axis)
+
+    def inverse(self, packed: Array) -> Array:
+        kh, kw = self._basis.kernel
+        coeffs = [packed[:, rows, columns] for rows, columns in self._basis.bands.values()]
+        whole: Array = pywt.waverec(
+            coeffs, self._basis.name, mode=self._basis.mode, axis=self._axis
+        )
+        return whole[:, :kh, :kw]
+
+    def nonzero(self) -> Array:
+        reach = self._products("reach")
+        return np.asarray(reach > NEGLIGIBLE * reach.max())
+
+    def norms(self) -> Array:
+        norms = self._products("norms")
+        return np.where(norms > NEGLIGIBLE * norms.max(), norms, 0)
+
+    def _products(self, part: str) -> Array:
+        basis, length = self._basis, max(self._basis.kernel)
+        levels = {i: _bands(basis, length, i) for i in range(1, basis.level_used + 1)}
+        if not levels:
+            return np.ones(basis.grid)
+        _, *details = basis.bands
+        parts = [getattr(levels[basis.level_used][0], part)]
+        parts += [getattr(levels[int(name[1:])][1], part) for name in details]
+        return np.concatenate(parts).reshape(basis.grid)
 
 
 class _Band(NamedTuple):

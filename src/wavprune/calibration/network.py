@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from ..engine.layers import LayerRef
+from ..engine.layers import LayerRef, named_layers
 from ..engine.matching import RunningStatistics
 from ..engine.moments import Moments, batch_norms, moments_of
 from ..errors import WavpruneError
@@ -262,8 +262,9 @@ def _own_biases(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> dict[s
         for parameter in module._parameters.values():
             owners[id(parameter)] = owners.get(id(parameter), 0) + 1
     found = {}
+    modules = named_layers(model)
     for name in weights:
-        bias = model.get_submodule(name)._parameters.get("bias")
+        bias = modules[name]._parameters.get("bias")
         if isinstance(bias, nn.Parameter) and owners[id(bias)] == 1:
             found[name] = bias
     return found

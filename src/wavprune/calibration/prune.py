@@ -38,7 +38,7 @@ def prune_calibrated(
 ) -> PruneReport:
     """Prune a model's selected layers in place, from data; see ``wavprune.fast.prune``."""
     choice("calibration_level", level, LEVELS)
-    _check(config)
+    check_config(config)
     if not isinstance(calibration, Calibration):
         calibration = calibrate(
             model,
@@ -51,9 +51,6 @@ def prune_calibrated(
         )
     refs, plan = plan_model(model, config)
     _check_bases(plan, refs)
-    if isinstance(plan.rule, Pattern):
-        for ref in refs:
-            plan.rule.check(ref.name, ref.weight.shape[1])
     calibration.check(refs)
     plan.warn()
     start = time.perf_counter()
@@ -85,7 +82,8 @@ def pack_mask(problem: Problem, mask: torch.Tensor) -> torch.Tensor:
     return pack(problem.mask(mask), flat=problem.layer.is_flat)
 
 
-def _check(config: PruneConfig) -> None:
+def check_config(config: PruneConfig) -> None:
+    """Raise WavpruneError where settings do not go with calibration data."""
     pattern = isinstance(RULES[config.method], Pattern)
     if config.method not in ("dwt", "min_weight") and not pattern:
         raise WavpruneError(

@@ -281,8 +281,7 @@ def _layers(tensor: Tensor, plan: Plan, site: Site) -> list[Layer]:
     """The layer in each basis that may be taken."""
     if plan.quantised is None or plan.quantised.wavelet != AUTO:
         return [plan.layer(tensor)]
-    spatial = len(tensor.shape) == 4 and site.rows.kernel_values > 1
-    names = BASES if spatial else BASES[:1]
+    names = BASES if site.rows.kernel_values > 1 else BASES[:1]
     return [
         replace(plan, quantised=replace(plan.quantised, wavelet=name)).layer(tensor)
         for name in names

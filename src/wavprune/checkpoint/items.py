@@ -116,7 +116,7 @@ def coefficients_of(layer: Layer, layout: Layout) -> tuple[Doubles, npt.NDArray[
     """
     plain = layer._replace(keep=None)
     count = len(layer.kernels)
-    if layer.basis is not None and layer.basis.kernel != layer.shape[2:]:
+    if layer.basis is not None and layout.kernel != layer.basis.K:
         raise WavpruneError(
             f"{layer.basis.name!r} transforms the whole {layer.shape} matrix, and the coder "
             "'trellis' has no place for its coefficients; allowed: the identity, or coder='auto'"

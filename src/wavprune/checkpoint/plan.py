@@ -125,7 +125,7 @@ def choose_tensors(source: Source, plan: Plan) -> list[Tensor]:
             two_axes = [weight.layer for weight in source.weights]
             hint = f"; targets can name its 2-D ones: {', '.join(two_axes[:8])}" if two_axes else ""
             raise WavpruneError(
-                f"the model has no 4-D '*.weight' tensor, so nothing is compressed{hint}"
+                f"the model has no '*.weight' tensor of 3 to 5 axes, so nothing is compressed{hint}"
             )
     keys = dict.fromkeys(source.aliases.get(weight.key, weight.key) for weight in chosen)
     tensors = [source.tensors[key] for key in keys]

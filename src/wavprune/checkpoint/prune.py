@@ -41,7 +41,7 @@ def prune_file(
 ) -> PruneReport:
     """Prune the ``*.weight`` tensors of a checkpoint into a new one.
 
-    All 4-D ones without ``targets``; 2-D ones only where ``targets`` names them.
+    All of three to five axes without ``targets``; 2-D ones only where ``targets`` names them.
 
     Args:
         source: what ``open_checkpoint`` takes.
@@ -67,7 +67,7 @@ def prune_file(
     checkpoint = open_checkpoint(source, _scratch(target, dry_run))
     chosen = frozenset(checkpoint.select(config))
     if target is not None:
-        _check_target(checkpoint.path, target, force)
+        check_target(checkpoint.path, target, force)
     warn_skipped(checkpoint.path, checkpoint.skipped)
     if target is None or dry_run:
         return _prune(checkpoint.files, [None] * len(checkpoint.files), chosen, config, progress)
@@ -123,7 +123,8 @@ def _merged(reports: Sequence[PruneReport]) -> PruneReport:
     return PruneReport(outcome, reports[0].settings, bases)
 
 
-def _check_target(source: Path, target: Path, force: bool) -> None:
+def check_target(source: Path, target: Path, force: bool) -> None:
+    """Raise WavpruneError where a target cannot take what comes from this source."""
     if target.name in ("", ".."):
         raise WavpruneError(f"invalid output path {str(target)!r}; give the directory's own name")
     if not target.parent.is_dir():

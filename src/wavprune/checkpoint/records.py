@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from ..bases import kernel_shape
 from ..errors import WavpruneError
 from .coders import CODERS
 from .compressor import ZSTD
@@ -252,7 +253,7 @@ def _record(name: str, entry: list[Any], bases: list[StoredBasis]) -> Record:
     check("basis", number is None or is_count(number, high=len(bases) - 1))
     basis = None if number is None else bases[number]
     if basis is not None:
-        check("basis", tuple(fields["shape"][-len(basis.kernel) :]) == basis.kernel)
+        check("basis", kernel_shape(fields["shape"]).kernel == tuple(basis.kernel))
     exponent = fields["exponent"]
     check("exponent", type(exponent) is int and LOWEST_EXPONENT <= exponent <= HIGHEST_EXPONENT)
     record = checked_record(fields, basis, check, exponent=exponent)
@@ -308,7 +309,9 @@ def check_common(fields: dict[str, Any], check: Check) -> None:
     """Check the fields that all versions have."""
     shape, sizes = fields["shape"], fields["sizes"]
     check("dtype", fields["dtype"] in DTYPES)
-    check("shape", isinstance(shape, list) and len(shape) in (2, 4) and all(map(is_count, shape)))
+    check(
+        "shape", isinstance(shape, list) and len(shape) in range(2, 6) and all(map(is_count, shape))
+    )
     check("shape", 0 < math.prod(shape) < 1 << 62)
     check("values", fields["values"] in (*FLOATS, SYMBOLS))
     check("coder", isinstance(fields["coder"], str))

@@ -84,7 +84,8 @@ def save(
         wavelet: without ``report`` and ``config``: the basis, or ``"auto"`` (the default) for the
             one of each layer that takes the fewest bits.
         targets: without ``report`` and ``config``: layer names, globs or ``"re:..."`` patterns of
-            the 4-D and 2-D ``*.weight`` tensors to compress; None means all 4-D ones.
+            the ``*.weight`` tensors to compress; None means those of all convolutions, which have
+            three to five axes.
         ignore: patterns of layers to leave as they are.
         bits: 8, 6 or 4: of each value, with a scale for each output channel.
         values: ``"float32"`` or ``"float16"``.

@@ -203,7 +203,8 @@ class Unpacked:
         coefficients = kernel
         if allowed and number:
             basis = self._bases[number - 1][0]
-            allowed = basis.kernel == shape[2:]
+            # A kernel of one axis has a basis of (1, k).
+            allowed = kernel == basis.K
             coefficients = basis.coefficients
         if allowed and (transposed or groups > 1):
             allowed = len(shape) > 1 and shape[0] % groups == 0

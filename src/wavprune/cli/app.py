@@ -26,8 +26,9 @@ from .output import Outputs, printable, write
 from .process import Terminated, abandon, standard_streams, termination
 from .prune import prune
 from .sweep import COMMANDS as SWEEP_COMMANDS
+from .sweep import FailedRunsError
 
-DONE, DEFECT, MISTAKE, INTERRUPTED = 0, 1, 2, 130
+DONE, DEFECT, FAILED_RUNS, MISTAKE, INTERRUPTED = 0, 1, 1, 2, 130
 REPORT_DEFECT = (
     "this is a defect of wavprune, not of what you gave it; please report it with the lines above"
 )
@@ -40,7 +41,8 @@ def main(args: Sequence[str] | None = None) -> int:
         args: what follows ``wavprune``; None takes it from ``sys.argv``.
 
     Returns:
-        The exit status: 0; 1 after a defect of wavprune, with its traceback; 2 after a mistake of
+        The exit status: 0; 1 after a defect of wavprune, with its traceback, and where runs of a
+        sweep failed, which are named; 2 after a mistake of
         the user or an error of the operating system, which one line on standard error names; 130
         after Ctrl-C and 128 plus the number of the signal after SIGTERM and SIGHUP. Where files
         were written before the error, that line says which.
@@ -126,6 +128,8 @@ def _verdict(error: BaseException) -> tuple[str, int]:
         return f"ended by {signal.Signals(error.signum).name}", 128 + error.signum
     if isinstance(error, (KeyboardInterrupt, click.Abort)):
         return "interrupted", INTERRUPTED
+    if isinstance(error, FailedRunsError):
+        return error.format_message(), FAILED_RUNS
     if isinstance(error, click.ClickException):
         return error.format_message(), MISTAKE
     if isinstance(error, (WavpruneError, MissingExtraError)):

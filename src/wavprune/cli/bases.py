@@ -24,9 +24,16 @@ class _Row(NamedTuple):
     orthonormal: bool
 
 
-def max_levels(kernel: Kernel) -> dict[str, int]:
-    """The deepest level of every transform on kernels of this size."""
-    return {name: max_level(name, kernel) for name in names() if family_of(name).transforms}
+def max_levels(kernel: tuple[int, ...]) -> dict[str, int]:
+    """The deepest level of every transform on kernels of this size, of one to three axes."""
+    axes = [n for n in kernel if n > 1] or [1]
+    depth, plane = axes[:-2], (axes[-1], axes[-2] if len(axes) > 1 else axes[-1])
+    parts = [plane, *((n, n) for n in depth)]
+    return {
+        name: max(max_level(name, part) for part in parts)
+        for name in names()
+        if family_of(name).transforms
+    }
 
 
 def _kernel_size(context: click.Context, parameter: click.Parameter, text: str) -> Kernel:

@@ -16,7 +16,8 @@ from ..checkpoint.records import FLOATS
 from ..checkpoint.report import SaveReport
 from ..config import PruneConfig
 from ..errors import WavpruneError
-from .networks import load_inputs, load_network
+from .calibration import Inputs, image_options
+from .networks import load_network
 from .options import SOURCE
 from .output import check_replaceable, expect_output
 
@@ -47,7 +48,8 @@ FORCE = click.option("--force", is_flag=True, help="Replace OUT if it exists; it
     "--targets",
     metavar="PATTERN",
     multiple=True,
-    help="Compress these layers: a name, a glob or re:...; can be repeated.  [default: all 4-D]",
+    help="Compress these layers: a name, a glob or re:...; can be repeated.  "
+    "[default: every convolution]",
 )
 @click.option(
     "--ignore",
@@ -72,16 +74,17 @@ FORCE = click.option("--force", is_flag=True, help="Replace OUT if it exists; it
 )
 @click.option(
     "--calibration",
-    metavar="DATA",
-    help="Inputs to learn from: an .npz file, or package.module:function giving batches; needs "
-    "--model.",
+    metavar="INPUTS",
+    help="Learn from a few unlabelled inputs: a folder of images, an .npz file with images, or "
+    "package.module:function that returns a loader.",
 )
+@image_options
 @click.option(
     "--model",
     "factory",
     metavar="FACTORY",
-    help="package.module:function giving the network that IN has the weights of; a Hugging Face "
-    "directory needs none.",
+    help="With --calibration: package.module:function that returns the network whose weights IN "
+    "has; a Hugging Face directory, and IN that is such a function itself, need none.",
 )
 @click.option("--target-kl", type=float, help="With --calibration: the divergence of the outputs.")
 @click.option(
@@ -105,6 +108,10 @@ def compress(
     target_bits_per_weight: float | None,
     coder: str,
     calibration: str | None,
+    samples: int,
+    image_size: tuple[int, ...] | None,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
     factory: str | None,
     target_kl: float | None,
     batchnorm: str | None,
@@ -124,8 +131,8 @@ def compress(
     model: Path | nn.Module = source
     inputs = None
     if calibration is not None:
-        inputs = load_inputs(calibration)
-        model = load_network(source, factory)
+        model, directory = load_network(source, factory)
+        inputs = Inputs(calibration, "full", samples, image_size, mean, std).load(directory)
     elif factory is not None:
         raise WavpruneError(f"--model {factory} without --calibration: nothing runs the network")
     check_replaceable(output, force)

@@ -9,7 +9,6 @@ from pathlib import Path
 import click
 from rich.table import Table
 
-from ..bases import Kernel
 from ..checkpoint.formats import LayerInfo, open_checkpoint
 from .bases import max_levels
 from .options import JSON, SOURCE
@@ -56,7 +55,7 @@ def _layer_table(title: str, layers: Sequence[LayerInfo]) -> Table:
     return table
 
 
-def _kernel_table(kernels: Counter[Kernel]) -> Table:
+def _kernel_table(kernels: Counter[tuple[int, ...]]) -> Table:
     table = Table("kernel", "layers", "level", "bases whose deepest level this is", title="Levels")
     table.title_justify = "left"
     for kernel, count in kernels.items():

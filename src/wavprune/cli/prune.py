@@ -9,8 +9,10 @@ from typing import Any
 import click
 
 from ..checkpoint.prune import prune_file
-from ..config import SCOPES, PruneConfig
+from ..config import RULES, SCOPES, PruneConfig
+from ..engine.patterns import pattern_method
 from ..report import PruneReport
+from .calibration import calibration_options, inputs_of, prune_calibrated
 from .options import (
     DEFAULTS,
     IGNORE,
@@ -51,6 +53,12 @@ def _report_path(
     help="Instead of --sparsity: prune the coefficients of a layer below this percentile.",
 )
 @click.option(
+    "--pattern",
+    metavar="N:M",
+    help="Instead of --sparsity: keep N of every M weights along the input channels, with --method "
+    "min-weight or --wavelet identity.",
+)
+@click.option(
     "--scope",
     type=click.Choice(SCOPES),
     default=DEFAULTS.scope,
@@ -77,6 +85,7 @@ def _report_path(
     callback=_report_path,
     help="Write the report to a .csv or .json file.",
 )
+@calibration_options
 @JSON
 @click.option(
     "--force", is_flag=True, help="Replace OUT and FILE if they exist; OUT may be IN itself."
@@ -91,13 +100,23 @@ def prune(
     dry_run: bool,
     targets: tuple[str, ...],
     ignore: tuple[str, ...],
+    pattern: str | None,
+    calibration: str | None,
+    calibration_level: str,
+    samples: int,
+    image_size: tuple[int, ...] | None,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
     **settings: Any,
 ) -> None:
-    """Prune the 4-D weights of a checkpoint.
+    """Prune the convolutions of a checkpoint: its weights of three to five axes.
 
     IN is a .safetensors file, a .pt, .pth or .bin state dict, or a model directory that holds
     model.safetensors or its shards and their index. OUT is of the same kind and appears when it
     is complete.
+
+    With --calibration, IN is a Hugging Face directory, or package.module:function that returns the
+    network; then OUT is a .safetensors file with its weights.
     """
     if output is None and not dry_run:
         raise click.UsageError("Missing option '-o': name OUT, or give --dry-run.")
@@ -105,10 +124,19 @@ def prune(
         check_replaceable(report, force)
     for path in (output, report):
         expect_output(path)
+    inputs = inputs_of(calibration, calibration_level, samples, image_size, mean, std)
+    if pattern is not None:
+        if settings["sparsity"] is not None or settings["percentile"] is not None:
+            raise click.UsageError("--pattern says itself how much is pruned.")
+        settings["method"] = pattern_method(pattern, settings["method"], settings["wavelet"])
+        settings["sparsity"] = RULES[settings["method"]].sparsity
     config = PruneConfig(targets=targets or None, ignore=ignore or None, **settings)
-    result = prune_file(
-        source, output, config, force=force, dry_run=dry_run, progress=sys.stderr.isatty()
-    )
+    progress = sys.stderr.isatty()
+    if inputs is None:
+        result = prune_file(source, output, config, force=force, dry_run=dry_run, progress=progress)
+    else:
+        target = None if dry_run else output
+        result = prune_calibrated(source, target, config, inputs, force=force, progress=progress)
     result.wait()
     if report is not None and not dry_run:
         REPORT_WRITERS[report.suffix.lower()](result, report)
@@ -116,4 +144,6 @@ def prune(
         write(result.to_json())
         return
     write_table(result.to_table())
+    if result.decision is not None:
+        write(f"{result.decision}\n")
     write("dry run: no file was written\n" if dry_run else f"pruned: {output}\n")

@@ -18,6 +18,14 @@ if TYPE_CHECKING:
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
+# Failed runs that the last line names.
+MOST_FAILURES = 5
+
+
+class FailedRunsError(click.ClickException):
+    """A sweep was done, and some of its runs failed."""
+
+
 FORCE = click.option("--force", is_flag=True, help="Replace FILE if it exists.")
 RESULTS = click.argument("results", metavar="RESULTS", type=click.Path(path_type=Path))
 
@@ -96,12 +104,17 @@ def sweep(
     else:
         click.echo(_summary_text(summary, output))
     if summary.failed:
-        raise click.ClickException(
-            f"{summary.failed} of {summary.runs} runs failed; their errors are in {output}"
+        shown = [f"{label}: {error}" for label, error in summary.failures[:MOST_FAILURES]]
+        more = summary.failed - len(shown)
+        raise FailedRunsError(
+            f"{summary.failed} of {summary.runs} runs failed; {'; '.join(shown)}"
+            f"{f'; and {more} more' if more else ''}; all errors are in {output}"
         )
 
 
 def _summary_text(summary: Summary, output: Path) -> str:
+    if summary.known == summary.runs:
+        return f"{output}: {summary.runs} of {summary.runs} runs done, nothing to do"
     lines = [
         f"{output}: {summary.ok} of {summary.runs} runs finished in {summary.seconds:.1f} s, "
         f"{summary.failed} failed, {summary.known} were there before"

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 
 from ..backends import Backend, Budget, Job, Layer
-from ..bases import Basis, basis_for
+from ..bases import Basis, basis_for, kernel_shape
 from ..config import AUTO, PruneConfig
 from .staging import Stage, calls_of
 
@@ -60,7 +60,8 @@ def bases_for(config: PruneConfig, weight: torch.Tensor) -> list[Basis]:
     """
     if config.basis_name != AUTO:
         return [basis_for(config, weight)]
-    is_long = min(weight.shape[-2:]) >= WAVELETS_FROM
+    kernel, axes = kernel_shape(weight.shape)
+    is_long = min(axes or kernel) >= WAVELETS_FROM
     names = (*BASES, *WAVELETS) if is_long else BASES
     bases = [basis_for(replace(config, wavelet=name), weight) for name in names]
     # Without a level, a basis is the identity once more.

@@ -11,12 +11,16 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from ..bases import Kernel
+from ..bases import Kernel, as_kernels
 from ..common.tensors import memory_key
 from ..config import PruneConfig
 from ..errors import WavpruneError
 from .sharding import as_sharded, in_all, local_part, problem
 
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
+# What torch.compile calls the module that it wraps.
+_COMPILED = "_orig_mod"
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -26,11 +30,14 @@ class LayerRef:
 
     Attributes:
         name: the layer's name in its model, such as ``"layer1.0.conv1"``.
-        weight: ``(Cout, Cin/groups, kh, kw)``, or ``(out, in)``; pruned in place.
+        weight: ``(Cout, Cin/groups, kh, kw)``, with one or three spatial axes likewise, of a
+            transposed convolution ``(Cin, Cout/groups, ...)``, or ``(out, in)``; pruned in place.
+        transposed: True where it is known to be of a transposed convolution.
     """
 
     name: str
     weight: torch.Tensor
+    transposed: bool = False
 
     def kernels(self, kernel: Kernel) -> torch.Tensor:
         """The weight as kernels of this size, a view ``(Cout, Cin/groups, kh, kw)``.
@@ -39,8 +46,8 @@ class LayerRef:
         weight that is sharded, this rank's part.
         """
         weight = local_part(self.weight)
-        if weight.ndim == 4:
-            return weight
+        if weight.ndim != 2:
+            return as_kernels(weight)
         return weight[None, None] if weight.shape == kernel else weight[:, :, None, None]
 
 
@@ -48,8 +55,9 @@ def select_layers(model: nn.Module, config: PruneConfig) -> list[LayerRef]:
     """The weights of a model that ``targets`` and ``ignore`` select.
 
     Args:
-        model: any module; every ``nn.Conv2d`` in it, subclasses too, is selected where there are
-            no ``targets``, and every ``nn.Linear`` can be selected by them.
+        model: any module; every convolution in it (``nn.Conv1d``, ``Conv2d``, ``Conv3d``, their
+            transposed forms, and subclasses) is selected where there are no ``targets``, and every
+            ``nn.Linear`` can be selected by them.
         config: ``targets`` and ``ignore`` are read: exact names, globs (``"layer1.*"``), or
             ``"re:"`` and a regular expression that must match from the name's beginning.
 
@@ -70,19 +78,48 @@ def select_layers(model: nn.Module, config: PruneConfig) -> list[LayerRef]:
         raise TypeError(f"model must be a torch.nn.Module, not {type(model).__name__}")
     candidates = {
         name: module
-        for name, module in model.named_modules()
-        if isinstance(module, (nn.Conv2d, nn.Linear))
+        for name, module in named_layers(model).items()
+        if isinstance(module, (*CONVOLUTIONS, nn.Linear))
     }
     names = [
         name
         for name, module in candidates.items()
-        if config.targets is not None or isinstance(module, nn.Conv2d)
+        if config.targets is not None or isinstance(module, CONVOLUTIONS)
     ]
     if not names:
         hint = "; its Linear layers are pruned where targets names them" if candidates else ""
-        raise WavpruneError(f"{type(model).__name__} has no Conv2d layer to prune{hint}")
+        raise WavpruneError(f"{type(model).__name__} has no convolution to prune{hint}")
     chosen = select_names(names, config)
-    return unique_layers(LayerRef(name, _own_weight(name, candidates[name])) for name in chosen)
+    return unique_layers(
+        LayerRef(
+            name, _own_weight(name, candidates[name]), isinstance(candidates[name], TRANSPOSED)
+        )
+        for name in chosen
+    )
+
+
+def named_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """The modules of a model by their names in what its wrappers wrap.
+
+    A network has the same names in ``DataParallel`` and ``DistributedDataParallel``, and where it
+    or a part of it went through ``torch.compile``.
+
+    Example:
+        >>> net = nn.DataParallel(nn.Sequential(nn.Conv2d(3, 8, 3)))
+        >>> list(named_layers(net))
+        ['', '0']
+    """
+    inner: nn.Module | None = model
+    while hasattr(inner, _COMPILED):
+        inner = getattr(inner, _COMPILED)
+    is_parallel = isinstance(inner, (nn.DataParallel, nn.parallel.DistributedDataParallel))
+    found: dict[str, nn.Module] = {}
+    for name, module in model.named_modules():
+        parts = [part for part in name.split(".") if part != _COMPILED]
+        if is_parallel and parts[:1] == ["module"]:
+            del parts[0]
+        found[".".join(parts)] = module
+    return found
 
 
 def select_names(names: Sequence[str], config: PruneConfig) -> list[str]:
@@ -107,7 +144,7 @@ def unique_layers(refs: Iterable[LayerRef]) -> list[LayerRef]:
 
     Raises:
         WavpruneError: a weight is on the meta device, quantised, sparse, of an integer or complex
-            dtype, not 4-D or 2-D, or overlaps itself in memory.
+            dtype, of fewer than 2 or more than 5 axes, or overlaps itself in memory.
     """
     unique: dict[object, LayerRef] = {}
     for ref in refs:
@@ -168,7 +205,7 @@ def _match(parameter: str, pattern: str, names: Sequence[str]) -> set[str]:
     return {name for name in names if expression.match(name)}
 
 
-def _own_weight(name: str, module: nn.Conv2d | nn.Linear) -> torch.Tensor:
+def _own_weight(name: str, module: nn.Module) -> torch.Tensor:
     """The module's weight, if it is a parameter of its own.
 
     Raises:
@@ -261,6 +298,14 @@ def _overlaps_itself(weight: torch.Tensor) -> bool:
     return False
 
 
+def _has_loose_rows(weight: torch.Tensor) -> bool:
+    """True where the planes of 3-D kernels are no vectors."""
+    if weight.ndim != 5 or 1 in weight.shape[2:] or not weight.numel():
+        return False
+    row, value = weight.stride()[3:]
+    return row != value * weight.shape[4]
+
+
 def _is_wrapper(weight: torch.Tensor) -> bool:
     """True for a tensor subclass that only stands for other memory; a DTensor is dealt with."""
     plain = torch.Tensor.__torch_dispatch__
@@ -282,15 +327,20 @@ def _check_weight(ref: LayerRef) -> None:
         reason = f"is sparse ({weight.layout})"
     elif weight.dtype not in DTYPES:
         reason = f"has dtype {weight.dtype}"
-    elif weight.ndim not in (2, 4):
-        reason = f"has shape {tuple(weight.shape)}, not (Cout, Cin/groups, kh, kw) or (out, in)"
+    elif weight.ndim not in range(2, 6):
+        reason = (
+            f"has shape {tuple(weight.shape)}, not (Cout, Cin/groups, ...) with one to three "
+            "spatial axes, or (out, in)"
+        )
     elif (sharded := as_sharded(weight)) is not None:
         reason = problem(sharded)
     elif _overlaps_itself(weight):
         reason = f"overlaps itself in memory (strides {weight.stride()})"
+    elif _has_loose_rows(weight):
+        reason = f"has 3-D kernels whose rows do not follow each other (strides {weight.stride()})"
     if reason is not None:
         allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
         raise WavpruneError(
-            f"layer {ref.name!r}: its weight {reason}; allowed: dense 4-D and 2-D weights with "
+            f"layer {ref.name!r}: its weight {reason}; allowed: dense weights of 2 to 5 axes, with "
             f"values, of {allowed}"
         )

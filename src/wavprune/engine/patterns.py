@@ -14,6 +14,7 @@ import torch
 from ..backends import Job, Layer
 from ..config import RULES
 from ..errors import WavpruneError
+from .layers import LayerRef
 from .rules import Rule, register
 
 COMMON = ("1:2", "2:4", "1:4", "4:8")
@@ -43,17 +44,23 @@ class Pattern(Rule):
         for layer in job.layers:
             values = coefficients(layer)
             outs, channels = layer.weight.shape[:2]
-            self.check(layer.name, channels)
             kept = self.top(values.abs().reshape(outs, channels, -1))
             masks.append(kept.reshape(values.shape) & (values != 0))
         return masks
 
-    def check(self, name: str, channels: int) -> None:
-        """Raise WavpruneError where the input channels of a layer are no whole groups."""
-        if channels % self.group:
+    def check(self, ref: LayerRef) -> None:
+        """Raise WavpruneError where the input channels of a layer are no whole groups.
+
+        Those of a transposed convolution are apart from each other, so it has none.
+        """
+        channels = ref.weight.shape[1]
+        reason = f"channels, and it has {channels}" if channels % self.group else None
+        if ref.transposed:
+            reason = "channels that follow each other, and it is a transposed convolution"
+        if reason is not None:
             raise WavpruneError(
-                f"layer {name!r}: {self.keep}:{self.group} needs groups of {self.group} input "
-                f"channels, and it has {channels}; leave it out by ignore={[name]!r}"
+                f"layer {ref.name!r}: {self.keep}:{self.group} needs groups of {self.group} input "
+                f"{reason}; leave it out by ignore={[ref.name]!r}"
             )
 
     def top(self, scores: torch.Tensor) -> torch.Tensor:

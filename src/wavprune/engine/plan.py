@@ -22,7 +22,7 @@ from ..errors import WavpruneError
 from ..report import LayerStats, PruneReport
 from .auto import bases_for
 from .device import compute_device, warn
-from .layers import LayerRef, check_finite, select_layers
+from .layers import TRANSPOSED, LayerRef, check_finite, named_layers, select_layers
 from .rules import Rule, rule_for
 from .sharding import as_sharded, check_sharded, first_channel, group_of
 
@@ -104,6 +104,8 @@ def plan_layers(
     """
     check_name(config.backend)
     rule = rule_for(config)
+    for ref in refs:
+        rule.check(ref)
     check_sharded(refs, config)
     if match is not None:
         _check_match(config, match)
@@ -236,9 +238,10 @@ def plan_model(
 def _remember(
     model: nn.Module, config: PruneConfig, structure: list[object], refs: Sequence[LayerRef]
 ) -> _Known:
+    modules = named_layers(model)
     known = _Known(
         structure,
-        [weakref.ref(model.get_submodule(ref.name)) for ref in refs],
+        [weakref.ref(modules[ref.name]) for ref in refs],
         [ref.name for ref in refs],
         [weakref.ref(ref.weight) for ref in refs],
         [_signature(ref.weight) for ref in refs],
@@ -260,7 +263,7 @@ def _unchanged(known: _Known) -> list[LayerRef] | None:
         weight = None if module is None else module._parameters.get("weight")
         if weight is None or weight is not before or _signature(weight) != signature:
             return None
-        refs.append(LayerRef(name, weight))
+        refs.append(LayerRef(name, weight, isinstance(module, TRANSPOSED)))
     return refs
 
 

@@ -16,6 +16,7 @@ from ..backends import Budget, Job, Layer
 from ..backends.masks import pack
 from ..config import RULES, PruneConfig
 from ..errors import WavpruneError
+from .layers import LayerRef
 
 
 class Rule:
@@ -31,6 +32,10 @@ class Rule:
     basis: str | None = None
     uses_thresholds = False
     uses_seed = False
+
+    def check(self, ref: LayerRef) -> None:
+        """Raise WavpruneError where the rule cannot prune a layer."""
+        del ref
 
     def prepare(self, layer: Layer, config: PruneConfig) -> Layer:
         """The layer with what the rule adds to it, such as a seed."""
@@ -89,6 +94,10 @@ class Random(Rule):
     basis = "identity"
     uses_thresholds = True
     uses_seed = True
+
+    def check(self, ref: LayerRef) -> None:
+        """Raise WavpruneError where the rule cannot prune a layer."""
+        del ref
 
     def prepare(self, layer: Layer, config: PruneConfig) -> Layer:
         """The layer with 64 bits of its own."""

@@ -100,5 +100,5 @@ def check_sharded(refs: Sequence[LayerRef], config: PruneConfig) -> None:
         if ref.weight.ndim == 2 and name != "identity":
             raise WavpruneError(
                 f"layer {ref.name!r} is a sharded matrix, which is one kernel to {name!r}; "
-                "allowed: method='min_weight' or 'random', or Conv2d weights"
+                "allowed: method='min_weight' or 'random', or convolutions"
             )

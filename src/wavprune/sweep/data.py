@@ -54,8 +54,8 @@ def load_data(source: Data, batch_size: int) -> Loader:
             )
         return data
     if isinstance(source, NpzData):
-        return DataLoader(_limited(_arrays(source), source.limit), batch_size)
-    return DataLoader(_limited(Folder(source), source.limit), batch_size)
+        return DataLoader(limited(_arrays(source), source.limit), batch_size)
+    return DataLoader(limited(Folder(source, _samples(source)), source.limit), batch_size)
 
 
 def data_identity(source: Data) -> str:
@@ -79,19 +79,20 @@ def data_identity(source: Data) -> str:
 
 
 class Folder(Dataset[tuple[torch.Tensor, int]]):
-    """The images of a folder with a subfolder for each class.
+    """The images of a folder.
 
     Args:
-        source: the folder, and how an image becomes ``(channels, height, width)`` float32.
+        source: how an image becomes ``(channels, height, width)`` float32.
+        samples: the images, with their labels.
 
     Raises:
-        WavpruneError: the folder has no images in subfolders, or ``mean`` or ``std`` do not fit.
+        WavpruneError: ``mean`` or ``std`` do not fit.
         ImportError: Pillow is not installed.
     """
 
-    def __init__(self, source: FolderData) -> None:
+    def __init__(self, source: FolderData, samples: Sequence[tuple[Path, int]]) -> None:
         require("PIL.Image", extra="sweep", purpose="a folder of images")
-        self._samples = _samples(source)
+        self._samples = samples
         self._source = source
         self._mean, self._std = _normalization(source, source.channels)
 
@@ -149,35 +150,62 @@ def _samples(source: FolderData) -> list[tuple[Path, int]]:
 
 def _arrays(source: NpzData) -> Dataset[Any]:
     path = source.npz
-    _check_file(path)
-    try:
-        _check_sizes(path)
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in ("images", "labels") if name in file}
-            names = list(file)
-    except (ValueError, OSError, zipfile.BadZipFile, AttributeError, TypeError) as error:
-        raise WavpruneError(f"{path} cannot be read as an .npz file: {error}") from error
-    if len(arrays) < 2:
-        raise WavpruneError(
-            f"{path} holds {', '.join(names) or 'nothing'}; needed: images and labels"
-        )
+    arrays = _read_arrays(path, ("images", "labels"))
     images, labels = arrays["images"], arrays["labels"]
-    if images.ndim == 3:
-        images = images[:, None]
-    if images.ndim != 4 or labels.shape != (len(images),):
+    if images.ndim not in (3, 4) or labels.shape != (len(images),):
         raise WavpruneError(
-            f"{path}: images are {arrays['images'].shape} and labels {labels.shape}; allowed: "
+            f"{path}: images are {images.shape} and labels {labels.shape}; allowed: "
             "(N, C, H, W) or (N, H, W), and (N,)"
         )
     if labels.dtype.kind not in "iu":
         raise WavpruneError(f"{path}: labels are {labels.dtype}; allowed: integers")
+    values = _normalized(source, images)
+    return TensorDataset(values, torch.from_numpy(labels.astype(np.int64)))
+
+
+def images_of(source: NpzData) -> Dataset[Any]:
+    """The images of an ``.npz`` file, which needs no labels.
+
+    Raises:
+        WavpruneError: it cannot be read, or holds no images.
+    """
+    images = _read_arrays(source.npz, ("images",))["images"]
+    if images.ndim not in (3, 4):
+        raise WavpruneError(
+            f"{source.npz}: images are {images.shape}; allowed: (N, C, H, W) or (N, H, W)"
+        )
+    return TensorDataset(_normalized(source, images))
+
+
+def _read_arrays(path: Path, needed: Sequence[str]) -> dict[str, np.ndarray[Any, Any]]:
+    _check_file(path)
+    try:
+        _check_sizes(path)
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in needed if name in file}
+            names = list(file)
+    except (ValueError, OSError, zipfile.BadZipFile, AttributeError, TypeError) as error:
+        raise WavpruneError(f"{path} cannot be read as an .npz file: {error}") from error
+    if len(arrays) < len(needed):
+        raise WavpruneError(
+            f"{path} holds {', '.join(names) or 'nothing'}; needed: {' and '.join(needed)}"
+        )
+    return arrays
+
+
+def _normalized(source: NpzData, images: np.ndarray[Any, Any]) -> torch.Tensor:
+    """``(N, C, H, W)``."""
     if images.dtype != np.uint8 and images.dtype.kind != "f":
-        raise WavpruneError(f"{path}: images are {images.dtype}; allowed: uint8 or floating point")
+        raise WavpruneError(
+            f"{source.npz}: images are {images.dtype}; allowed: uint8 or floating point"
+        )
+    if images.ndim == 3:
+        images = images[:, None]
     values = torch.from_numpy(images.astype(np.float32))
     if images.dtype == np.uint8:
         values /= 255
     mean, std = _normalization(source, images.shape[1])
-    return TensorDataset((values - mean) / std, torch.from_numpy(labels.astype(np.int64)))
+    return (values - mean) / std
 
 
 def _check_sizes(path: Path) -> None:
@@ -213,7 +241,8 @@ def _normalization(
     return torch.tensor(source.mean)[:, None, None], torch.tensor(source.std)[:, None, None]
 
 
-def _limited(dataset: Dataset[Any], limit: int | None) -> Dataset[Any]:
+def limited(dataset: Dataset[Any], limit: int | None) -> Dataset[Any]:
+    """At most so many samples, spread evenly."""
     size = len(dataset)  # type: ignore[arg-type]  # both kinds have a length
     if limit is None or limit >= size:
         return dataset

@@ -15,18 +15,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..backends.registry import check_name
+from ..calibration.prune import check_config
 from ..config import PruneConfig
 from ..errors import WavpruneError
 from .sources import Data, Model
-from .traits import unread_settings
+from .traits import reads_wavelet, unread_settings, uses_seed
 
 if TYPE_CHECKING:
     from .settings import Grid, Sweep
 
 # The namespace of the runs' ids. With another one, every run would get another id.
 NAMESPACE = uuid.UUID("6f1f3f0e-5b0e-5c6f-9a53-7d1f6c1f7a11")
-# What to prune, what it is matched to, and what the two have in common.
-Pruning = tuple[PruneConfig, PruneConfig | None, str]
+# What to prune, what it is matched to, what the two have in common, and the level of calibration.
+Pruning = tuple[PruneConfig, PruneConfig | None, str, str]
 # The keys of a grid that are settings of PruneConfig, in the order in which they vary: the last
 # one fastest.
 AXES = (
@@ -52,7 +53,8 @@ class Run:
         sweep: the name of the sweep.
         model: the model.
         data: what accuracy is measured on.
-        calibration: what the batch norms are repaired with; None means the inputs of ``data``.
+        calibration: what the batch norms are repaired with, and what calibrated runs are pruned
+            from; None means the inputs of ``data``.
         batch_size: samples per batch.
         batchnorm: how the batch norms are repaired.
         timing: whether inference times are measured.
@@ -61,6 +63,7 @@ class Run:
         match: settings of another run, which this one is matched to; None means none.
         matched: what the two have in common: ``"kept"``, ``"bytes"``, or an empty string where
             ``match`` is None.
+        calibrated: the level of ``fast.prune``'s ``calibration_level``, or an empty string.
     """
 
     sweep: str
@@ -74,6 +77,30 @@ class Run:
     config: PruneConfig | None
     match: PruneConfig | None = None
     matched: str = ""
+    calibrated: str = ""
+
+    @property
+    def label(self) -> str:
+        """What the run is, in a few words."""
+        if self.config is None:
+            return f"{self.model.label}: unpruned"
+        config = self.config
+        basis = f" {config.wavelet}" if reads_wavelet(config) else ""
+        amount = (
+            f"percentile {config.percentile:g}"
+            if config.percentile is not None
+            else f"sparsity {config.sparsity:g}"
+            if config.sparsity is not None
+            else ""
+        )
+        marks = [
+            f"calibrated {self.calibrated}" if self.calibrated else "",
+            f"same {self.matched}" if self.matched else "",
+            f"seed {config.seed}" if uses_seed(config) else "",
+            f"batch norm {self.batchnorm}",
+        ]
+        parts = [f"{config.method}{basis}", amount, config.scope, *marks]
+        return f"{self.model.label}: {', '.join(part for part in parts if part)}"
 
     def settings(self) -> dict[str, Any]:
         """All settings, ready for JSON."""
@@ -113,6 +140,8 @@ class Run:
             "config": dataclasses.asdict(self.config) if self.config else None,
             "match": dataclasses.asdict(self.match) if self.match else None,
             "matched": self.matched,
+            # Runs without it keep the ids that they had before there was such a key.
+            **({"calibrated": self.calibrated} if self.calibrated else {}),
         }
 
 
@@ -144,17 +173,21 @@ def expand(sweep: Sweep, where: str = "sweep") -> list[Run]:
             config=None,
         )
         runs.append(unpruned)
-        for (config, match, matched), repair in itertools.product(prunings, sweep.batchnorm):
-            runs.append(
-                dataclasses.replace(
-                    unpruned,
-                    config=config,
-                    match=match,
-                    matched=matched,
-                    batchnorm=repair,
-                    calibration=None if repair == "off" else sweep.calibration,
+        for config, match, matched, calibrated in prunings:
+            # Calibrated pruning repairs the batch norms itself.
+            for repair in ("off",) if calibrated else sweep.batchnorm:
+                reads_nothing = repair == "off" and not calibrated
+                runs.append(
+                    dataclasses.replace(
+                        unpruned,
+                        config=config,
+                        match=match,
+                        matched=matched,
+                        batchnorm=repair,
+                        calibration=None if reads_nothing else sweep.calibration,
+                        calibrated=calibrated,
+                    )
                 )
-            )
     return runs
 
 
@@ -173,7 +206,7 @@ def _prunings(block: Grid, sweep: Sweep) -> Iterator[Pruning]:
         is_dwt = values["method"] == "dwt"
         if matched == "bytes" and is_dwt:
             baseline = _config({**values, "method": "min_weight"}, sweep)
-            yield _config(values, sweep), baseline, matched
+            yield _config(values, sweep), baseline, matched, ""
         elif matched == "kept" and not is_dwt:
             for leader in leaders:
                 # Random pruning takes each layer's count, min-weight the sum in the same scope.
@@ -181,9 +214,15 @@ def _prunings(block: Grid, sweep: Sweep) -> Iterator[Pruning]:
                 amount = {"sparsity": None, "percentile": None, "scope": scope}
                 follower = _config({**values, **amount}, sweep)
                 if (leader.targets, leader.ignore) == (follower.targets, follower.ignore):
-                    yield follower, leader, matched
+                    yield follower, leader, matched, ""
         else:
-            yield _config(values, sweep), None, ""
+            config = _config(values, sweep)
+            for calibrated in block.calibrated:
+                if calibrated and config.method != "random":
+                    check_config(config)
+                    yield config, None, "", calibrated
+                else:
+                    yield config, None, "", ""
 
 
 def _config(values: Mapping[str, Any], sweep: Sweep) -> PruneConfig:

@@ -10,6 +10,7 @@ from torch import nn
 
 from ..bases import Basis
 from ..bases.factors import FactoredTransform
+from ..engine.layers import named_layers
 from ..evaluation.trial import Trial
 from ..report import LayerStats
 from .traits import ranks_magnitudes
@@ -39,7 +40,7 @@ def picture_data(model: nn.Module, trial: Trial) -> dict[str, Any]:
 
 
 def _weight(model: nn.Module, layer: str) -> torch.Tensor:
-    weight = model.get_submodule(layer).weight
+    weight = named_layers(model)[layer].weight
     assert isinstance(weight, torch.Tensor)
     return weight.detach().to("cpu", torch.float32)
 

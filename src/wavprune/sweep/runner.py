@@ -46,6 +46,7 @@ class Summary:
         processes: how many processes did the runs; None on a cluster, or where none was left.
         parts: where all the time of these processes went, by the parts of ``evaluation.clock``;
             ``"waiting"`` is the time in which they did not run, from start to end.
+        failures: of each run that failed now, what it was and its error.
     """
 
     runs: int
@@ -58,6 +59,7 @@ class Summary:
     evaluate_seconds: float
     processes: int | None
     parts: dict[str, float]
+    failures: tuple[tuple[str, str], ...] = ()
 
     @property
     def runs_per_hour(self) -> float:
@@ -108,6 +110,7 @@ def run_sweep(
     start = time.perf_counter()
     all_jobs = _jobs(expand(sweep))
     outcomes = Counter[str]()
+    failures = []
     parts: dict[str, float] = {}
     spent = {column.name: 0.0 for column in schema.TIMES}
     with Store(output, create=True) as store:
@@ -127,6 +130,8 @@ def run_sweep(
             for result in results(pending, is_wanted, uuid.uuid4().hex, jobs, cluster, address):
                 store.add(result.row, result.layers, result.pictures)
                 outcomes[result.row["status"]] += 1
+                if result.row["status"] == "failed":
+                    failures.append((all_jobs[result.row["guid"]].run.label, result.row["error"]))
                 for part, spent_on_it in result.spent.items():
                     parts[part] = parts.get(part, 0.0) + spent_on_it
                 for name in spent:
@@ -145,6 +150,7 @@ def run_sweep(
         seconds=seconds,
         processes=processes,
         parts=parts,
+        failures=tuple(failures),
         **spent,
     )
 

@@ -244,8 +244,8 @@ SETTINGS = (
     Column(
         "calibrated",
         str,
-        "Level of calibrated pruning in rows of `compare`; sweeps do not prune from data",
-        value=lambda _: None,
+        "Level of calibrated pruning",
+        value=lambda run: run.calibrated or None,
         heading="calibrated",
         role="variant",
         since=2,

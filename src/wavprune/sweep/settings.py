@@ -49,15 +49,19 @@ BatchNorms = Annotated[
 class Grid(Settings):
     """A block of settings: every combination of its values is a run.
 
-    Each key but ``matched`` is one of ``PruneConfig``'s, with a value or a list of values;
-    ``targets`` and ``ignore`` are patterns, or a list of lists of patterns. A setting that a method
-    does not read does not multiply its runs.
+    Each key but ``matched`` and ``calibrated`` is one of ``PruneConfig``'s, with a value or a list
+    of values; ``targets`` and ``ignore`` are patterns, or a list of lists of patterns. A setting
+    that a method does not read does not multiply its runs.
 
     Attributes:
         matched: how much a run prunes. ``""``: what its own settings say. ``"kept"``: min_weight
             and random keep as many values as each dwt run of the block (min_weight in total,
             random in each layer). ``"bytes"``: each dwt run keeps as many values as fit into a
             file of min_weight's size. Or a list of these.
+        calibrated: ``""``, or ``"refit"``, ``"select"`` or ``"full"``: prune from the inputs of
+            ``calibration`` at that level, as ``fast.prune`` does by ``calibration_level``. Or a
+            list of these. Such a run repairs its batch norms itself; random and matched runs are
+            not calibrated.
     """
 
     method: Several[Any] = ("dwt",)
@@ -72,6 +76,7 @@ class Grid(Settings):
     targets: Patterns = (None,)
     ignore: Patterns = (None,)
     matched: Several[Literal["", "kept", "bytes"]] = ("",)
+    calibrated: Several[Literal["", "refit", "select", "full"]] = ("",)
 
 
 class Sweep(Settings):
@@ -81,7 +86,8 @@ class Sweep(Settings):
         name: its name in the results.
         models: a model or a list of them.
         data: what accuracy is measured on.
-        calibration: what the batch norms are repaired with; None means the inputs of ``data``.
+        calibration: what the batch norms are repaired with, and what calibrated runs are pruned
+            from; None means the inputs of ``data``.
         batch_size: samples per batch.
         batchnorm: ``"off"``, ``"update"`` or ``"match"``, or a list of them; see
             ``wavprune.compare``.

@@ -55,6 +55,7 @@ def _kind(*kinds: str) -> Any:
     )
 
 
+FACTORY = r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$"
 FilePath = Annotated[Path, BeforeValidator(_resolved)]
 
 
@@ -91,7 +92,7 @@ class Factory(_Source):
         root: the sweep file's folder.
     """
 
-    factory: str = Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$")
+    factory: str = Field(pattern=FACTORY)
     arguments: dict[str, Any] = {}
     root: Annotated[Path, BeforeValidator(_resolved)] = Field(default=Path(), validate_default=True)
 

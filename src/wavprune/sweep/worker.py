@@ -21,6 +21,8 @@ import torch
 from torch import nn
 
 from .._version import versions
+from ..calibration.collect import calibrate
+from ..calibration.collected import Calibration
 from ..common.cache import ByteCache
 from ..common.clock import Clock, Part, timed
 from ..common.memory import kept_memory
@@ -92,6 +94,7 @@ class _Workload:
         loader: the data that accuracy is measured on.
         predictions: what the model predicts on it.
         statistics: of its batch norms, by the source of the data that they are repaired on.
+        collected: what pruning from data reads, by its source, ``targets`` and ``ignore``.
     """
 
     key: str
@@ -99,6 +102,7 @@ class _Workload:
     loader: Loader
     predictions: Predictions
     statistics: dict[str, BatchnormStatistics]
+    collected: dict[object, Calibration]
 
 
 _one_at_a_time = threading.Lock()
@@ -184,7 +188,7 @@ def _workload(task: Task) -> _Workload:
                 )
             loader = _batches(task, run.data)
         predictions = predict(model, loader, run.device)
-        _current = _Workload(key, model, loader, predictions, {})
+        _current = _Workload(key, model, loader, predictions, {}, {})
     return _current
 
 
@@ -219,12 +223,36 @@ def _reference(task: Task, workload: _Workload, calibration: Loader) -> DenseRef
     run = task.run
     statistics = None
     if run.batchnorm == "match":
-        name = "" if run.calibration is None else run.calibration.model_dump_json()
+        name = _source_name(run)
         statistics = workload.statistics.get(name)
         if statistics is None:
             statistics = batchnorm_statistics(workload.model, calibration, run.device)
             workload.statistics[name] = statistics
     return DenseReference(workload.predictions, statistics)
+
+
+def _source_name(run: Run) -> str:
+    return "" if run.calibration is None else run.calibration.model_dump_json()
+
+
+def _collected(run: Run, workload: _Workload, calibration: Loader) -> Calibration | None:
+    """What a calibrated run is pruned from; the last ones are kept."""
+    if not run.calibrated or run.config is None:
+        return None
+    config = run.config
+    key = (_source_name(run), config.targets, config.ignore, config.seed)
+    if key not in workload.collected:
+        workload.collected.clear()
+        with timed("reference"):
+            workload.collected[key] = calibrate(
+                workload.model,
+                calibration,
+                targets=config.targets,
+                ignore=config.ignore,
+                device=run.device,
+                seed=config.seed,
+            )
+    return workload.collected[key]
 
 
 def _trial(task: Task, workload: _Workload) -> Trial:
@@ -245,6 +273,8 @@ def _trial(task: Task, workload: _Workload) -> Trial:
         calibration=calibration,
         reference=reference,
         match=match,
+        calibrated=run.calibrated,
+        collected=_collected(run, workload, calibration),
         timing=run.timing,
         device=run.device,
     )

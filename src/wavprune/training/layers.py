@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..engine.layers import LayerRef, unique_layers
+from ..engine.layers import LayerRef, named_layers, unique_layers
 from ..engine.sharding import as_sharded
 
 # The shape, strides, dtype and device of a weight: what a plan depends on.
@@ -36,9 +36,10 @@ class WatchedLayers:
     def __init__(self, model: nn.Module, refs: Sequence[LayerRef]) -> None:
         self.model = model
         self.refs = list(refs)
-        self._modules = [model.get_submodule(ref.name) for ref in refs]
+        modules = named_layers(model)
+        self._modules = [modules[ref.name] for ref in refs]
         self._shapes = [ref.weight.shape for ref in refs]
-        self._edges = self._paths({ref.name for ref in refs})
+        self._edges = self._edges_to_layers()
         self._signatures = signatures(refs)
 
     def check(self) -> None:
@@ -81,12 +82,13 @@ class WatchedLayers:
                 if id(ref.weight) not in owners:
                     raise _replaced(ref, "it is not the layer of the model any more")
                 self._modules[i] = owners[id(ref.weight)]
-        inside = set(map(id, self._modules))
-        names = self.model.named_modules(remove_duplicate=False)
-        self._edges = self._paths({name for name, module in names if id(module) in inside})
+        self._edges = self._edges_to_layers()
 
-    def _paths(self, names: set[str]) -> list[tuple[nn.Module, str, nn.Module]]:
-        """From the model to these modules: each parent, with the name and identity of its child."""
+    def _edges_to_layers(self) -> list[tuple[nn.Module, str, nn.Module]]:
+        """From the model to its layers: each parent, with the name and identity of its child."""
+        inside = set(map(id, self._modules))
+        modules = self.model.named_modules(remove_duplicate=False)
+        names = {name for name, module in modules if id(module) in inside}
         edges: dict[tuple[int, str], tuple[nn.Module, str, nn.Module]] = {}
         for name in names:
             parent: nn.Module = self.model

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..common.optional import require
 from ..config import PruneConfig
+from ..engine.layers import named_layers
 from ..errors import WavpruneError
 from .callbacks import PruningHooks
 from .schedules import Schedule
@@ -80,7 +81,8 @@ class PruningCallback(PruningHooks, Callback):
                 "in training follows one"
             )
         pruner = self._new_pruner(pl_module)
-        pruned = {id(pl_module.get_submodule(name).weight) for name in pruner.layer_names}
+        modules = named_layers(pl_module)
+        pruned = {id(modules[name].weight) for name in pruner.layer_names}
         followed = [o for o in followed if not pruned.isdisjoint(_trained(o))] or followed[:1]
         state = self._resumed
         if trainer.global_step and not state:

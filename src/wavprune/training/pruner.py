@@ -47,7 +47,7 @@ class Pruner:
     its model and optimizers along. To store a run, use ``state_dict()``.
 
     Args:
-        model: whose ``Conv2d`` weights (and what ``config.targets`` names) are pruned.
+        model: whose convolutions (and what ``config.targets`` names) are pruned.
         config: method, basis and scope; ``sparsity`` is the schedule's, where there is one.
         schedule: when, and how far; None prunes once, before the first step, as ``config`` says.
         regrow: True chooses new masks among all coefficients, as training left them; False only
@@ -194,12 +194,23 @@ class Pruner:
             self._project(range(len(self._layers.refs)))
         self._steps = self._asked = steps
 
+    def _warn_of_schedule(self) -> None:
+        end = getattr(self._schedule, "end", None)
+        if isinstance(end, int) and self._steps < end:
+            warnings.warn(
+                f"finished after step {self._steps} at sparsity "
+                f"{self._schedule.sparsity(self._asked):.1%}; the schedule ends at step {end} with "
+                f"{self._schedule.sparsity(end):.1%}",
+                stacklevel=3,
+            )
+
     def finish(self, *, enforce: bool = False) -> PruneReport:
         """Stop following optimizers, and say what is pruned.
 
         The weights are compared with the masks: what changed them after the last step, such as a
         checkpoint that was loaded, averaged weights, or an optimizer that is not followed, may have
-        brought pruned coefficients back.
+        brought pruned coefficients back. Where the schedule has a step ``end`` that was not
+        reached, a warning says so.
 
         Args:
             enforce: True projects such weights once more, and warns. Where nothing was changed,
@@ -219,6 +230,7 @@ class Pruner:
             raise RuntimeError(
                 f"nothing is pruned after {self._steps} steps; the schedule is {self._schedule}"
             )
+        self._warn_of_schedule()
         if enforce:
             self.enforce()
         else:

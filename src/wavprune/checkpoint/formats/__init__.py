@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from ...bases.basis import Kernel
 from ...common.atomic import left_behind
 from ...config import PruneConfig
 from ...engine.layers import DTYPES as PRUNABLE
@@ -35,7 +34,7 @@ class WeightFile(Protocol):
 
     Attributes:
         path: where it is.
-        weights: its layers' weights, 4-D and 2-D.
+        weights: its layers' weights.
         skipped: layers that cannot be pruned, and why.
     """
 
@@ -81,9 +80,9 @@ class LayerInfo(NamedTuple):
     zeros: int | None
 
     @property
-    def kernel(self) -> Kernel:
-        """The kernel size; a matrix is one kernel."""
-        return self.shape[-2], self.shape[-1]
+    def kernel(self) -> tuple[int, ...]:
+        """The kernel size, of one to three axes; a matrix is one kernel."""
+        return self.shape if len(self.shape) == 2 else self.shape[2:]
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,13 +101,13 @@ class Checkpoint:
 
     @property
     def weights(self) -> list[Weight]:
-        """All weights, 4-D and 2-D."""
+        """All weights."""
         return [weight for file in self.files for weight in file.weights]
 
     @property
     def layers(self) -> list[str]:
-        """The names of the layers that are pruned where no ``targets`` are given: the 4-D ones."""
-        return [weight.layer for weight in self.weights if len(weight.shape) == 4]
+        """The names of the layers that are pruned where no ``targets`` are given: convolutions."""
+        return [weight.layer for weight in self.weights if weight.is_convolution]
 
     @property
     def skipped(self) -> dict[str, str]:
@@ -121,12 +120,12 @@ class Checkpoint:
         Raises:
             WavpruneError: a pattern matches nothing, nothing is left, or there is no layer.
         """
-        self.check_layers(2 if config.targets is not None else 4)
+        self.check_layers(matrices=config.targets is not None)
         return [weight.layer for weight in select(self.weights, config, self.files[0].prefix)]
 
-    def check_layers(self, axes: int = 4) -> None:
-        """Raise WavpruneError unless there is a weight of at least this many axes."""
-        if any(len(weight.shape) >= axes for weight in self.weights):
+    def check_layers(self, matrices: bool = False) -> None:
+        """Raise WavpruneError unless there is a convolution, or a matrix where those count."""
+        if any(weight.is_convolution or matrices for weight in self.weights):
             return
         hints = []
         if self.weights:
@@ -136,22 +135,22 @@ class Checkpoint:
         if self.skipped:
             hints.append(f"; skipped: {describe_skipped(self.skipped)}")
         raise WavpruneError(
-            f"{self.path} holds no {axes}-D '*.weight' tensor, so there is nothing to prune"
-            + "".join(hints)
+            f"{self.path} holds no '*.weight' tensor of {2 if matrices else 3} to 5 axes, so there "
+            f"is nothing to prune{''.join(hints)}"
         )
 
     def inspect(self) -> Iterator[LayerInfo]:
-        """The 4-D layers, or where there are none the 2-D ones, whatever their dtypes.
+        """The convolutions, or where there are none the matrices, whatever their dtypes.
 
         Raises:
             WavpruneError: there are neither.
         """
         if not self.weights:
             self.check_layers()
-        axes = 4 if self.layers else 2
+        has_convolutions = bool(self.layers)
         for file in self.files:
             for weight in file.weights:
-                if len(weight.shape) == axes:
+                if weight.is_convolution == has_convolutions:
                     yield _info(file, weight)
 
 

@@ -35,12 +35,17 @@ class Weight(NamedTuple):
     Attributes:
         layer: the layer's name: that of its tensor without ``".weight"``.
         key: the tensor's name.
-        shape: of the tensor, 4-D or 2-D.
+        shape: of the tensor, of 2 to 5 axes.
     """
 
     layer: str
     key: str
     shape: tuple[int, ...]
+
+    @property
+    def is_convolution(self) -> bool:
+        """True for what a file alone shows to be kernels: a weight of three to five axes."""
+        return len(self.shape) > 2
 
 
 def layer_name(key: str) -> str:
@@ -60,8 +65,8 @@ def weights_of(shapes: Mapping[str, Sequence[int]]) -> tuple[list[Weight], dict[
         shapes: name and shape of every tensor.
 
     Returns:
-        The 4-D and 2-D ``*.weight`` tensors, or a bare ``weight``, in their order; and, by layer,
-        why it is skipped.
+        The ``*.weight`` tensors of 2 to 5 axes, or a bare ``weight``, in their order; and, by
+        layer, why it is skipped.
     """
     weights: dict[str, Weight] = {}
     skipped: dict[str, str] = {}
@@ -74,10 +79,8 @@ def weights_of(shapes: Mapping[str, Sequence[int]]) -> tuple[list[Weight], dict[
         if key == WEIGHT or key.endswith(SUFFIX):
             layer = layer_name(key)
             layer = key if layer in weights else layer
-            if len(shape) in (2, 4):
+            if len(shape) in range(2, 6):
                 weights[layer] = Weight(layer, key, shape)
-            elif len(shape) in (3, 5):
-                skipped[layer] = f"its weight is {len(shape)}-D"
             continue
         for ending, reason in COMPUTED.items():
             if len(shape) in (3, 4, 5) and (key == ending or key.endswith(f".{ending}")):
@@ -91,15 +94,15 @@ def select(weights: Sequence[Weight], config: PruneConfig, prefix: str = "") -> 
 
     Args:
         weights: of the whole checkpoint.
-        config: without ``targets`` all 4-D weights are selected; 2-D ones only where they are
-            named.
+        config: without ``targets`` the weights of all convolutions are selected, which are those
+            of three to five axes; 2-D ones only where they are named.
         prefix: what stands before every name in a nested file, such as ``"state_dict."``; patterns
             may have it or not, whether the layers' names here do or not.
 
     Raises:
         WavpruneError: a pattern matches nothing, or nothing is left.
     """
-    allowed = [w for w in weights if config.targets is not None or len(w.shape) == 4]
+    allowed = [w for w in weights if config.targets is not None or w.is_convolution]
     if not allowed:
         return []
     # Each layer under its name and, where the file nests, with and without the common prefix.

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -115,12 +115,7 @@ class SafetensorsFile:
         if copy is None:
             yield [LayerRef(layer, read_tensor(self.path, e)) for layer, e in entries.items()]
             return
-        shutil.copyfile(self.path, copy)
-        if read_header(copy) != (self.tensors, self.metadata):
-            raise WavpruneError(f"{self.path} changed while it was read")
-        content = torch.from_file(
-            str(copy), shared=True, size=copy.stat().st_size, dtype=torch.uint8
-        )
+        content = self._copied(copy)
         refs, unaligned = [], []
         for layer, entry in entries.items():
             dtype = DTYPES[entry.dtype]
@@ -132,6 +127,21 @@ class SafetensorsFile:
         yield refs
         for mapped, values in unaligned:
             mapped.copy_(values)
+
+    def rewrite(self, copy: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Make a copy of the file, with other values in those of its tensors that are given."""
+        content = self._copied(copy)
+        for name, entry in self.tensors.items():
+            if name in tensors:
+                values = tensors[name].detach().cpu().to(DTYPES[entry.dtype]).contiguous()
+                content[entry.start : entry.stop] = values.view(-1).view(torch.uint8)
+
+    def _copied(self, copy: Path) -> torch.Tensor:
+        """The bytes of a copy of the file, mapped."""
+        shutil.copyfile(self.path, copy)
+        if read_header(copy) != (self.tensors, self.metadata):
+            raise WavpruneError(f"{self.path} changed while it was read")
+        return torch.from_file(str(copy), shared=True, size=copy.stat().st_size, dtype=torch.uint8)
 
 
 def read_tensor(path: Path, entry: Entry) -> torch.Tensor:

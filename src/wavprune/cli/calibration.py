@@ -1,0 +1,232 @@
+"""Pruning from inputs on the command line: which options say so, and what is read and written."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+import click
+
+from ..calibration.run import LEVELS
+from ..common.atomic import replaced
+from ..config import PruneConfig
+from ..errors import WavpruneError
+from ..report import PruneReport
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ..sweep.data import Loader
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class Inputs(NamedTuple):
+    """What ``--calibration`` and its companions say.
+
+    Attributes:
+        source: a folder, an ``.npz`` file, or ``package.module:function``.
+        level: of ``fast.prune``'s ``calibration_level``.
+        samples: how many inputs are read at most.
+        size: of the images of a folder.
+        mean: of each channel, or one for all.
+        std: of each channel, or one for all.
+    """
+
+    source: str
+    level: str
+    samples: int
+    size: tuple[int, ...] | None
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def load(self, directory: Path | None) -> Loader:
+        """The batches; ``directory`` may say how images are prepared."""
+        from ..sweep.inputs import load_inputs
+
+        return load_inputs(
+            self.source,
+            model=directory,
+            size=self.size,
+            mean=self.mean,
+            std=self.std,
+            limit=self.samples,
+        )
+
+
+def _size(
+    context: click.Context, parameter: click.Parameter, text: str | None
+) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    if not re.fullmatch(r"[1-9]\d{0,4}(x[1-9]\d{0,4})?", text, re.ASCII):
+        raise click.BadParameter(f"{text!r} is not a size; write it as 224 or 224x320.")
+    return tuple(map(int, text.split("x")))
+
+
+def _numbers(context: click.Context, parameter: click.Parameter, text: str) -> tuple[float, ...]:
+    try:
+        values = tuple(map(float, text.split(",")))
+    except ValueError as error:
+        raise click.BadParameter(f"{text!r}; write one number, or 0.5,0.5,0.5.") from error
+    if parameter.name == "std" and min(values) <= 0:
+        raise click.BadParameter(f"{text!r}; allowed: numbers above 0.")
+    return values
+
+
+def image_options(command: Command) -> Command:
+    """Add what says how many inputs are read, and how images are prepared."""
+    for option in (
+        click.option(
+            "--std",
+            default="1",
+            metavar="NUMBERS",
+            callback=_numbers,
+            help="Likewise: (x-mean)/std.",
+        ),
+        click.option(
+            "--mean",
+            default="0",
+            metavar="NUMBERS",
+            callback=_numbers,
+            help="Of the channels of images whose values are from 0 to 1, such as .48,.46,.41.",
+        ),
+        click.option(
+            "--image-size",
+            metavar="SIZE",
+            callback=_size,
+            help="Of the images of a folder.  [default: the model directory's own preprocessing]",
+        ),
+        click.option(
+            "--samples",
+            type=click.IntRange(min=2),
+            default=2048,
+            help="How many inputs are read at most.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def calibration_options(command: Command) -> Command:
+    """Add ``--calibration`` and what belongs to it; the command gets them as ``inputs``."""
+    for option in (
+        image_options,
+        click.option(
+            "--calibration-level",
+            type=click.Choice(LEVELS),
+            default="full",
+            help="Solve for the values alone, choose what is kept too, or also layer after layer.",
+        ),
+        click.option(
+            "--calibration",
+            metavar="INPUTS",
+            help="Prune from a few unlabelled inputs: a folder of images, an .npz file with "
+            "images, or package.module:function that returns a loader.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def inputs_of(
+    calibration: str | None,
+    calibration_level: str,
+    samples: int,
+    image_size: tuple[int, ...] | None,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+) -> Inputs | None:
+    """What the options say; None without ``--calibration``.
+
+    Raises:
+        click.UsageError: others were given without it.
+    """
+    if calibration is not None:
+        return Inputs(calibration, calibration_level, samples, image_size, mean, std)
+    context = click.get_current_context()
+    for name in ("calibration_level", "samples", "image_size", "mean", "std"):
+        if context.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE:
+            option = name.replace("_", "-")
+            raise click.UsageError(f"--{option} goes with --calibration.")
+    return None
+
+
+def load(source: Path) -> tuple[nn.Module, Path | None]:
+    """The network that IN names, and its directory where it is one.
+
+    Raises:
+        WavpruneError: it is neither a model directory nor a function.
+    """
+    from ..sweep.models import load_model
+    from ..sweep.sources import FACTORY, DirectoryModel, FactoryModel
+
+    if source.is_dir():
+        return load_model(DirectoryModel.model_validate({"directory": source})), source
+    if re.fullmatch(FACTORY, str(source)):
+        return load_model(FactoryModel(factory=str(source))), None
+    raise WavpruneError(
+        f"{source}: calibration runs the network, so its code is needed; allowed: a Hugging Face "
+        "directory, or package.module:function that returns the network"
+    )
+
+
+def prune_calibrated(
+    source: Path,
+    output: Path | None,
+    config: PruneConfig,
+    inputs: Inputs,
+    *,
+    force: bool,
+    progress: bool,
+) -> PruneReport:
+    """Prune a network from inputs and write it; see ``fast.prune``.
+
+    Args:
+        source: a model directory or ``package.module:function``.
+        output: a directory, or for a function a ``.safetensors`` file; None writes nothing.
+        config: what to do.
+        inputs: what to prune from.
+        force: replace what is at ``output``.
+        progress: show progress bars on standard error.
+
+    Raises:
+        WavpruneError: the network, the inputs or the output are not allowed.
+        OSError: writing failed. Nothing is left behind.
+    """
+    from ..calibration.prune import prune_calibrated as prune
+    from ..checkpoint.update import update_directory
+
+    if output is not None:
+        _check_output(source, output, force)
+    model, directory = load(source)
+    loader = inputs.load(directory)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    report = prune(model, config, loader, inputs.level, progress)
+    after = model.state_dict()
+    if output is None:
+        return report
+    if directory is not None:
+        changed = {name: t for name, t in after.items() if not t.equal(before[name])}
+        update_directory(directory, output, changed, force=force)
+        return report
+    from safetensors.torch import save_model
+
+    with replaced(output, overwrite=force) as new:
+        save_model(model, str(new))
+    return report
+
+
+def _check_output(source: Path, output: Path, force: bool) -> None:
+    from ..checkpoint.prune import check_target
+
+    if source.is_dir():
+        check_target(source, output, force)
+    elif output.suffix.lower() != ".safetensors":
+        raise WavpruneError(f"{output} must end in .safetensors, for {source} is a function")
+    elif output.is_dir() or not output.parent.is_dir():
+        raise WavpruneError(f"{output} is not a file in a directory that exists")
+    elif not force and output.exists():
+        raise WavpruneError(f"{output} exists already; only --force replaces it")

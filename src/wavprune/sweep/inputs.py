@@ -1,0 +1,111 @@
+"""Inputs without labels, to prune from: a folder of images, an ``.npz`` file, or a function."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from ..common.optional import require
+from ..errors import WavpruneError
+from .data import SUFFIXES, Folder, Loader, images_of, limited, load_data
+from .sources import FACTORY, FactoryData, FolderData, NpzData
+
+PROCESSOR = "preprocessor_config.json"
+
+
+def load_inputs(
+    source: str,
+    *,
+    model: Path | None = None,
+    size: Sequence[int] | None = None,
+    mean: Sequence[float] = (0.0,),
+    std: Sequence[float] = (1.0,),
+    limit: int | None = None,
+    batch_size: int = 64,
+) -> Loader:
+    """The batches of some inputs, always in the same order.
+
+    Args:
+        source: a folder, whose images are taken with those of its subfolders; an ``.npz`` file with
+            ``images``, ``(N, C, H, W)`` or ``(N, H, W)``, uint8 or floating point; or
+            ``package.module:function``, which returns a loader of batches or a dataset.
+        model: a Hugging Face directory: its own image processor prepares the images of a folder
+            where ``size`` is not given.
+        size: ``(height, width)`` of the images of a folder, or one number for both.
+        mean: of each channel, or one for all; images become ``(x - mean) / std``, x from 0 to 1.
+        std: of each channel, or one for all.
+        limit: at most so many, spread evenly; a function makes its own choice.
+        batch_size: inputs per batch; a function that returns a loader makes its own batches.
+
+    Raises:
+        WavpruneError: they cannot be loaded; the message says why.
+        TypeError: a function returns no data.
+        ImportError: what it needs is not installed.
+    """
+    path = Path(source).expanduser()
+    prepared = {"mean": tuple(mean), "std": tuple(std), "limit": limit}
+    if path.suffix.lower() == ".npz":
+        npz = NpzData.model_validate({"npz": path, **prepared})
+        return DataLoader(limited(images_of(npz), limit), batch_size)
+    if path.is_dir():
+        return DataLoader(limited(_folder(path, model, size, prepared), limit), batch_size)
+    if re.fullmatch(FACTORY, source):
+        return load_data(FactoryData(factory=source), batch_size)
+    raise WavpruneError(
+        f"{source} is neither a folder of images, nor an .npz file, nor package.module:function"
+    )
+
+
+def _folder(
+    path: Path, model: Path | None, size: Sequence[int] | None, prepared: dict[str, Any]
+) -> Dataset[Any]:
+    files = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in SUFFIXES]
+    files = [file for file in files if file.is_file()]
+    if not files:
+        raise WavpruneError(f"{path} holds no images; searched for {', '.join(SUFFIXES)}")
+    if size is not None:
+        settings = FolderData.model_validate({"images": path, "size": tuple(size), **prepared})
+        return Folder(settings, [(file, 0) for file in files])
+    if model is None or not (model / PROCESSOR).is_file():
+        where = "" if model is None else f" ({model} has no {PROCESSOR})"
+        raise WavpruneError(
+            f"{path}: how large the network's images are is not known{where}; give their size"
+        )
+    return _Processed(files, _processor(model))
+
+
+def _processor(model: Path) -> Callable[..., Any]:
+    transformers = require("transformers", extra="huggingface", purpose="an image processor")
+    try:
+        processor: Callable[..., Any] = transformers.AutoImageProcessor.from_pretrained(
+            model, local_files_only=True, trust_remote_code=False
+        )
+    except (OSError, KeyError, ValueError, TypeError) as error:
+        raise WavpruneError(f"{model / PROCESSOR} cannot be loaded: {error}") from error
+    return processor
+
+
+class _Processed(Dataset[torch.Tensor]):
+    """Images as a model's own processor prepares them."""
+
+    def __init__(self, files: Sequence[Path], processor: Callable[..., Any]) -> None:
+        self._files, self._processor = files, processor
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        image = require("PIL.Image", extra="sweep", purpose="a folder of images")
+        path = self._files[index]
+        try:
+            with image.open(path) as file:
+                values = self._processor(images=[file.convert("RGB")], return_tensors="pt")
+        except (OSError, image.DecompressionBombError) as error:
+            raise WavpruneError(f"{path} cannot be read as an image: {error}") from error
+        pixels: torch.Tensor = values["pixel_values"][0]
+        return pixels
