@@ -197,8 +197,8 @@ def page(rows: Sequence[Row]) -> str:
             "|---|---:|---:|---:|---:|---:|---:|",
         ]
         lines += [
-            f"| {row.setting} | {row.target_kl:g} | {row.bytes:,} | {row.predicted_kl:.4f} "
-            f"| {row.held_out_kl:.4f} | {row.test_kl:.4f} ± {row.test_kl_error:.4f} "
+            f"| {row.setting} | {row.target_kl:g} | {row.bytes:,} | {row.predicted_kl:.3g} "
+            f"| {row.held_out_kl:.3g} | {row.test_kl:.3g} ± {row.test_kl_error:.2g} "
             f"| {row.accuracy:.1%} |"
             for row in of_network
         ]

@@ -22,7 +22,10 @@ FLAGS = [
     *("-std=c++20", "-O1", "-g1", "-fPIC", "-fno-omit-frame-pointer", "-ffp-contract=off"),
     *("-Wno-psabi", "-DTORCH_TARGET_VERSION=0x020a000000000000", "-DPy_LIMITED_API=0x030A0000"),
 ]
-TESTS = [f"tests/{name}.py" for name in ("backends/test_native", "test_ops", "test_fast")]
+TESTS = [
+    f"tests/{name}.py"
+    for name in (*("backends/test_native", "test_ops", "test_fast", "checkpoint/test_trellis"),)
+]
 # These measure; a sanitizer's own memory and time would be measured too.
 LEFT_OUT = "not memory"
 

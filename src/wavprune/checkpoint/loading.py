@@ -70,7 +70,7 @@ def load(
             large.
         ImportError: the extra ``checkpoint`` is not installed.
     """
-    packed = _open_packed(path, max_bytes)
+    packed = open_packed(path, max_bytes)
     if packed is not None:
         return _load_packed(Path(path), packed, names)
     file = _open(path, max_bytes)
@@ -121,10 +121,14 @@ def _load_packed(
     return {name: tensors[packed.aliases.get(name, name)] for name in asked}
 
 
-def _open_packed(
+def open_packed(
     path: str | os.PathLike[str], max_bytes: int | None, aliases: bool = False
 ) -> Unpacked | None:
-    """A file of version 3; None where it is of another."""
+    """A file of version 3, by its path; None where it is of another.
+
+    Raises:
+        WavpruneError: as for ``load``.
+    """
     path = Path(path)
     entries, metadata = read_header(path)
     with _named(path):
@@ -166,7 +170,7 @@ def decompress(
         WavpruneError: as for ``load``; or ``output`` is no ``.safetensors`` file.
     """
     target = output_path("output", output)
-    packed = _open_packed(path, max_bytes, aliases=True)
+    packed = open_packed(path, max_bytes, aliases=True)
     if packed is not None:
         return _decompress_packed(Path(path), packed, target)
     file = _open(path, max_bytes, aliases=True)

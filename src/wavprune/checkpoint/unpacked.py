@@ -232,6 +232,15 @@ class Unpacked:
                 "what max_bytes says"
             )
 
+    @property
+    def size(self) -> int:
+        """The bytes of the file's tensor."""
+        return len(self._data)
+
+    def is_matrix(self, name: str) -> bool:
+        """True where a tensor is stored as indices."""
+        return isinstance(self._entries[name], Matrix)
+
     def kind(self, name: str) -> tuple[str, tuple[int, ...]]:
         """The dtype and the shape of a tensor."""
         entry = self._entries[self.aliases.get(name, name)]
