@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import zstandard
 from torch import nn
 
 from wavprune import PruneConfig, checkpoint, fast
@@ -256,6 +257,17 @@ def test_files_that_claim_too_much_are_refused(tmp_path: Path) -> None:
     with pytest.raises(WavpruneError, match=r"allowed: up to 1,000, or what max_bytes says"):
         checkpoint.load(saved.path, max_bytes=1000)
     assert not checkpoint.load(saved.path)["0.weight"].any()
+
+
+def test_records_that_unfold_into_much_are_refused() -> None:
+    from wavprune.checkpoint.binary import Writer
+
+    bomb = zstandard.ZstdCompressor(level=19).compress(bytes(1 << 26))
+    block = Writer()
+    block.numbers([1 << 26, len(bomb), 0, 0])
+    block.raw(bomb)
+    with pytest.raises(WavpruneError, match="its records say 67108864 where at most"):
+        Unpacked(bytes(block.data), LIMIT)
 
 
 def test_layouts_turn_back() -> None:

@@ -36,7 +36,10 @@ from .records import DTYPES, HIGHEST_EXPONENT, LOWEST_EXPONENT
 from .stored_basis import StoredBasis, basis_from_json
 from .trellis import COLUMNS, Classes, Coded, Decoder, Floats, Ints, decoding_tables
 
-LARGEST_HEAD = 1 << 28
+# Records and classes have at most so many bytes for each of the file, and this more.
+HEAD_RATIO, HEAD_ALWAYS = 256, 1 << 16
+# Elements of a vector on a grid.
+MOST_LOGS = 1 << 20
 MOST_AXES = 8
 DAMAGED = "its checksum differs: the file is damaged"
 
@@ -172,7 +175,7 @@ class Unpacked:
                 raise WavpruneError(f"its tensor {name!r} of {dtype} has a fill value")
             self._entries[name] = _Filled(dtype, shape, reader.raw(BITS[dtype] // 8))
         elif kind == LOGS:
-            if dtype not in DTYPES or len(shape) != 1:
+            if dtype not in DTYPES or len(shape) != 1 or shape[0] > MOST_LOGS:
                 raise WavpruneError(f"its tensor {name!r} of {dtype} is no vector on a grid")
             self._entries[name] = _Logs(dtype, shape, read_logs(reader, shape[0]))
         else:
@@ -359,7 +362,8 @@ class Unpacked:
 def _heads(data: memoryview) -> tuple[Reader, Reader, int]:
     """Readers of the records and of the classes, and where the rest begins."""
     sizes = Reader(bytes(data[:40]))
-    pairs = [(sizes.number(LARGEST_HEAD), sizes.number(len(data))) for _ in range(2)]
+    most = HEAD_RATIO * len(data) + HEAD_ALWAYS
+    pairs = [(sizes.number(most), sizes.number(len(data))) for _ in range(2)]
     start = sizes.position
     stop = start + sum(small for _, small in pairs)
     if int.from_bytes(data[stop : stop + 4], "little") != zlib.crc32(data[:stop]):
