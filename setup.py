@@ -101,7 +101,7 @@ def ninja_file(folder: Path, home: Path | None) -> str:
     compiler = environment("CXX", "c++")
     cxx = [*compiler, *FLAGS, *INCLUDES, *environment("CPPFLAGS"), *environment("CXXFLAGS")]
     nvcc: list[str] = []
-    sources = sources_in("*.cpp", "cpu/*.cpp")
+    sources = sources_in("*.cpp", "cpu/*.cpp", "coding/*.cpp")
     libraries: list[str] = []
     if home is not None:
         sources += sources_in("cuda/*.cpp", "cuda/*.cu")
@@ -200,7 +200,10 @@ def extension() -> dict[str, object]:
     if os.environ.get("WAVPRUNE_NO_EXTENSION"):
         return {}
     module = Extension(
-        "wavprune._C", sources_in("*.cpp", "cpu/*.cpp"), py_limited_api=True, optional=True
+        "wavprune._C",
+        sources_in("*.cpp", "cpu/*.cpp", "coding/*.cpp"),
+        py_limited_api=True,
+        optional=True,
     )
     return {
         "ext_modules": [module],

@@ -5,6 +5,7 @@
 
 #include "cpu/ops.h"
 #include "cpu/instruction_set.h"
+#include "coding/ops.h"
 
 #if defined(WAVPRUNE_CUDA)
 #include "cuda/ops.h"
@@ -48,6 +49,19 @@ STABLE_TORCH_LIBRARY(wavprune, library) {
   library.def("dwt2(Tensor kernels, Tensor plan, int outputs) -> Tensor");
   library.def("idwt2(Tensor coefficients, Tensor plan, int values) -> Tensor");
   library.def("percentile_mask(Tensor input, float percentile, bool packed) -> Tensor");
+  library.def(
+      "trellis_decode(Tensor words, Tensor(a!) state, Tensor tables, Tensor row_classes, "
+      "Tensor column_classes, int classes, Tensor escapes, float step) -> Tensor");
+  library.def(
+      "trellis_encode_(Tensor(a!) words, Tensor(b!) state, Tensor frequencies, "
+      "Tensor row_classes, Tensor column_classes, int classes, Tensor symbols) -> Tensor");
+  library.def(
+      "trellis_counts(Tensor symbols, Tensor row_classes, Tensor column_classes, int classes) "
+      "-> Tensor");
+  library.def("trellis_values(Tensor symbols, float step) -> Tensor");
+  library.def(
+      "trellis_quantise_(Tensor targets, Tensor weights, Tensor lower, Tensor importance, "
+      "Tensor zeros, float step, Tensor(a!) symbols, Tensor(b!) errors) -> ()");
   library.def("use_instruction_set(int index) -> int");
   library.def("cuda_capabilities() -> int[]");
 }
@@ -64,6 +78,11 @@ STABLE_TORCH_LIBRARY_IMPL(wavprune, CPU, library) {
   library.impl("dwt2", TORCH_BOX(&wavprune::dwt2));
   library.impl("idwt2", TORCH_BOX(&wavprune::idwt2));
   library.impl("percentile_mask", TORCH_BOX(&wavprune::percentile_mask));
+  library.impl("trellis_decode", TORCH_BOX(&wavprune::trellis_decode));
+  library.impl("trellis_encode_", TORCH_BOX(&wavprune::trellis_encode_));
+  library.impl("trellis_counts", TORCH_BOX(&wavprune::trellis_counts));
+  library.impl("trellis_values", TORCH_BOX(&wavprune::trellis_values));
+  library.impl("trellis_quantise_", TORCH_BOX(&wavprune::trellis_quantise_));
 }
 
 #if defined(WAVPRUNE_CUDA)

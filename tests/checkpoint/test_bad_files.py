@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -70,8 +71,8 @@ def set_basis(*fields: object) -> Change:
     ("change", "message"),
     [
         (
-            lambda c: c.update(version=3),
-            "of version 3 of the format; this wavprune reads versions 1 to 2",
+            lambda c: c.update(version=4),
+            "of version 4 of the format; this wavprune reads versions 1 to 3",
         ),
         (lambda c: c.pop("version"), "of version None"),
         (lambda c: c.pop("layers"), "lacks the layers"),
@@ -178,6 +179,17 @@ def test_damage_anywhere_gives_the_weights_or_a_clear_error(
         place = data.draw(st.integers(0, len(content) - 1))
         content[place : place + data.draw(st.integers(0, 3))] = data.draw(st.binary(max_size=3))
     fuzz_checkpoint.check(bytes(content), tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_records_that_lie_give_the_weights_or_a_clear_error(
+    tmp_path: Path, files: list[bytes], seed: int
+) -> None:
+    random = Random(seed)
+    for _ in range(400):
+        for data in files[5:7]:
+            changed = fuzz_checkpoint.with_other_records(data, random)
+            fuzz_checkpoint.check(changed, tmp_path / "x.safetensors")
 
 
 BOMB = """

@@ -87,4 +87,4 @@ def test_a_registered_coder_is_an_option_of_a_run(tmp_path: Path, plain: Coder) 
 
 def test_the_command_line_lists_the_coders(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compress", "--help"]) == 0
-    assert "[auto|zstd|ans]" in capsys.readouterr().out
+    assert "[auto|zstd|ans|trellis]" in capsys.readouterr().out

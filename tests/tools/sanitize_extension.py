@@ -22,7 +22,10 @@ FLAGS = [
     *("-std=c++20", "-O1", "-g1", "-fPIC", "-fno-omit-frame-pointer", "-ffp-contract=off"),
     *("-Wno-psabi", "-DTORCH_TARGET_VERSION=0x020a000000000000", "-DPy_LIMITED_API=0x030A0000"),
 ]
-TESTS = [f"tests/{name}.py" for name in ("backends/test_native", "test_ops", "test_fast")]
+TESTS = [
+    f"tests/{name}.py"
+    for name in (*("backends/test_native", "test_ops", "test_fast", "checkpoint/test_trellis"),)
+]
 # These measure; a sanitizer's own memory and time would be measured too.
 LEFT_OUT = "not memory"
 
@@ -63,7 +66,9 @@ def build(compiler: str, sanitizers: str, folder: Path) -> Path:
     include = [f"-I{path}" for path in cpp_extension.include_paths()]
     include.append(f"-I{sysconfig.get_paths()['include']}")
     flags = [*FLAGS, f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all"]
-    sources = sorted([*ROOT.glob("csrc/*.cpp"), *ROOT.glob("csrc/cpu/*.cpp")])
+    sources = sorted(
+        path for part in ("", "cpu/", "coding/") for path in ROOT.glob(f"csrc/{part}*.cpp")
+    )
     waiting = [
         [compiler, *flags, *include, "-c", str(source), "-o", str(folder / f"{source.stem}.o")]
         for source in sources

@@ -4,8 +4,9 @@ A compressed file is a valid safetensors file. Its weights decode to the same bi
 and backend: those that ``save`` has reported.
 """
 
+from .attached import Attached, attach
 from .loading import decompress, load
 from .report import SavedLayer, SaveReport
 from .saving import save
 
-__all__ = ["SaveReport", "SavedLayer", "decompress", "load", "save"]
+__all__ = ["Attached", "SaveReport", "SavedLayer", "attach", "decompress", "load", "save"]

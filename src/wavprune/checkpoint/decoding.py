@@ -103,18 +103,18 @@ def weights_of(
         coefficients *= scales
     weights = coefficients.reshape(-1, 1) if matrix is None else synthesise(coefficients, matrix)
     if record.clamped and (record.exponent or record.dtype == "F16"):
-        return _in_range(weights, record)
+        return in_range(weights, record.dtype, record.exponent)
     return weights
 
 
-def _in_range(weights: Floats, record: Record) -> npt.NDArray[Any]:
+def in_range(weights: Floats, dtype: str, exponent: int) -> npt.NDArray[Any]:
     """Weights times ``2 ** exponent``, none beyond the largest of the dtype."""
-    most = torch.finfo(TORCH_DTYPES[record.dtype]).max
-    if not record.exponent:
+    most = torch.finfo(TORCH_DTYPES[dtype]).max
+    if not exponent:
         return np.clip(weights, -most, most)
     with np.errstate(over="ignore", under="ignore"):
-        scaled = np.ldexp(weights.astype(np.float64), record.exponent).clip(-most, most)
-        return scaled if record.dtype == "F64" else scaled.astype(np.float32)
+        scaled = np.ldexp(weights.astype(np.float64), exponent).clip(-most, most)
+        return scaled if dtype == "F64" else scaled.astype(np.float32)
 
 
 def _scale_per_kernel(scales: Floats, start: int, count: int, record: Record) -> Floats:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
@@ -20,9 +20,11 @@ from .compressor import bytes_of
 from .container import COPIED_AT_ONCE, KEY, tensor_writer
 from .decoding import decode, parts_of
 from .formats.safetensors import DTYPES, Entry, read_header
+from .packed_layout import TENSOR, is_packed
 from .records import Contents, Record, parse
 from .saving import output_path
 from .stored_basis import Floats, StoredBasis
+from .unpacked import Unpacked
 
 # A file that says it holds more bytes than this for each of its own is not believed.
 RATIO = 1024
@@ -43,11 +45,17 @@ class _File(NamedTuple):
 
 
 @neutral()
-def load(path: str | os.PathLike[str], *, max_bytes: int | None = None) -> dict[str, torch.Tensor]:
+def load(
+    path: str | os.PathLike[str],
+    *,
+    names: Collection[str] | None = None,
+    max_bytes: int | None = None,
+) -> dict[str, torch.Tensor]:
     """The state dict of a compressed file.
 
     Args:
         path: a file that ``save`` or ``wavprune compress`` wrote.
+        names: of the tensors to load, without decoding the others; None means all.
         max_bytes: how many bytes all tensors together may have, and what decoding any of them may
             take beside, where that is more than 64 MiB. None means 1,024 times those of the file
             and 64 MiB more, so that a small file cannot fill the memory.
@@ -62,16 +70,81 @@ def load(path: str | os.PathLike[str], *, max_bytes: int | None = None) -> dict[
             large.
         ImportError: the extra ``checkpoint`` is not installed.
     """
+    packed = open_packed(path, max_bytes)
+    if packed is not None:
+        return _load_packed(Path(path), packed, names)
     file = _open(path, max_bytes)
+    asked = _asked(file.path, file.contents.checksums, names)
+    stored = dict.fromkeys(file.stored(name) for name in asked)
     with file.path.open("rb") as data:
-        tensors = {name: _tensor(file, name, data) for name in file.entries}
-    foreign = [name for name, entry in file.entries.items() if entry.dtype not in DTYPES]
+        tensors = {name: _tensor(file, name, data) for name in file.entries if name in stored}
+    _warn_foreign(file.path, {name: file.entries[name].dtype for name in tensors})
+    return {name: tensors[file.stored(name)] for name in asked}
+
+
+def _asked(path: Path, known: Iterable[str], names: Collection[str] | None) -> list[str]:
+    """The names that were asked for, in the order of the model."""
+    if isinstance(names, str):
+        raise TypeError(f"names must be several names, not the str {names!r}")
+    every = list(known)
+    if names is None:
+        return every
+    unknown = [name for name in names if name not in every]
+    if unknown:
+        raise WavpruneError(
+            f"{path}: names has {unknown[0]!r}, which it does not hold; allowed: "
+            f"{', '.join(every[:8])}{', ...' if len(every) > 8 else ''}"
+        )
+    return [name for name in every if name in names]
+
+
+def _warn_foreign(path: Path, dtypes: dict[str, str]) -> None:
+    foreign = [name for name, dtype in dtypes.items() if dtype not in DTYPES]
     if foreign:
         warnings.warn(
-            f"{file.path}: torch lacks the dtypes of {', '.join(foreign)}; they are given as bytes",
-            stacklevel=2,
+            f"{path}: torch lacks the dtypes of {', '.join(foreign)}; they are given as bytes",
+            stacklevel=4,
         )
-    return {name: tensors[file.stored(name)] for name in file.contents.checksums}
+
+
+def _load_packed(
+    path: Path, packed: Unpacked, names: Collection[str] | None
+) -> dict[str, torch.Tensor]:
+    asked = _asked(path, packed.names, names)
+    stored = dict.fromkeys(packed.aliases.get(name, name) for name in asked)
+    with _named(path):
+        if names is None:
+            tensors = dict(packed.tensors())
+        else:
+            tensors = {name: packed.tensor(name) for name in stored}
+    _warn_foreign(path, {name: packed.kind(name)[0] for name in asked})
+    return {name: tensors[packed.aliases.get(name, name)] for name in asked}
+
+
+def open_packed(
+    path: str | os.PathLike[str], max_bytes: int | None, aliases: bool = False
+) -> Unpacked | None:
+    """A file of version 3, by its path; None where it is of another.
+
+    Raises:
+        WavpruneError: as for ``load``.
+    """
+    path = Path(path)
+    entries, metadata = read_header(path)
+    with _named(path):
+        if not is_packed(metadata.get(KEY, "")):
+            return None
+        entry = entries.get(TENSOR)
+        if list(entries) != [TENSOR] or entry is None or entry.dtype != "U8":
+            raise WavpruneError(f"it does not hold the bytes of {TENSOR!r}")
+        with path.open("rb") as file:
+            file.seek(entry.start)
+            data = file.read(entry.size)
+        return Unpacked(data, _limit(path, max_bytes), aliases)
+
+
+def _limit(path: Path, max_bytes: int | None) -> int:
+    return RATIO * path.stat().st_size + ALWAYS if max_bytes is None else max_bytes
 
 
 @neutral()
@@ -97,6 +170,9 @@ def decompress(
         WavpruneError: as for ``load``; or ``output`` is no ``.safetensors`` file.
     """
     target = output_path("output", output)
+    packed = open_packed(path, max_bytes, aliases=True)
+    if packed is not None:
+        return _decompress_packed(Path(path), packed, target)
     file = _open(path, max_bytes, aliases=True)
     with (
         replaced(target) as new,
@@ -110,6 +186,27 @@ def decompress(
                 writer.write(part)
             writer.close(name, *_kind(file, name))
         return writer.finish(out, file.contents.metadata)
+
+
+def _decompress_packed(path: Path, packed: Unpacked, target: Path) -> int:
+    with (
+        replaced(target) as new,
+        tensor_writer(new) as writer,
+        _named(path),
+        new.open("wb") as out,
+    ):
+        names: dict[str, list[str]] = {name: [name] for name in packed.names}
+        for name, stands_for in packed.aliases.items():
+            del names[name]
+            names[stands_for].append(name)
+        # Wide elements first, so that each begins at a multiple of its size.
+        for size in (8, 4, 2, 1):
+            for name, tensor in packed.tensors(size):
+                part = bytes_of(tensor.reshape(-1).view(torch.uint8).numpy())
+                for each in names[name]:
+                    writer.write(part)
+                    writer.close(each, *packed.kind(name))
+        return writer.finish(out, packed.metadata)
 
 
 def _open(path: str | os.PathLike[str], max_bytes: int | None, aliases: bool = False) -> _File:
@@ -136,7 +233,7 @@ def _open(path: str | os.PathLike[str], max_bytes: int | None, aliases: bool = F
 def _check_memory(file: _File, max_bytes: int | None, aliases: bool) -> None:
     names = [*file.entries, *(file.contents.aliases if aliases else ())]
     size = sum(_size(file, name) for name in names)
-    limit = RATIO * file.path.stat().st_size + ALWAYS if max_bytes is None else max_bytes
+    limit = _limit(file.path, max_bytes)
     if size > limit:
         raise WavpruneError(
             f"it says that its tensors have {size:,} bytes; allowed: up to {limit:,}, or what "

@@ -16,6 +16,11 @@ from .records import FLOATS, SYMBOLS
 from .stored_basis import Floats
 
 AUTO = "auto"
+# No coder of symbols: what quantises and codes whole models (``packing.py``).
+TRELLIS = "trellis"
+# What becomes of batch norms where calibration inputs choose the steps.
+FOLD, KEEP = "fold", "keep"
+BATCH_NORMS = (FOLD, KEEP)
 BITS = (8, 6, 4)
 LARGEST_SYMBOL = 32700
 
@@ -68,6 +73,7 @@ def quantiser_of(
     target_bytes: float | None,
     target_bits_per_weight: float | None,
     coder: str,
+    target_kl: float | None = None,
 ) -> Quantiser:
     """The quantiser of the arguments of ``save``; with a target, one whose step is replaced.
 
@@ -81,13 +87,14 @@ def quantiser_of(
         "step": step,
         "target_bytes": target_bytes,
         "target_bits_per_weight": target_bits_per_weight,
+        "target_kl": target_kl,
     }
     given = {name: value for name, value in given.items() if value is not None}
     if len(given) > 1:
         shown = ", ".join(f"{name}={value!r}" for name, value in given.items())
         raise WavpruneError(f"{shown} were given; give one of them")
-    choice("coder", coder, (AUTO, *CODERS))
-    for name in ("target_bytes", "target_bits_per_weight"):
+    choice("coder", coder, (AUTO, *CODERS, TRELLIS))
+    for name in ("target_bytes", "target_bits_per_weight", "target_kl"):
         if name in given:
             positive(name, given[name])
     if values is not None:

@@ -29,6 +29,8 @@ from .compressor import ZSTD
 from .stored_basis import StoredBasis, basis_from_json, basis_to_json, is_count
 
 VERSION = 2
+# Of files that hold a single tensor (packed_layout.py).
+PACKED_VERSION = 3
 PARTS = ("scales", "matrix", "values", "high", "mask")
 # Coefficients of one chunk: what is coded and decoded at a time.
 CHUNK = 1 << 18
@@ -196,7 +198,7 @@ def parse(text: str) -> Contents:
     if type(version) is not int or not 1 <= version <= VERSION:
         raise WavpruneError(
             f"it is of version {version!r} of the format; this wavprune reads versions 1 to "
-            f"{VERSION}"
+            f"{PACKED_VERSION}"
         )
     metadata, checksums = content.get("metadata"), content.get("checksums")
     aliases = content.get("aliases", {})

@@ -80,6 +80,9 @@ class SaveReport:
         skipped: layers that are stored as they are because they cannot be compressed, and why.
         left_out: entries of a nested checkpoint that are not in the file: what is no tensor, or
             lies beside the state dict.
+        predicted_kl: with calibration: the divergence of the outputs that the errors' sensitivities
+            add up to, in nats a sample.
+        measured_kl: with calibration: the same, measured on inputs that were held back.
     """
 
     path: Path
@@ -90,6 +93,8 @@ class SaveReport:
     seconds: float
     skipped: dict[str, str] = field(default_factory=dict)
     left_out: tuple[str, ...] = ()
+    predicted_kl: float | None = None
+    measured_kl: float | None = None
 
     @property
     def numel(self) -> int:

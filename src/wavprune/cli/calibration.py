@@ -76,8 +76,8 @@ def _numbers(context: click.Context, parameter: click.Parameter, text: str) -> t
     return values
 
 
-def calibration_options(command: Command) -> Command:
-    """Add ``--calibration`` and what belongs to it; the command gets them as ``inputs``."""
+def image_options(command: Command) -> Command:
+    """Add what says how many inputs are read, and how images are prepared."""
     for option in (
         click.option(
             "--std",
@@ -105,6 +105,15 @@ def calibration_options(command: Command) -> Command:
             default=2048,
             help="How many inputs are read at most.",
         ),
+    ):
+        command = option(command)
+    return command
+
+
+def calibration_options(command: Command) -> Command:
+    """Add ``--calibration`` and what belongs to it; the command gets them as ``inputs``."""
+    for option in (
+        image_options,
         click.option(
             "--calibration-level",
             type=click.Choice(LEVELS),

@@ -1,0 +1,82 @@
+// The coder of trellis-quantised matrices: a table of functions for each instruction set.
+//
+// A matrix is coded by groups of 32 columns. Lane l of a group is its column l, with a state of the
+// trellis, 0 at the top of a column, and a state of an asymmetric numeral system, which goes on
+// through all matrices of a stream. All lanes take a step, then the next row follows.
+#pragma once
+
+#include <cstdint>
+
+namespace wavprune::coding {
+
+constexpr int kColumns = 32;
+constexpr int kStates = 8;
+// Frequencies of a table add up to 1 << kPrecision. A state is at least 1 << 16 between steps, and
+// takes the next word where it would fall below.
+constexpr int kPrecision = 12;
+constexpr uint32_t kLeastState = 1u << 16;
+// Index k is the symbol 2 |k| - (k < 0). Larger and rare ones are escapes, with the index in a list.
+constexpr int kSymbols = 256, kEscape = 255;
+constexpr int32_t kLargestInline = 127, kLargestIndex = 1 << 21;
+constexpr int kMostClasses = 128;
+// Words that must follow the last one, as a step may read them in vain.
+constexpr int64_t kPadding = 64;
+
+// Eight states as of a trellis code of Ungerboeck (1982, "Channel coding with multilevel/phase
+// signals"). State s quantises with the even multiples of the step for even s, else with 0 and the
+// odd ones; index k leads to kNext[s][k & 1].
+constexpr uint8_t kNext[kStates][2] = {{0, 2}, {5, 7}, {1, 3}, {6, 4},
+                                       {2, 0}, {4, 6}, {3, 1}, {7, 5}};
+
+// The value of index k in steps.
+constexpr int32_t value_of(int32_t k, int quantiser) {
+  return k > 0 ? 2 * k - quantiser : k < 0 ? 2 * k + quantiser : 0;
+}
+
+struct Stream {
+  const uint16_t* words;  // `count` of them, and kPadding more
+  int64_t count, position;
+  uint32_t states[kColumns];
+};
+
+struct Matrix {
+  int64_t rows, columns;
+  // The class of an entry is min(row_classes[row] + column_classes[column], classes - 1).
+  const uint8_t *row_classes, *column_classes;
+  int classes;
+};
+
+struct Escapes {
+  const int32_t* indices;
+  int64_t count, position;
+};
+
+// Trellises from the top to the bottom of columns, which lie one after the other.
+struct Columns {
+  int64_t rows, columns;
+  const float *targets, *weights;
+  // groups matrices of columns x columns, each for as many rows: what the error of column i adds
+  // to the target of column j is at i * columns + j. Null without feedback.
+  const float* lower;
+  int64_t groups;
+  const float* importance;  // of every entry's squared error; null for equal ones
+  const uint8_t* zeros;     // entries that must be 0; null for none
+  float step;
+  int32_t* symbols;
+  float* errors;  // weights less their values
+};
+
+struct Routines {
+  // tables[(2 class + quantiser) << 12 | slot]: symbol << 24 | frequency << 12 | slot less start.
+  // False where words or escapes ran out.
+  bool (*decode)(Stream&, Escapes&, const Matrix&, const uint32_t* tables, float step, float* out);
+  // scratch: 6 floats a row.
+  void (*quantise)(const Columns&, float* scratch);
+};
+
+// Null where the processor or the compiler lacks the instruction set.
+const Routines* routines_v4();
+const Routines* routines_v3();
+const Routines* routines_baseline();
+
+}  // namespace wavprune::coding

@@ -1,0 +1,139 @@
+"""Models whose weights stay compressed in memory and are decoded when a layer runs."""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..common.checks import integer
+from ..engine.ambient import neutral
+from ..engine.running import check_model
+from ..errors import WavpruneError
+from .loading import open_packed
+from .unpacked import Unpacked
+
+
+class Attached:
+    """What decodes the weights of a model.
+
+    Args:
+        data: the file's bytes.
+        cache_bytes: how many bytes of decoded weights are kept at most, those used last.
+
+    Attributes:
+        compressed_bytes: what the compressed weights take.
+        cached_bytes: what the decoded weights that are kept take now.
+    """
+
+    def __init__(self, data: Unpacked, cache_bytes: int) -> None:
+        self._data, self._most = data, cache_bytes
+        self._cache: OrderedDict[str, torch.Tensor] = OrderedDict()
+        self.compressed_bytes = data.size
+        self.cached_bytes = 0
+
+    def weight(self, name: str) -> torch.Tensor:
+        """A decoded weight, for reading."""
+        known = self._cache.get(name)
+        if known is not None:
+            self._cache.move_to_end(name)
+            return known
+        with neutral():
+            decoded = self._data.tensor(name)
+        size = decoded.numel() * decoded.element_size()
+        if size <= self._most:
+            self._cache[name] = decoded
+            self.cached_bytes += size
+            while self.cached_bytes > self._most:
+                _, dropped = self._cache.popitem(last=False)
+                self.cached_bytes -= dropped.numel() * dropped.element_size()
+        return decoded
+
+
+def attach(model: nn.Module, path: str | os.PathLike[str], *, cache_bytes: int = 0) -> Attached:
+    """Give a model the weights of a compressed file, which stay compressed in memory.
+
+    A layer's weight is decoded when the layer runs, and dropped afterwards unless it fits the
+    cache. Until then the layer has no ``weight``: the model can be run, and neither trained nor
+    saved. Everything that is not stored as indices is loaded as usual.
+
+    Args:
+        model: on the CPU, with the tensors that the file has.
+        path: a file that ``save`` wrote with ``calibration`` or ``coder="trellis"``.
+        cache_bytes: how many bytes of decoded weights are kept at most, those used last.
+
+    Returns:
+        What decodes them.
+
+    Raises:
+        TypeError: ``model`` is no module.
+        WavpruneError: the file is of an earlier version, broken, or of another model; the model is
+            unchanged.
+
+    Example:
+        >>> import tempfile
+        >>> from wavprune import checkpoint
+        >>> net = nn.Sequential(nn.Conv2d(16, 16, 3))
+        >>> path = tempfile.mkdtemp() + "/small.safetensors"
+        >>> saved = checkpoint.save(net, path, coder="trellis", step=0.01)
+        >>> attached = checkpoint.attach(net, path)
+        >>> net(torch.ones(1, 16, 4, 4)).shape, attached.compressed_bytes < 2000
+        (torch.Size([1, 16, 2, 2]), True)
+    """
+    check_model(model)
+    integer("cache_bytes", cache_bytes, 0)
+    path = Path(path)
+    data = open_packed(path, None)
+    if data is None:
+        raise WavpruneError(
+            f"{path} is of an earlier version; allowed: files of calibration= or coder='trellis'"
+        )
+    own = model.state_dict(keep_vars=True)
+    for name in data.names:
+        shape = None if name not in own else tuple(own[name].shape)
+        if shape != data.kind(name)[1]:
+            raise WavpruneError(
+                f"{path} holds {name!r} of {data.kind(name)[1]}; the model has {shape}"
+            )
+    missing = own.keys() - set(data.names)
+    if missing:
+        raise WavpruneError(f"{path} has not {min(missing)!r} of the model")
+    layers = {}
+    for module_name, module in model.named_modules():
+        name = f"{module_name}.weight" if module_name else "weight"
+        stored = data.aliases.get(name, name)
+        weight = module._parameters.get("weight")
+        if weight is not None and weight.ndim > 1 and data.is_matrix(stored):
+            layers[name] = module, stored
+    plain = {
+        name: data.tensor(data.aliases.get(name, name)) for name in data.names if name not in layers
+    }
+    attached = Attached(data, cache_bytes)
+    for module, stored in layers.values():
+        _Hooks(attached, stored).install(module)
+    model.load_state_dict(plain, strict=False)
+    return attached
+
+
+class _Hooks:
+    """Gives a layer its weight while it runs."""
+
+    def __init__(self, attached: Attached, name: str) -> None:
+        self._attached, self._name = attached, name
+
+    def install(self, module: nn.Module) -> None:
+        del module._parameters["weight"]
+        module.register_forward_pre_hook(self._before)
+        module.register_forward_hook(self._after, always_call=True)
+
+    def _before(self, module: nn.Module, args: Any) -> None:
+        del args
+        object.__setattr__(module, "weight", self._attached.weight(self._name))
+
+    def _after(self, module: nn.Module, args: Any, output: Any) -> None:
+        del args, output
+        vars(module).pop("weight", None)

@@ -1,0 +1,168 @@
+"""Tensors that become indices: a weight in its basis, or a bias."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ..errors import WavpruneError
+from . import trellis_tables
+from .feedback import Doubles, Factor, divergence_of, quantise_matrix
+from .layer import Layer
+from .packed import Packer
+from .packed_layout import Layout, Matrix
+from .stored_basis import Floats, StoredBasis
+from .trellis import Ints, dequantised, quantise
+
+# From this share of weights that are 0 on, they were pruned, and stay 0.
+PRUNED = 0.1
+
+
+@dataclass(frozen=True)
+class Item:
+    """A tensor, ready to be quantised.
+
+    Attributes:
+        name: of the tensor.
+        dtype: as safetensors calls it.
+        layout: how the tensor is a matrix.
+        matrix: ``(R, C)``, its coefficients over ``2 ** exponent``.
+        zeros: ``(R, C)``, coefficients that are 0; None for none.
+        unit: the step is this times one number for the whole model.
+        factor: how errors weigh; None lets them weigh alike.
+        exponent: see ``Layer``.
+        basis: of its kernels; None is the identity.
+        payload: what a file holds of the basis.
+        original: the tensor, for its error.
+        synthesis: of the basis.
+        least_step: what the step is at least.
+    """
+
+    name: str
+    dtype: str
+    layout: Layout
+    matrix: Doubles
+    zeros: npt.NDArray[np.bool_] | None
+    unit: float
+    factor: Factor | None
+    exponent: int
+    original: torch.Tensor
+    basis: StoredBasis | None = None
+    payload: bytes = b""
+    synthesis: Floats | None = None
+    least_step: float = 0.0
+
+    def quantised(self, c: float) -> Quantised:
+        """The item at one number ``c`` for the whole model."""
+        # A step that float32 has, and at which the largest coefficient has an index.
+        peak = float(np.abs(self.matrix).max(initial=0.0))
+        least = max(self.least_step, peak / (1 << 21), 1e-37)
+        step = float(np.float32(max(c * self.unit, least)))
+        if self.factor is None:
+            targets = np.ascontiguousarray(self.matrix.T, dtype=np.float32)
+            zeros = None if self.zeros is None else self.zeros.T
+            indices = np.ascontiguousarray(quantise(targets, targets, step, zeros=zeros)[0].T)
+        else:
+            indices = quantise_matrix(self.matrix, self.factor, step, self.zeros)
+        return Quantised(self, step, indices, dequantised(indices, step))
+
+
+class Quantised(NamedTuple):
+    """An item at some step.
+
+    Attributes:
+        item: what it was.
+        step: of the values.
+        indices: ``(R, C)``.
+        values: ``(R, C)``, as decoding gives them.
+    """
+
+    item: Item
+    step: float
+    indices: Ints
+    values: Floats
+
+    def tensor(self) -> torch.Tensor:
+        """As loading gives it."""
+        return self._record(0, None).tensor(self.values, self.item.synthesis)
+
+    def divergence(self) -> float:
+        """What the errors add to the divergence of the outputs, about."""
+        if self.item.factor is None:
+            return 0.0
+        return divergence_of(self.item.matrix, self.values.astype(np.float64), self.item.factor)
+
+    def pack(self, packer: Packer, crc: int) -> None:
+        """Add it to a file; ``crc`` is the checksum of what it decodes to."""
+        item = self.item
+        basis = packer.basis(item.basis, item.payload)
+        classes = trellis_tables.classify(self.indices)
+        packer.matrix(item.name, self._record(crc, basis), self.indices, classes)
+
+    def _record(self, crc: int, basis: int | None) -> Matrix:
+        item = self.item
+        return Matrix(item.dtype, item.layout, basis, self.step, item.exponent, crc)
+
+
+def coefficients_of(layer: Layer, layout: Layout) -> tuple[Doubles, npt.NDArray[np.bool_] | None]:
+    """A layer's coefficients ``(R, C)``, pruned ones too, and which are pruned.
+
+    Raises:
+        WavpruneError: the layer has a basis of the whole matrix.
+    """
+    plain = layer._replace(keep=None)
+    count = len(layer.kernels)
+    if layer.basis is not None and layout.kernel != layer.basis.K:
+        raise WavpruneError(
+            f"{layer.basis.name!r} transforms the whole {layer.shape} matrix, and the coder "
+            "'trellis' has no place for its coefficients; allowed: the identity, or coder='auto'"
+        )
+    values = np.concatenate([chunk for _, chunk in plain.chunks()], axis=1)
+    matrix = layout.split(values.T.reshape(-1, layout.coefficients)).astype(np.float64)
+    if layer.keep is None:
+        zeros = matrix == 0
+        is_pruned = layer.basis is None and zeros.mean() >= PRUNED
+        return matrix, (zeros if is_pruned else None)
+    step = len(next(iter(plain.chunks()))[1].T)
+    kept = [layer.keep(start, min(step, count - start)).T for start in range(0, count, step)]
+    return matrix, layout.split(~np.concatenate(kept).reshape(-1, layout.coefficients))
+
+
+def layout_of(layer: Layer, groups: int = 1, transposed: bool = False) -> Layout:
+    """How a layer's weight is a matrix."""
+    shape = layer.shape
+    kernel = int(np.prod(shape[2:])) if len(shape) > 2 else 1
+    coefficients = kernel if layer.basis is None else layer.M
+    return Layout(shape, groups, transposed, kernel, coefficients)
+
+
+def item_of(
+    name: str,
+    layer: Layer,
+    original: torch.Tensor,
+    *,
+    unit: float,
+    groups: int = 1,
+    transposed: bool = False,
+) -> Item:
+    """A layer's weight, where errors weigh alike; ``unit`` is its step for ``c = 1``."""
+    layout = layout_of(layer, groups, transposed)
+    matrix, zeros = coefficients_of(layer, layout)
+    return Item(
+        name=name,
+        dtype=layer.dtype,
+        layout=layout,
+        matrix=matrix,
+        zeros=zeros,
+        unit=unit,
+        factor=None,
+        exponent=layer.exponent,
+        original=original,
+        basis=layer.basis,
+        payload=layer.basis_bytes,
+        synthesis=layer.synthesis,
+    )

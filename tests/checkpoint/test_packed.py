@@ -1,0 +1,288 @@
+from __future__ import annotations
+
+import copy
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import zstandard
+from torch import nn
+
+from wavprune import PruneConfig, checkpoint, fast
+from wavprune.checkpoint import packed, unpacked
+from wavprune.checkpoint.formats.safetensors import read_header
+from wavprune.checkpoint.packed_layout import TENSOR, Layout
+from wavprune.checkpoint.unpacked import Unpacked
+from wavprune.errors import WavpruneError
+
+from ..support.checkpoints import assert_same
+
+LIMIT = 1 << 26
+
+
+def network() -> nn.Sequential:
+    """Every way in which a weight is a matrix, and tensors beside them."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3),
+        nn.BatchNorm2d(8),
+        nn.Conv2d(8, 12, 1),
+        nn.ConvTranspose2d(12, 6, 3, groups=2),
+        nn.Conv2d(6, 6, 5, groups=6),
+        nn.Linear(40, 33),
+        nn.Conv1d(5, 6, 4),
+        nn.Conv3d(2, 3, (2, 3, 3)),
+    )
+
+
+def block_of(path: Path) -> bytes:
+    """The bytes of a file's tensor."""
+    entries, _ = read_header(path)
+    return path.read_bytes()[entries[TENSOR].start :]
+
+
+@pytest.mark.parametrize("wavelet", ["identity", "uhaar", "haar", "klt", "auto"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_round_trip(tmp_path: Path, wavelet: str, dtype: torch.dtype) -> None:
+    net = network().to(dtype)
+    saved = checkpoint.save(
+        net, tmp_path / "a.safetensors", wavelet=wavelet, coder="trellis", step=0.003
+    )
+    assert saved.bytes == saved.path.stat().st_size
+    state = checkpoint.load(saved.path)
+    assert list(state) == list(net.state_dict())
+    compressed = {f"{layer.name}.weight" for layer in saved.layers}
+    assert compressed == {f"{layer}.weight" for layer in (0, 2, 3, 4, 6, 7)}
+    for name, before in net.state_dict().items():
+        assert state[name].dtype == before.dtype
+        if name not in compressed:
+            assert torch.equal(state[name], before)
+    for layer in saved.layers:
+        after, before = state[f"{layer.name}.weight"], net.state_dict()[f"{layer.name}.weight"]
+        error = float((after.double() - before.double()).norm())
+        assert error == pytest.approx(layer.error, rel=1e-6)
+        # The squared error of a trellis is 0.85 / 12 of the square of the step, about.
+        weights = before.numel()
+        assert 0 < layer.relative_error < 0.003 * (weights / 12) ** 0.5 + 0.004
+
+
+def test_one_tensor_at_a_time_and_an_ordinary_file(tmp_path: Path) -> None:
+    net = network()
+    saved = checkpoint.save(net, tmp_path / "a.safetensors", coder="trellis", step=0.01)
+    state = checkpoint.load(saved.path)
+    reader = Unpacked(block_of(saved.path), LIMIT)
+    for name, tensor in state.items():
+        assert torch.equal(reader.tensor(name), tensor)
+    old = checkpoint.save(net, tmp_path / "c.safetensors")
+    for path, names in itertools.product((saved.path, old.path), (["4.weight", "0.bias"], [])):
+        some = checkpoint.load(path, names=names)
+        assert list(some) == names[::-1]
+        whole = checkpoint.load(path)
+        assert all(torch.equal(some[name], whole[name]) for name in names)
+        with pytest.raises(WavpruneError, match="names has 'z', which it does not hold"):
+            checkpoint.load(path, names=["z"])
+    checkpoint.decompress(saved.path, tmp_path / "b.safetensors")
+    from safetensors.torch import load_file
+
+    assert_same(load_file(tmp_path / "b.safetensors"), state)
+
+
+def test_numpy_gives_the_same_bytes_and_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net = network()
+    first = checkpoint.save(net, tmp_path / "a.safetensors", coder="trellis", step=0.02)
+    state = checkpoint.load(first.path)
+    for name in ("trellis", "synthesis"):
+        monkeypatch.setattr(f"wavprune.checkpoint.{name}.ops", None)
+    assert_same(checkpoint.load(first.path), state)
+    second = checkpoint.save(net, tmp_path / "b.safetensors", coder="trellis", step=0.02)
+    assert second.path.read_bytes() == first.path.read_bytes()
+
+
+def test_streams_are_read_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wavprune.checkpoint.packed_layout.STREAM", 200)
+    net = network()
+    saved = checkpoint.save(net, tmp_path / "a.safetensors", coder="trellis", step=0.01)
+    reader = Unpacked(block_of(saved.path), LIMIT)
+    calls: list[int] = []
+    decoded = Unpacked._decoded
+
+    def counted(self: Unpacked, number: int, names: list[str]) -> object:
+        calls.append(number)
+        return decoded(self, number, names)
+
+    monkeypatch.setattr(Unpacked, "_decoded", counted)
+    assert torch.equal(reader.tensor("4.weight"), checkpoint.load(saved.path)["4.weight"])
+    assert calls[0] > 0
+
+
+def test_tied_weights_are_stored_once(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3))
+    net[1].weight = net[0].weight
+    alone = checkpoint.save(net[:1], tmp_path / "a.safetensors", coder="trellis", step=0.01)
+    saved = checkpoint.save(net, tmp_path / "b.safetensors", coder="trellis", step=0.01)
+    assert saved.bytes < alone.bytes + 100
+    state = checkpoint.load(saved.path)
+    assert state["0.weight"] is state["1.weight"]
+    other = nn.Sequential(nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3))
+    other.load_state_dict(state)
+    loaded = other.state_dict()
+    assert torch.equal(loaded["0.weight"], loaded["1.weight"])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "scale"),
+    [
+        (torch.float16, 65504.0),
+        (torch.float32, 1e-30),
+        (torch.float32, 3e38),
+        (torch.float64, 1e-290),
+        (torch.bfloat16, 1e-38),
+    ],
+)
+def test_extreme_weights(tmp_path: Path, dtype: torch.dtype, scale: float) -> None:
+    weight = torch.linspace(-1, 1, 8 * 8 * 9, dtype=torch.float64).reshape(8, 8, 3, 3) * scale
+    weight = weight.to(dtype)
+    saved = checkpoint.save(
+        {"a.weight": weight}, tmp_path / "a.safetensors", coder="trellis", step=0.003
+    )
+    after = checkpoint.load(saved.path)["a.weight"]
+    assert bool(torch.isfinite(after).all())
+    before, after = weight.double() / scale, after.double() / scale
+    relative = (after - before).norm() / before.norm()
+    assert float(relative) == pytest.approx(saved.relative_error, rel=1e-6)
+    assert 0 < float(relative) < 0.04
+
+
+@pytest.mark.parametrize("wavelet", ["identity", "uhaar", "haar"])
+def test_pruned_coefficients_stay_zero(tmp_path: Path, wavelet: str) -> None:
+    net = network()
+    report = fast.prune(net, wavelet=wavelet, sparsity=0.7)
+    saved = checkpoint.save(
+        net, tmp_path / "a.safetensors", report=report, coder="trellis", step=0.005
+    )
+    dense = checkpoint.save(network(), tmp_path / "b.safetensors", coder="trellis", step=0.005)
+    assert saved.bytes < dense.bytes
+    for layer in saved.layers:
+        assert layer.kept <= report[layer.name].kept
+    if wavelet == "identity":
+        state = checkpoint.load(saved.path)
+        for name in ("0.weight", "4.weight"):
+            assert not state[name][net.state_dict()[name] == 0].any()
+    with_config = checkpoint.save(
+        network(),
+        tmp_path / "c.safetensors",
+        config=PruneConfig(wavelet=wavelet, sparsity=0.7),
+        coder="trellis",
+        step=0.005,
+    )
+    assert with_config.bytes == pytest.approx(saved.bytes, rel=0.02)
+
+
+def test_targets(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Conv2d(64, 64, 3), nn.Conv2d(64, 128, 1))
+    path = tmp_path / "a.safetensors"
+    saved = checkpoint.save(net, path, coder="trellis", target_bytes=12_000)
+    assert saved.bytes == pytest.approx(12_000, rel=0.01)
+    saved = checkpoint.save(net, path, coder="trellis", target_bits_per_weight=3)
+    elements = sum(parameter.numel() for parameter in net.parameters())
+    assert 8 * saved.bytes / elements == pytest.approx(3, rel=0.01)
+    with pytest.raises(WavpruneError, match="no step brings the file to 100 bytes"):
+        checkpoint.save(net, path, coder="trellis", target_bytes=100)
+    with pytest.raises(WavpruneError, match="give step, target_bytes or"):
+        checkpoint.save(net, path, coder="trellis")
+
+
+def test_a_trellis_is_smaller_than_the_other_coders(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Conv2d(96, 96, 3))
+    error, size = [], []
+    for coder in ("auto", "trellis"):
+        saved = checkpoint.save(
+            net, tmp_path / "a.safetensors", wavelet="identity", coder=coder, target_bytes=40_000
+        )
+        size.append(saved.bytes)
+        error.append(saved.relative_error)
+    # 1 dB of error at equal bytes is a sixth of a bit.
+    assert error[1] < 0.93 * error[0]
+
+
+@pytest.mark.parametrize("name", ["alone.", ""])
+def test_single_and_empty_tensors(tmp_path: Path, name: str) -> None:
+    state = {f"{name}weight": torch.randn(3, 2, 3, 3), "b": torch.empty(0), "c": torch.tensor(3)}
+    saved = checkpoint.save(state, tmp_path / "a.safetensors", coder="trellis", step=1e-4)
+    loaded = checkpoint.load(saved.path)
+    assert torch.equal(loaded["b"], state["b"])
+    assert torch.equal(loaded["c"], state["c"])
+
+
+def test_an_unknown_basis_name_still_decodes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from wavprune.checkpoint import stored_basis
+
+    def renamed(basis: stored_basis.StoredBasis) -> list[object]:
+        return ["a basis of tomorrow", *stored_basis.basis_to_json(basis)[1:]]
+
+    net = network()
+    options = {"wavelet": "dct", "coder": "trellis", "step": 0.01}
+    expected = checkpoint.save(net, tmp_path / "a.safetensors", **options)  # type: ignore[arg-type]  # of several types
+    monkeypatch.setattr(packed, "basis_to_json", renamed)
+    saved = checkpoint.save(net, tmp_path / "b.safetensors", **options)  # type: ignore[arg-type]  # of several types
+    assert saved.path.read_bytes() != expected.path.read_bytes()
+    assert_same(checkpoint.load(saved.path), checkpoint.load(expected.path))
+
+
+def test_every_changed_byte_is_noticed(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
+    saved = checkpoint.save(net, tmp_path / "a.safetensors", coder="trellis", step=0.02)
+    block = block_of(saved.path)
+    state = checkpoint.load(saved.path)
+    for position in range(0, len(block), 3):
+        damaged = bytearray(block)
+        damaged[position] ^= 1 << position % 8
+        with pytest.raises(WavpruneError):
+            dict(Unpacked(bytes(damaged), LIMIT).tensors())
+    for length in (0, 3, 30, len(block) - 1):
+        with pytest.raises(WavpruneError):
+            dict(Unpacked(block[:length], LIMIT).tensors())
+    assert_same(dict(Unpacked(block, LIMIT).tensors()), state)
+
+
+def test_files_that_claim_too_much_are_refused(tmp_path: Path) -> None:
+    state = {"0.weight": torch.zeros(64, 64, 3, 3)}
+    saved = checkpoint.save(state, tmp_path / "a.safetensors", coder="trellis", step=0.02)
+    with pytest.raises(WavpruneError, match=r"allowed: up to 1,000, or what max_bytes says"):
+        checkpoint.load(saved.path, max_bytes=1000)
+    assert not checkpoint.load(saved.path)["0.weight"].any()
+
+
+def test_records_that_unfold_into_much_are_refused() -> None:
+    from wavprune.checkpoint.binary import Writer
+
+    bomb = zstandard.ZstdCompressor(level=19).compress(bytes(1 << 26))
+    block = Writer()
+    block.numbers([1 << 26, len(bomb), 0, 0])
+    block.raw(bomb)
+    with pytest.raises(WavpruneError, match="its records say 67108864 where at most"):
+        Unpacked(bytes(block.data), LIMIT)
+
+
+def test_layouts_turn_back() -> None:
+    generator = np.random.default_rng(0)
+    for groups, transposed, kernel in itertools.product((1, 2), (False, True), (1, 6)):
+        layout = Layout((4, 6, 2, 3), groups, transposed, 6, kernel)
+        values = generator.normal(size=(24, kernel))
+        matrix = layout.split(values)
+        assert matrix.shape == (layout.rows, layout.columns)
+        assert np.array_equal(layout.join(matrix), values)
+
+
+def test_the_model_is_not_changed(tmp_path: Path) -> None:
+    net = network()
+    before = copy.deepcopy(net.state_dict())
+    checkpoint.save(net, tmp_path / "a.safetensors", coder="trellis", step=0.02)
+    assert_same(dict(net.state_dict()), before)
+    assert unpacked.MOST_AXES >= 5
