@@ -11,9 +11,10 @@ HEAD = """\
 
 Written by `python -m benchmarks.calibrated --page` from `calibrated.csv`: scope global, no labels,
 the same kept counts within a sparsity. *magnitude* and the published methods (Wanda, SparseGPT,
-OBC: layer by layer, in the identity) are followed by `match_batchnorm` on the same inputs; *full*
-is `fast.prune(..., calibration=...)` as it is by default. Of several trainings the mean; the
-standard error is that over the test inputs of one training.
+OBC: layer by layer in the identity, at the counts that magnitude over all layers gives each) are
+followed by `match_batchnorm` on the same inputs; *full* is `fast.prune(..., calibration=...)` as it
+is by default. Of several trainings the mean; the standard error is that over the test inputs of one
+training.
 
 What was chosen on which images: ridges, probes and which candidate is taken are chosen in each run
 from the calibration inputs alone. The lengths of the steps of the last refit were chosen on

@@ -119,19 +119,18 @@ PEERS: Mapping[str, Prune] = MappingProxyType({"Wanda": wanda, "SparseGPT": spar
 def prune_layers(
     method: str, model: nn.Module, calibration: Calibration, report: PruneReport
 ) -> None:
-    """Prune a model's layers in place, each to the share that a report keeps of all of them.
+    """Prune a model's layers in place, each to the count that a report has.
+
+    The papers prune every layer to one sparsity, which leaves the first layers of small networks
+    with next to nothing; with the counts of magnitude over all layers they do far better.
 
     Args:
         method: of ``PEERS``.
         model: the unpruned model.
         calibration: of its layers.
-        report: of as much as is to be kept in all, in the identity.
+        report: of magnitude, in the identity.
     """
-    total = sum(layer.numel for layer in report)
-    left, kept = total, report.kept
     for layer in report:
-        keep = round(kept * layer.numel / left)
-        left, kept = left - layer.numel, kept - keep
         name = layer.name
         parameter = model.get_submodule(name).weight
         assert isinstance(parameter, torch.Tensor)
@@ -142,7 +141,8 @@ def prune_layers(
             raise ValueError(f"layer {name!r}: its matrix was cut into blocks; give more memory")
         matrices = list(rows.of_weight(parameter))
         groups = len(matrices)
-        counts = [keep // groups + (index < keep % groups) for index in range(groups)]
+        each, more = divmod(layer.kept, groups)
+        counts = [each + (index < more) for index in range(groups)]
         pruned = [
             PEERS[method](matrix, moment, count)
             for matrix, moment, count in zip(matrices, moments, counts, strict=True)
