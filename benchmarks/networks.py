@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import io
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -34,6 +36,14 @@ def efficientnet_lite0() -> nn.Module:
     with contextlib.redirect_stdout(io.StringIO()):  # it prints a line
         network: nn.Module = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path)
     return network
+
+
+def package(name: str) -> Path:
+    """The folder of an installed package, which is not imported."""
+    spec = importlib.util.find_spec(name)
+    if spec is None or not spec.submodule_search_locations:
+        raise FileNotFoundError(f"package {name!r} is not installed")
+    return Path(spec.submodule_search_locations[0])
 
 
 def one_of_each_kernel() -> nn.Module:

@@ -11,6 +11,11 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 import torch
+from torch import nn
+
+from wavprune import Calibration
+from wavprune.calibration.statistics import merged
+from wavprune.report import PruneReport
 
 Prune = Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]
 
@@ -109,3 +114,39 @@ def largest(scores: torch.Tensor, number: int) -> torch.Tensor:
 
 
 PEERS: Mapping[str, Prune] = MappingProxyType({"Wanda": wanda, "SparseGPT": sparsegpt, "OBC": obc})
+
+
+def prune_layers(
+    method: str, model: nn.Module, calibration: Calibration, report: PruneReport
+) -> None:
+    """Prune a model's layers in place, each to the count that a report has.
+
+    The papers prune every layer to one sparsity, which leaves the first layers of small networks
+    with next to nothing; with the counts of magnitude over all layers they do far better.
+
+    Args:
+        method: of ``PEERS``.
+        model: the unpruned model.
+        calibration: of its layers.
+        report: of magnitude, in the identity.
+    """
+    for layer in report:
+        name = layer.name
+        parameter = model.get_submodule(name).weight
+        assert isinstance(parameter, torch.Tensor)
+        rows = calibration.layers[name].rows
+        parts = [calibration.fitted[name], calibration.held[name]]
+        moments = merged(parts).second_moment(centered=False)
+        if calibration.blocks[name] > 1:
+            raise ValueError(f"layer {name!r}: its matrix was cut into blocks; give more memory")
+        matrices = list(rows.of_weight(parameter))
+        groups = len(matrices)
+        each, more = divmod(layer.kept, groups)
+        counts = [each + (index < more) for index in range(groups)]
+        pruned = [
+            PEERS[method](matrix, moment, count)
+            for matrix, moment, count in zip(matrices, moments, counts, strict=True)
+        ]
+        values = rows.join(torch.stack(pruned)).reshape(parameter.shape)
+        with torch.no_grad():
+            parameter.copy_(values)

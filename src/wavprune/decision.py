@@ -13,7 +13,7 @@ class Decision:
     """The candidates of a calibrated run, as they were compared.
 
     Attributes:
-        level: ``"refit"``, ``"select"`` or ``"full"``: what was tried.
+        level: ``"refit"``, ``"select"``, ``"sequential"`` or ``"full"``: what was tried.
         chosen: the candidate that was taken.
         reason: why.
         measure: ``"kl"``, of the logits, or ``"relative error"`` of the outputs, squared; both

@@ -83,8 +83,9 @@ def prune(
             are never looked at. Magnitude is among the candidates that are compared on inputs held
             back, and ``report.decision`` says what was taken and why.
         calibration_level: ``"refit"`` keeps what magnitude keeps and solves for its values;
-            ``"select"`` chooses what to keep over all layers, too; ``"full"`` also solves each
-            layer again for what the pruned network feeds it.
+            ``"select"`` chooses what to keep over all layers, too; ``"sequential"`` also solves
+            each layer again for what the pruned network feeds it; ``"full"`` then refines all
+            layers together, by gradients of the distance to the unpruned network's outputs.
         pattern: ``"2:4"``, or any ``"N:M"``, in place of ``sparsity``: keep ``N`` of every ``M``
             weights along the input channels, as ``torch.sparse.to_sparse_semi_structured`` takes
             it of ``Linear`` weights; with ``method="min_weight"`` or ``wavelet="identity"``.

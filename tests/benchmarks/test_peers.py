@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
 import torch
-from benchmarks.peers import PEERS, Prune, obc, sparsegpt, wanda
+from benchmarks.peers import PEERS, Prune, obc, prune_layers, sparsegpt, wanda
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
+
+import wavprune
 
 METHODS = pytest.mark.parametrize("method", PEERS.values(), ids=list(PEERS))
 
@@ -89,3 +93,20 @@ def test_obc_takes_the_cheapest_step_each_time() -> None:
             tried.append((loss(weight, solved, moment), chosen, solved))
         _, stays, solved = min(tried, key=lambda step: step[0])
     torch.testing.assert_close(obc(weight, moment, 4, damping=0), solved)
+
+
+@pytest.mark.parametrize("method", list(PEERS))
+def test_each_layer_keeps_as_much_as_the_report_says(method: str) -> None:
+    model = nn.Sequential(
+        nn.Conv2d(3, 6, 3, bias=False),
+        nn.Conv2d(6, 6, 3, groups=3, bias=False),
+        nn.Conv2d(6, 5, 1, bias=False),
+    ).eval()
+    inputs = torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    calibration = wavprune.calibrate(model, [inputs])
+    report = wavprune.fast.prune(
+        copy.deepcopy(model), wavelet="identity", sparsity=0.63, scope="global"
+    )
+    prune_layers(method, model, calibration, report)
+    counts = [int(layer.weight.count_nonzero()) for layer in model]
+    assert counts == [layer.kept for layer in report]

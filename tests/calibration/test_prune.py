@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -80,8 +81,13 @@ def collected() -> Calibration:
     return wavprune.calibrate(net(), data())
 
 
-@pytest.mark.parametrize("level", ["refit", "select", "full"])
-@pytest.mark.parametrize("scope", ["layer", "global"])
+@pytest.mark.parametrize(
+    ("level", "scope"),
+    [
+        *itertools.product(["refit", "select", "full"], ["layer", "global"]),
+        ("sequential", "global"),
+    ],
+)
 def test_counts_are_those_of_magnitude_and_the_network_is_closer(level: str, scope: str) -> None:
     dense, plain, pruned = net(), net(), net()
     expected = wavprune.fast.prune(plain, wavelet="dct", sparsity=0.7, scope=scope)
@@ -299,7 +305,7 @@ def test_what_is_called_twice_has_one_mask() -> None:
 
 def test_biases_and_batch_norms_follow(collected: Calibration) -> None:
     dense, model = net(), net()
-    report = prune(model, collected)
+    report = prune(model, collected, calibration_level="sequential")
     assert report.decision is not None
     assert report.decision.biases == ("depthwise",)
     assert set(report.decision.norms) == {"norm", "norm2"}

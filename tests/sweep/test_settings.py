@@ -172,7 +172,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     (told(grid={"sparsity": [0.5, 1.5]}), "grid[0]: sparsity must be in [0, 1), not 1.5"),
     (told(grid={"sparsity": 0.5, "percentile": 5}), "grid[0]: sparsity=0.5 and percentile=5 were"),
     (told(grid={"targets": 3}), "grid[0].targets[0][0]: Input should be a valid string, not 3"),
-    (told(grid={"calibrated": "all"}), "'', 'refit', 'select' or 'full', not 'all'"),
+    (told(grid={"calibrated": "all"}), "'', 'refit', 'select', 'sequential' or 'full', not 'all'"),
     (told(grid={"calibrated": "full", "percentile": 50}), "ranks magnitudes"),
     (told(grid={"method": "random", "matched": "kept"}), "matched='kept' needs a dwt run"),
     (told(backend="foo"), "unknown backend 'foo'; allowed: auto, native"),

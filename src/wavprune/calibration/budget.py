@@ -12,13 +12,13 @@ from collections.abc import Mapping
 
 import torch
 
-from ..engine.moments import Moments
 from .admm import ITERATIONS, select, top
 from .collected import Calibration
 from .guard import Reference
-from .network import Measuring, Network, Repairing, Values
+from .network import Network, Values
 from .problem import Problem
 from .refit import refit
+from .replay import Resumed, record
 
 LEVELS = (0.3, 0.5, 0.7, 0.85, 0.95, 0.98, 0.99)
 RIDGES = (0.01, 0.1, 1.0, 10.0)
@@ -105,13 +105,9 @@ class Probe:
         self._network, self._calibration = network, calibration
         self._problems, self._row_weights = problems, row_weights
         self._batches = calibration.probe
-        self._dense: list[dict[str, Moments]] = []
-        outputs = []
-        for batch in self._batches:
-            tap = Measuring(network, calibration.layers)
-            outputs.append(network.run(tap, batch))
-            self._dense.append(tap.moments)
-        self._reference = Reference(outputs)
+        each = calibration.max_memory // (4 * len(self._batches))
+        self._records = [record(network, calibration.layers, b, each) for b in self._batches]
+        self._reference = Reference([found.outputs for found in self._records])
         self._found: dict[tuple[str, float], tuple[float, torch.Tensor]] = {}
 
     def scale(self, name: str, share: float, row_weights: torch.Tensor) -> float:
@@ -140,9 +136,10 @@ class Probe:
         site = self._calibration.layers[name]
         norms = frozenset([site.norm] if site.norm else [])
         outputs = []
-        for batch, dense in zip(self._batches, self._dense, strict=True):
-            values = Values({name: weight})
-            tap = Repairing(self._network, values, dense, self._calibration.layers, norms)
+        for batch, found in zip(self._batches, self._records, strict=True):
+            tap = Resumed(
+                self._network, Values({name: weight}), found, self._calibration.layers, norms
+            )
             outputs.append(self._network.run(tap, batch))
         losses = torch.nan_to_num(self._reference.losses(outputs), nan=torch.inf)
         return float(losses.mean()), X

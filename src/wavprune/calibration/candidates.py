@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -25,10 +25,12 @@ class Candidate:
     Attributes:
         masks: of each layer, ``(G, r, m)``.
         values: weights, biases and batch norms.
+        coefficients: of each layer that has a weight in ``values``, ``(G, r, m)``.
     """
 
     masks: dict[str, torch.Tensor]
     values: Values
+    coefficients: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
 class Trials:
@@ -48,22 +50,23 @@ class Trials:
 
     def assemble(self, masks: dict[str, torch.Tensor], refitted: bool) -> Candidate:
         """The network with these masks, solved for what the unpruned network reads."""
-        weights = {}
+        weights, coefficients = {}, {}
         for name, mask in masks.items():
             problem = self.problems[name]
             solved = refitted and name in self.calibration.layers
-            X = refit(problem, mask) if solved else problem.C * mask
-            weights[name] = stored(problem, X)
-        return Candidate(masks, self.repaired(Values(weights)))
+            coefficients[name] = refit(problem, mask) if solved else problem.C * mask
+            weights[name] = stored(problem, coefficients[name])
+        return Candidate(masks, self.repaired(Values(weights)), coefficients)
 
     def start(self, masks: dict[str, torch.Tensor]) -> Candidate:
         """Masks to solve in sequence: layers that are never called keep their values."""
-        values = Values()
+        start = Candidate(masks, Values())
         for name, mask in masks.items():
             if name not in self.calibration.layers:
                 problem = self.problems[name]
-                values.weights[name] = stored(problem, problem.C * mask)
-        return Candidate(masks, values)
+                start.coefficients[name] = problem.C * mask
+                start.values.weights[name] = stored(problem, start.coefficients[name])
+        return start
 
     def repaired(self, values: Values) -> Values:
         """Batch norms and biases follow: they are set so that moments are those of before."""

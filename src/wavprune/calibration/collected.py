@@ -79,8 +79,12 @@ class Calibration:
     @property
     def everything(self) -> torch.Tensor | None:
         """All inputs that are kept and fit, in one batch; None where their shapes differ."""
-        inputs = (*self.statistics, *self.probe, *self.guard)
-        return torch.cat(inputs)[: self.capacity] if self.capacity else None
+        return torch.cat(self.inputs)[: self.capacity] if self.capacity else None
+
+    @property
+    def inputs(self) -> tuple[torch.Tensor, ...]:
+        """All inputs that are kept, in batches."""
+        return *self.statistics, *self.probe, *self.guard
 
     def to(self, device: torch.device) -> Calibration:
         """The same with its inputs and statistics on a device."""

@@ -27,9 +27,21 @@ class Reference:
 
     def losses(self, outputs: Sequence[torch.Tensor]) -> torch.Tensor:
         """One for each sample, float64 on the CPU: KL, or the squared relative error."""
-        function = _kl if self.measure == "kl" else _relative
         pairs = zip(outputs, self._outputs, strict=True)
-        return torch.cat([function(out.detach().float(), dense) for out, dense in pairs]).cpu()
+        return torch.cat(
+            [distances(self.measure, out.detach(), dense) for out, dense in pairs]
+        ).cpu()
+
+
+def distances(measure: str, outputs: torch.Tensor, dense: torch.Tensor) -> torch.Tensor:
+    """How far each output is from that of the unpruned network, in float64.
+
+    Args:
+        measure: as ``Reference`` has it.
+        outputs: ``(N, ...)``, of the pruned network.
+        dense: of the unpruned one.
+    """
+    return (_kl if measure == "kl" else _relative)(outputs.float(), dense.float())
 
 
 class Verdict(NamedTuple):

@@ -26,8 +26,9 @@ from .network import Network
 from .problem import Problem, problem_of
 from .sequential import solve_in_sequence
 from .statistics import merged
+from .together import RATES, refine
 
-LEVELS = ("refit", "select", "full")
+LEVELS = ("refit", "select", "sequential", "full")
 REFIT = f"{MAGNITUDE}, refit"
 
 Masks = dict[str, torch.Tensor]
@@ -103,31 +104,63 @@ class Run:
     @property
     def steps(self) -> int:
         """How many candidates are made at most."""
-        each = {"refit": 2, "select": 5, "full": 8}[self._level]
+        each = {"refit": 2, "select": 5, "sequential": 7, "full": 9}[self._level]
         return each * (FOLDS if self._calibration.few else 1) + 1
 
     def choose(self, advance: Advance = lambda _: None) -> tuple[Candidate, Verdict]:
         """The candidate that is taken, and why."""
         made, losses = self._compare(advance)
+        runs = [(self, made)]
         if self._calibration.few:
             # Of few inputs every one is held back once.
             for other in rotations(self._model, self._refs, self._calibration):
                 again = Run(self._model, self._refs, self._plan, other, self._level)
-                more = again._compare(advance)[1]
+                also, more = again._compare(advance)
                 losses = {n: torch.cat([v, more[n]]) for n, v in losses.items() if n in more}
+                runs.append((again, also))
         self._compared = len(losses[MAGNITUDE])
         verdict = decide(losses)
-        recipe, chosen = made[verdict.chosen]
+        taken = verdict.chosen
+        recipe, chosen = made[taken]
+        refined: Candidate | None = None
+        for rate in RATES if self._level == "full" and recipe.refitted else ():
+            name = f"{taken}, together"
+            tried = [run._refined(also[taken][1], rate) for run, also in runs]
+            found = [pair for pair in tried if pair is not None]
+            advance(len(tried))
+            if len(found) < len(tried):
+                break
+            verdict = decide({**losses, name: torch.cat([values for _, values in found])})
+            if verdict.chosen == name:
+                refined = found[0][0]
+                break
+        if refined is not None and not self._calibration.few:
+            # It saw all inputs but those that it was compared on.
+            return refined, verdict
         solved = self._on_all(recipe)
+        if solved is not None and refined is not None:
+            inputs = self._calibration.inputs
+            solved = refine(self._network, self._calibration, self.problems, solved, inputs, rate)
         advance(1)
-        if solved is not None:
-            trials = Trials(self._network, self._calibration, self.problems)
-            before, after = (
-                float(trials.losses(candidate, self._reference).mean())
-                for candidate in (chosen, solved)
-            )
-            self._solved_on_all = after <= before
-        return solved if solved is not None and self._solved_on_all else chosen, verdict
+        best = chosen if refined is None else refined
+        if solved is None:
+            return best, verdict
+        trials = Trials(self._network, self._calibration, self.problems)
+        before, after = (
+            float(trials.losses(candidate, self._reference).mean()) for candidate in (best, solved)
+        )
+        self._solved_on_all = after <= before
+        return solved if self._solved_on_all else best, verdict
+
+    def _refined(self, candidate: Candidate, rate: float) -> tuple[Candidate, torch.Tensor] | None:
+        """A candidate refined on all inputs but those held back, and its losses on these."""
+        calibration = self._calibration
+        inputs = [*calibration.statistics, *calibration.probe]
+        found = refine(self._network, calibration, self.problems, candidate, inputs, rate)
+        if found is None:
+            return None
+        trials = Trials(self._network, calibration, self.problems)
+        return found, trials.losses(found, self._reference)
 
     def _compare(
         self, advance: Advance
@@ -150,8 +183,9 @@ class Run:
         for name, recipe in recipes.items():
             add(name, recipe, self._made(trials, recipe))
         batch = self._calibration.batch
-        if self._level == "full" and batch is not None:
-            for base, reselect in self._sequences(losses):
+        if self._level in ("sequential", "full") and batch is not None:
+            base = self._sequenced(losses)
+            for reselect in (False, True):
                 name = f"{base}, sequential" + (", selected again" if reselect else "")
                 recipe = replace(recipes[base], sequential=True, reselect=reselect)
                 solved = self._in_sequence(trials, made[base][1].masks, recipe, batch)
@@ -159,14 +193,13 @@ class Run:
                     add(name, recipe, solved)
         return made, losses
 
-    def _sequences(self, losses: Mapping[str, torch.Tensor]) -> list[tuple[str, bool]]:
-        """Which candidates are solved again in sequence, and whether masks are selected again."""
+    def _sequenced(self, losses: Mapping[str, torch.Tensor]) -> str:
+        """Which candidate is solved again in sequence."""
         names = [name for name in losses if name != MAGNITUDE]
-        best = sorted(names, key=lambda name: float(losses[name].nan_to_num(torch.inf).mean()))[:2]
         if self._calibration.few:
-            # The same ones whichever inputs are held back.
-            best = [names[min(1, len(names) - 1)], names[0]][: len(names)]
-        return [(best[0], False), *((name, True) for name in best)]
+            # The same one whichever inputs are held back.
+            return names[min(1, len(names) - 1)]
+        return min(names, key=lambda name: float(losses[name].nan_to_num(torch.inf).mean()))
 
     def _selections(self) -> dict[str, Recipe]:
         """Ways to select by ADMM as much as magnitude keeps."""

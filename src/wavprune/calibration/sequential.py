@@ -69,7 +69,7 @@ def solve_in_sequence(
     """
     tap = _Solving(network, calibration, problems, start, row_weights, reselect, pattern)
     network.run(tap, torch.cat([batch, batch]))
-    return Candidate(tap.masks, tap.values)
+    return Candidate(tap.masks, tap.values, tap.coefficients)
 
 
 class _Solving(Tap):
@@ -89,6 +89,7 @@ class _Solving(Tap):
         self._numbers = {name: number for number, name in enumerate(calibration.layers)}
         self.masks = dict(start.masks)
         self.values = Values(dict(start.values.weights))
+        self.coefficients = dict(start.coefficients)
 
     def layer(self, name: str, call: Call) -> torch.Tensor:
         if name not in self.masks:
@@ -154,7 +155,8 @@ class _Solving(Tap):
             keep = int(mask.sum())
             mask = select([solved], keep, self._row_weights, ITERATIONS, self._pattern)[name]
         self.masks[name] = mask
-        self.values.weights[name] = stored(problem, refit(solved, mask))
+        self.coefficients[name] = refit(solved, mask)
+        self.values.weights[name] = stored(problem, self.coefficients[name])
 
 
 def _onto_dense(problem: Problem, moment: torch.Tensor, cross: torch.Tensor) -> torch.Tensor:

@@ -58,7 +58,7 @@ class Grid(Settings):
             and random keep as many values as each dwt run of the block (min_weight in total,
             random in each layer). ``"bytes"``: each dwt run keeps as many values as fit into a
             file of min_weight's size. Or a list of these.
-        calibrated: ``""``, or ``"refit"``, ``"select"`` or ``"full"``: prune from the inputs of
+        calibrated: ``""``, or ``"refit"``, ``"select"``, ``"sequential"`` or ``"full"``: prune from the inputs of
             ``calibration`` at that level, as ``fast.prune`` does by ``calibration_level``. Or a
             list of these. Such a run repairs its batch norms itself; random and matched runs are
             not calibrated.
@@ -76,7 +76,7 @@ class Grid(Settings):
     targets: Patterns = (None,)
     ignore: Patterns = (None,)
     matched: Several[Literal["", "kept", "bytes"]] = ("",)
-    calibrated: Several[Literal["", "refit", "select", "full"]] = ("",)
+    calibrated: Several[Literal["", "refit", "select", "sequential", "full"]] = ("",)
 
 
 class Sweep(Settings):

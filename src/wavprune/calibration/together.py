@@ -1,0 +1,258 @@
+"""The last refit: the kept coefficients of all layers together, onto the outputs of the network.
+
+Least squares in one layer cannot tell which errors cancel further on. So what was solved layer by
+layer is refined by descending the distance of the outputs, KL for logits and the relative error
+otherwise, with gradients through the whole network: a few passes over the inputs, the masks as
+they are, no labels. Gains and shifts of batch norms and the biases of layers follow as well.
+
+Steps are those of Kingma and Ba, "Adam: a method for stochastic optimization" (2015), in variables
+scaled by the root of the mean square of what each coefficient reads, so that steps of one length
+change the outputs of all layers alike.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+
+from ..engine.matching import RunningStatistics
+from .calls import Call, NormCall
+from .candidates import Candidate, stored
+from .collected import Calibration
+from .guard import Reference, distances
+from .network import Network, Site, Substituted, Values, shifts_bias
+from .problem import Problem
+from .statistics import generator_of
+
+# Multiplications of the layers over all inputs that are looked at, and steps, which bound the time;
+# but at least one pass over the inputs, and at most so many.
+WORK, MOST_STEPS, MOST_PASSES = 1.2e11, 400, 20
+# Inputs of a step; fewer where there would be fewer steps than these.
+BATCH, SMALLEST_BATCH, FEWEST_STEPS = 16, 2, 40
+# The length of the longest steps, relative to the coefficients of a layer, and for shifts and gains
+# of channels to the spread of their outputs. What is near already goes astray by long ones.
+RATES = (0.005, 0.001)
+BETAS = (0.9, 0.99)
+WARM_STEPS = 5
+
+
+def refine(
+    network: Network,
+    calibration: Calibration,
+    problems: Mapping[str, Problem],
+    start: Candidate,
+    inputs: Sequence[torch.Tensor],
+    rate: float = RATES[0],
+) -> Candidate | None:
+    """A candidate with its values refined; its masks stay.
+
+    Args:
+        network: the unpruned network.
+        calibration: what is known of it.
+        problems: each layer, by its name.
+        start: the candidate.
+        inputs: to refine on, in batches.
+        rate: the length of the longest steps.
+
+    Returns:
+        The refined candidate; None where the outputs have no gradient, as those of a network that
+        was made in inference mode.
+    """
+    if any(weight.is_inference() for weight in network.model.parameters()):
+        return None
+    with torch.inference_mode(False), torch.enable_grad():
+        variables = _Variables(network, calibration, problems, start)
+        if not _descend(network, calibration, variables, inputs, rate):
+            return None
+    with torch.no_grad():
+        return variables.candidate()
+
+
+class _Variables:
+    """What is refined, in units in which it is about 1."""
+
+    def __init__(
+        self,
+        network: Network,
+        calibration: Calibration,
+        problems: Mapping[str, Problem],
+        start: Candidate,
+    ) -> None:
+        self._network, self.start = network, start
+        self._problems = {n: problems[n] for n in calibration.layers if n in start.coefficients}
+        self._units: dict[str, torch.Tensor] = {}
+        self._coefficients: dict[str, torch.Tensor] = {}
+        self._spreads: dict[str, torch.Tensor] = {}
+        self._biases: dict[str, torch.Tensor] = {}
+        for name, problem in self._problems.items():
+            kept = start.masks[name].float()
+            X, scale = start.coefficients[name].float(), problem.diagonal.float().sqrt()[:, None]
+            size = ((X * scale).square().sum() / kept.sum().clamp_min(1)).sqrt().clamp_min(1e-12)
+            self._units[name] = kept * size / scale
+            self._coefficients[name] = _variable(X * scale / size)
+            if shifts_bias(calibration.layers[name]):
+                self._spreads[name] = _spread(problem, calibration.layers[name])
+                self._biases[name] = _variable(torch.zeros_like(self._spreads[name]))
+        self._gains, self._shifts = (
+            {name: _variable(torch.zeros_like(norm.mean)) for name, norm in network.running.items()}
+            for _ in range(2)
+        )
+
+    def all(self) -> list[torch.Tensor]:
+        """What an optimizer moves."""
+        parts = self._coefficients, self._gains, self._shifts, self._biases
+        return [variable for part in parts for variable in part.values()]
+
+    def layer(self, name: str, call: Call) -> torch.Tensor | None:
+        """The call with the variables as they are; None where there are none."""
+        if name not in self._problems:
+            return None
+        return call.run(weight=self._weight(name), bias=self._bias(name))
+
+    def norm(self, name: str, call: NormCall) -> torch.Tensor | None:
+        """The call with the variables as they are; None where there are none."""
+        if name not in self._gains or call.uses_batch:
+            return None
+        statistics = self.start.values.norms.get(name, self._network.running[name])
+        values: torch.Tensor = call.arguments["input"]
+        shape = (1, -1) + (1,) * (values.ndim - 2)
+        # In words: gamma exp(gain) ((x - mean) / sqrt(var) + shift) + beta.
+        slope = torch.exp(self._gains[name]) / (statistics.var + statistics.eps).sqrt().float()
+        offset = torch.exp(self._gains[name]) * self._shifts[name] - slope * statistics.mean.float()
+        gamma, beta = call.arguments.get("weight"), call.arguments.get("bias")
+        if gamma is not None:
+            slope, offset = slope * gamma, offset * gamma
+        if beta is not None:
+            offset = offset + beta
+        return values * slope.to(values).view(shape) + offset.to(values).view(shape)
+
+    def candidate(self) -> Candidate:
+        """What they are in the end."""
+        start = self.start.values
+        values = Values(dict(start.weights), dict(start.biases), dict(start.norms))
+        coefficients = dict(self.start.coefficients)
+        for name, problem in self._problems.items():
+            coefficients[name] = self._value(name).to(problem.dtype)
+            values.weights[name] = stored(problem, coefficients[name])
+            bias = self._bias(name)
+            if bias is not None and name in self._biases:
+                values.biases[name] = bias.to(self._network.biases[name])
+        for name, gain in self._gains.items():
+            running = start.norms.get(name, self._network.running[name])
+            before = running.var + running.eps
+            # A running variance below 0 does not exist.
+            after = (before * torch.exp(-2 * gain.double())).clamp_min(running.eps)
+            mean = running.mean - self._shifts[name].double() * before.sqrt()
+            values.norms[name] = RunningStatistics(mean, after - running.eps, running.eps)
+        return Candidate(self.start.masks, values, coefficients)
+
+    def _value(self, name: str) -> torch.Tensor:
+        return self._coefficients[name] * self._units[name]
+
+    def _weight(self, name: str) -> torch.Tensor:
+        problem = self._problems[name]
+        return problem.to_weight(self._value(name)).to(problem.layer.weight)
+
+    def _bias(self, name: str) -> torch.Tensor | None:
+        bias = self.start.values.biases.get(name)
+        if name not in self._biases:
+            return bias
+        own = self._network.biases[name].detach() if bias is None else bias
+        return own + (self._biases[name] * self._spreads[name]).to(own)
+
+
+class _Varied(Substituted):
+    """Runs the network with the variables."""
+
+    def __init__(self, network: Network, variables: _Variables) -> None:
+        super().__init__(network, variables.start.values)
+        self._variables = variables
+
+    def layer(self, name: str, call: Call) -> torch.Tensor:
+        out = self._variables.layer(name, call)
+        return super().layer(name, call) if out is None else out
+
+    def norm(self, name: str, call: NormCall) -> torch.Tensor:
+        out = self._variables.norm(name, call)
+        return super().norm(name, call) if out is None else out
+
+
+def _descend(
+    network: Network,
+    calibration: Calibration,
+    variables: _Variables,
+    inputs: Sequence[torch.Tensor],
+    rate: float,
+) -> bool:
+    """Refine the variables; False where outputs have no gradient."""
+    samples = [sample for batch in inputs for sample in torch.split(batch, 1)]
+    sites = calibration.layers.values()
+    work = len(samples) * sum(_work(site) for site in sites)
+    most = min(WORK / max(work, 1), MOST_STEPS * BATCH / len(samples), MOST_PASSES)
+    passes = max(1, round(most))
+    size = min(BATCH, max(SMALLEST_BATCH, passes * len(samples) // FEWEST_STEPS))
+    # What a step holds of each layer: its outputs and what lies between, for the way back.
+    held = 16 * sum(site.calls * site.positions * _channels(site) for site in sites)
+    size = max(1, min(size, calibration.max_memory // max(held, 1)))
+    steps = passes * -(-len(samples) // size)
+    with torch.no_grad():
+        dense = network.outputs(inputs)
+    meant = [out for batch in dense for out in torch.split(batch, 1)]
+    measure = Reference(dense).measure
+    moved = variables.all()
+    optimizer = torch.optim.Adam(moved, rate, BETAS, foreach=False)
+    for step, batch in enumerate(_drawn(len(samples), size, passes, calibration.seed)):
+        share = 0.5 * (1 + math.cos(math.pi * step / steps)) * min(1, (step + 1) / WARM_STEPS)
+        optimizer.param_groups[0]["lr"] = rate * share
+        optimizer.zero_grad()
+        for part in _of_one_shape(batch, samples):
+            x, y = (torch.cat([values[i] for i in part]) for values in (samples, meant))
+            out = network.run(_Varied(network, variables), x)
+            if not out.requires_grad:
+                return False
+            loss = distances(measure, out, y).sum() / len(batch)
+            # The model's own parameters get no gradient.
+            slopes = torch.autograd.grad(loss, moved, allow_unused=True)
+            for variable, slope in zip(moved, slopes, strict=True):
+                if slope is not None:
+                    variable.grad = slope if variable.grad is None else variable.grad + slope
+        optimizer.step()
+    return True
+
+
+def _drawn(samples: int, size: int, passes: int, seed: int) -> Iterator[list[int]]:
+    """The samples of each step: all in each pass, in random order."""
+    generator = generator_of(seed, "together")
+    for _ in range(passes):
+        order = torch.randperm(samples, generator=generator, device="cpu")
+        for chosen in torch.split(order, size):
+            yield chosen.tolist()
+
+
+def _of_one_shape(batch: Sequence[int], samples: Sequence[torch.Tensor]) -> list[list[int]]:
+    """Those that can run at once."""
+    parts: dict[torch.Size, list[int]] = {}
+    for index in batch:
+        parts.setdefault(samples[index].shape, []).append(index)
+    return list(parts.values())
+
+
+def _variable(values: torch.Tensor) -> torch.Tensor:
+    return values.detach().float().clone().requires_grad_()
+
+
+def _work(site: Site) -> int:
+    return site.calls * site.positions * torch.Size(site.rows.shape).numel()
+
+
+def _channels(site: Site) -> int:
+    return site.rows.groups * site.rows.num_rows
+
+
+def _spread(problem: Problem, site: Site) -> torch.Tensor:
+    """The root of the second moment of each output channel."""
+    energy = ((problem.C @ problem.moment) * problem.C).sum(-1)
+    groups = energy.reshape(site.rows.groups, problem.blocks, -1).sum(1)
+    return groups.clamp_min(0).sqrt().flatten().float()
