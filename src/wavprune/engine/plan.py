@@ -249,7 +249,9 @@ def plan_again(
     """
     if match is not None:
         return plan_layers(refs, config, match)
-    weights = tuple((ref.name, type(ref.weight), *_signature(ref.weight)[1:]) for ref in refs)
+    weights = tuple(
+        (ref.name, ref.transposed, type(ref.weight), *_signature(ref.weight)[1:]) for ref in refs
+    )
     key = (config, BASES.changes, RULES.changes, weights)
     plan = _KNOWN_PLANS.get(key)
     if plan is None:

@@ -58,10 +58,10 @@ class Grid(Settings):
             and random keep as many values as each dwt run of the block (min_weight in total,
             random in each layer). ``"bytes"``: each dwt run keeps as many values as fit into a
             file of min_weight's size. Or a list of these.
-        calibrated: ``""``, or ``"refit"``, ``"select"``, ``"sequential"`` or ``"full"``: prune from the inputs of
-            ``calibration`` at that level, as ``fast.prune`` does by ``calibration_level``. Or a
-            list of these. Such a run repairs its batch norms itself; random and matched runs are
-            not calibrated.
+        calibrated: ``""``, or ``"refit"``, ``"select"``, ``"sequential"`` or ``"full"``: prune from
+            the inputs of ``calibration`` at that level, as ``fast.prune`` does by
+            ``calibration_level``. Or a list of these. Such a run repairs its batch norms itself;
+            random and matched runs are not calibrated.
     """
 
     method: Several[Any] = ("dwt",)
