@@ -103,7 +103,8 @@ def _most(values: torch.Tensor) -> torch.Tensor:
     """No less than the squared norm, float64: torch is slow at the products of half floats."""
     if values.dtype == torch.bfloat16:
         # Summed in float32; only the result is rounded, to eight bits.
-        return (1.01 * torch.linalg.vector_norm(values).double()).square()
+        norm: torch.Tensor = torch.linalg.vector_norm(values)
+        return (norm.double() * 1.01).square()
     low, high = torch.aminmax(values)
     return torch.maximum(-low, high).double().square() * values.numel()
 
