@@ -217,7 +217,7 @@ def against_nncodec(rows: Sequence[Row]) -> list[str]:
                 lines.append(
                     f"| {setting} | {kl} | {theirs:,} | {ours:,.0f} | {ours / theirs:.3f} |"
                 )
-    return [*lines, ""]
+    return [*lines, ""] if len(lines) > 2 else []
 
 
 def main() -> None:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import base64
 import copy
 import itertools
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -286,3 +288,30 @@ def test_the_model_is_not_changed(tmp_path: Path) -> None:
     checkpoint.save(net, tmp_path / "a.safetensors", coder="trellis", step=0.02)
     assert_same(dict(net.state_dict()), before)
     assert unpacked.MOST_AXES >= 5
+
+
+# A file of the first release of version 3: a layer in dct, with an escape, and two plain tensors.
+FIRST_FILE = base64.b85decode(
+    "Z~y=R00000dm>+7ZDn*}WMOn+Utc0Rdm?vXc5rfaZe=1mB70mSc4cyNX>V>^B04jDB7H0(cVTvLa&>NHB075_WOR"
+    "9OWg<EvRX8FnB6DbAaAhJoTQoQ{T`VGGVRT_%Z)Rq5Wpr~QI$JO-"
+    "G&nR}eSIJxkOJ2MH6<vuFa2N;0Br^U<O&aaB4%%LZDDjGIwEj%B7G5IE_Y>VXJ~W)VJ>26VRHa(19)3oB4lH9A}m"
+    "`oEHhm!IV>|aH!(LeFg7$ZbaHiNEM{SBb7d?dGht(7F*7q}W-"
+    "~A}Gc_}2Wn(ZkWn^MGFg7+aG&M0|W?~{;T>=pV1_c8H0s#$}syzVMo09zi5dj7lkmr#A5&(+Wt?K|C000040BBTj"
+    "aGac^m2sGGNUW#;0I>kY0Qdm(3jjC~+<_2t<Vz02<pK&Zl@P#q=gUA75VvgZ0VuUE{U9~v005!^1&~Al009yJ0y7"
+    "YfNRT?y#L(vdzySa<EMwef6{)xi6@%T}0sx$zKoR;43;-"
+    "7Y1pqp!umD%y%_^0szXEO_EC?IB_IF(_0|44eX)b*Q2mtL;ER3JU$#-"
+    "e(5C9qGS1w=x0RUhC0RUhC0RUhC0RVjk2ms~6fH0rM$#+m~0stB2S1w=x0RUhC0RUhC0RUhC0RVjk2ms~6fG`lDC"
+    "#sArG&Ws~Ft1pQP%T)DDsZLi_&{#a_!{^c&O3O%Xf9|j)L);)8Rq4}P%Q!dCEWNL_!>U_wPe!Q00000004kL0000"
+    "$002Nh004kM005vs0{{R300000"
+)
+
+
+def test_files_of_the_first_release_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(FIRST_FILE)
+    state = checkpoint.load(path)
+    assert list(state) == ["a.weight", "a.bias", "n"]
+    assert state["a.weight"].shape == (6, 5, 3, 3)
+    assert zlib.crc32(state["a.weight"].numpy().tobytes()) == 4254243800
+    assert state["a.bias"].tolist() == [0, 1, 2, 3, 4, 5]
+    assert int(state["n"]) == 3
