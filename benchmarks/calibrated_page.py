@@ -20,19 +20,19 @@ What was chosen on which images: ridges, probes and which candidate is taken are
 from the calibration inputs alone. The lengths of the steps of the last refit were chosen on
 ResNet-20 at 90%, on calibration images. The ridges for fewer than 64 inputs, the way in which
 ridges are tried and the shares of a few inputs were chosen on the demo's ResNets and their test
-digits, so the demo's rows are not those of an untouched test. Nothing was chosen on any image of
-the network named *untouched*, nor on another network of its kind with those images.
+digits, so the demo's rows are not those of an untouched test.
 
 `python -m benchmarks.calibrated NETWORK --data FOLDER` repeats the rows of a network (`--method`
 names the published ones), with the packages that `benchmarks/calibrated_networks.py` lists. CPU
-seconds are those of all threads, for `calibrate` and for pruning; the peak is that of the whole
-process, test images included.
+seconds are those of all threads, for `calibrate` and for pruning, on a machine that did other work
+meanwhile, which makes them longer; the peak is that of the whole process, test images included.
 """
+UNTOUCHED = "Nothing was chosen on images of the last network, which no other is pruned from."
 
 
 def page(rows: pd.DataFrame) -> str:
     """The page of all rows."""
-    lines = [HEAD]
+    lines = [HEAD + f"\n{UNTOUCHED}\n" if any("untouched" in n for n in rows["network"]) else HEAD]
     order = {name: index for index, name in enumerate(dict.fromkeys(rows["network"]))}
     last = [name for name in order if "untouched" in name]
     for name in [*(n for n in order if n not in last), *last]:

@@ -108,5 +108,9 @@ def test_each_layer_keeps_as_much_as_the_report_says(method: str) -> None:
         copy.deepcopy(model), wavelet="identity", sparsity=0.63, scope="global"
     )
     prune_layers(method, model, calibration, report)
-    counts = [int(layer.weight.count_nonzero()) for layer in model]
+    counts = [
+        int((weight != 0).sum())
+        for name, weight in model.state_dict().items()
+        if name.endswith("weight")
+    ]
     assert counts == [layer.kept for layer in report]
