@@ -15,7 +15,9 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
@@ -47,6 +49,7 @@ CAPABILITIES = tuple(
     for capability in os.environ.get("WAVPRUNE_CUDA_CAPABILITIES", "80,90").split(",")
 )
 OLDEST_TOOLKIT = (12, 0)
+STUB = "libtorch_cpu.so"
 
 
 def toolkit() -> Path | None:
@@ -96,8 +99,32 @@ def escaped(path: str | Path) -> str:
     return re.sub(r"([$ :])", r"$\1", str(path))
 
 
-def ninja_file(folder: Path, home: Path | None) -> str:
-    """What ninja does to make ``_C.so`` in a folder; ``home`` is the CUDA toolkit or None."""
+class Commands(NamedTuple):
+    """What compiles and links; the output and the inputs follow.
+
+    Attributes:
+        cxx: of the host's compiler.
+        nvcc: of CUDA's; empty without it.
+        stub: makes an empty library of torch's name; None where the linker needs none.
+        link: of the extension.
+        libraries: that follow the objects.
+        sources: what is compiled.
+    """
+
+    cxx: list[str]
+    nvcc: list[str]
+    stub: list[str] | None
+    link: list[str]
+    libraries: list[str]
+    sources: list[str]
+
+    def compile(self, source: str) -> list[str]:
+        """The command for a source."""
+        return self.nvcc if source.endswith(".cu") else self.cxx
+
+
+def commands(home: Path | None) -> Commands:
+    """How ``_C.so`` is made; ``home`` is the CUDA toolkit or None."""
     compiler = environment("CXX", "c++")
     cxx = [*compiler, *FLAGS, *INCLUDES, *environment("CPPFLAGS"), *environment("CXXFLAGS")]
     nvcc: list[str] = []
@@ -113,54 +140,83 @@ def ninja_file(folder: Path, home: Path | None) -> str:
         nvcc += ["--expt-relaxed-constexpr", "--threads=2", *TARGETS, *INCLUDES]
         # Linked statically, so that the extension loads without CUDA.
         libraries = [f"-L{home / 'lib64'}", "-lcudart_static", "-lrt", "-ldl", "-lpthread"]
+    libraries += environment("LDFLAGS")
     if sys.platform == "darwin":
-        torch, link = "", ["-bundle", "-undefined", "dynamic_lookup"]
-    else:
-        # An empty library of that name: the loader takes torch's, which is loaded already.
-        torch, link = "libtorch_cpu.so", ["-shared", "-Wl,--no-as-needed"]
-    lines = [
-        f"cxx = {shlex.join(cxx)}",
-        f"nvcc = {shlex.join(nvcc)}",
-        "rule cxx",
-        "  command = $cxx -MMD -MF $out.d -c $in -o $out",
-        "  depfile = $out.d",
-        "  deps = gcc",
-        "rule nvcc",
-        "  command = $nvcc -MMD -MF $out.d -c $in -o $out",
-        "  depfile = $out.d",
-        "  deps = gcc",
-        "rule stub",
-        f"  command = {shlex.join(compiler)} -shared -Wl,-soname,$out -x c++ {os.devnull} -o $out",
-        "rule link",
-        f"  command = {shlex.join([*compiler, *link])} $in -o $out "
-        + shlex.join([*libraries, *environment("LDFLAGS")]),
-    ]
+        link = [*compiler, "-bundle", "-undefined", "dynamic_lookup"]
+        return Commands(cxx, nvcc, None, link, libraries, sources)
+    # An empty library of that name: the loader takes torch's, which is loaded already.
+    stub = [*compiler, "-shared", f"-Wl,-soname,{STUB}", "-x", "c++", os.devnull]
+    link = [*compiler, "-shared", "-Wl,--no-as-needed"]
+    return Commands(cxx, nvcc, stub, link, libraries, sources)
+
+
+def ninja_file(steps: Commands) -> str:
+    """The same for ninja, which compiles only what has changed."""
+    lines = []
+    for name, command in (("cxx", steps.cxx), ("nvcc", steps.nvcc)):
+        lines += [
+            f"rule {name}",
+            f"  command = {shlex.join(command)} -MMD -MF $out.d -c $in -o $out",
+            "  depfile = $out.d",
+            "  deps = gcc",
+        ]
+    lines += ["rule link", f"  command = {shlex.join(steps.link)} $in -o $out "]
+    lines[-1] += shlex.join(steps.libraries)
     objects = []
-    for source in sources:
+    for source in steps.sources:
         objects.append(escaped(f"{source}.o"))
         rule = "nvcc" if source.endswith(".cu") else "cxx"
         lines.append(f"build {objects[-1]}: {rule} {escaped(ROOT / source)}")
-    if torch:
-        lines.append(f"build {torch}: stub")
-    lines.append(f"build _C.so: link {' '.join(objects)} {torch}")
+    if steps.stub is not None:
+        lines += ["rule stub", f"  command = {shlex.join(steps.stub)} -o $out"]
+        lines.append(f"build {STUB}: stub")
+        objects.append(STUB)
+    lines.append(f"build _C.so: link {' '.join(objects)}")
     return "\n".join(lines) + "\n"
 
 
-def compiled(folder: Path, home: Path | None) -> Path:
-    """The extension, compiled in a folder where earlier results are kept.
+def run_all(steps: Commands, folder: Path) -> None:
+    """Run every step, as many compilers at a time as there are cores.
 
     Raises:
-        CompileError: it does not compile, or a tool is missing.
+        CompileError: one failed.
+    """
+
+    def run(command: list[str]) -> None:
+        if subprocess.run(command, check=False, cwd=folder).returncode:
+            raise CompileError("compiling failed, see the lines above")
+
+    def compile_one(source: str) -> str:
+        target = folder / f"{source}.o"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        run([*steps.compile(source), "-c", str(ROOT / source), "-o", str(target)])
+        return str(target)
+
+    workers = int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)
+    with ThreadPoolExecutor(workers) as pool:
+        objects = list(pool.map(compile_one, steps.sources))
+    if steps.stub is not None:
+        run([*steps.stub, "-o", STUB])
+        objects.append(STUB)
+    run([*steps.link, *objects, "-o", "_C.so", *steps.libraries])
+
+
+def compiled(folder: Path, home: Path | None) -> Path:
+    """The extension, compiled in a folder where ninja finds earlier results again.
+
+    Raises:
+        CompileError: it does not compile, or there is no compiler.
     """
     compiler = environment("CXX", "c++")[0]
     if shutil.which(compiler) is None:
         raise CompileError(f"there is no C++ compiler {compiler!r}")
+    folder.mkdir(parents=True, exist_ok=True)
+    steps = commands(home)
     ninja = shutil.which("ninja", path=os.pathsep.join([ninja_folder(), os.environ["PATH"]]))
     if ninja is None:
-        raise CompileError("there is no ninja; pip install ninja")
-    folder.mkdir(parents=True, exist_ok=True)
-    rules = folder / "build.ninja"
-    rules.write_text(ninja_file(folder, home))
+        run_all(steps, folder)
+        return folder / "_C.so"
+    (folder / "build.ninja").write_text(ninja_file(steps))
     jobs = ["-j", os.environ["MAX_JOBS"]] if os.environ.get("MAX_JOBS") else []
     # Relative names in the file are in this folder.
     run = subprocess.run([ninja, "--quiet", *jobs, "-C", str(folder), "_C.so"], check=False)
