@@ -49,8 +49,8 @@ def environment(python: str, torch: str, folder: Path) -> Path | None:
 
 def check(folder: Path, package: Path) -> None:
     """Install the package into an environment and use it."""
+    run(folder / "bin/pip", "uninstall", "--quiet", "--yes", "wavprune", cwd=folder)
     install(folder, f"{package}[checkpoint]")
-    install(folder, "--force-reinstall", "--no-deps", package)
     run(folder / "bin/python", SMOKE, cwd=folder)
 
 
