@@ -463,7 +463,7 @@ def test_no_kernel_spills_or_takes_more_than_128_registers(
         capability: subprocess.Popen(
             [
                 *(str(building.toolkit() / "bin" / "nvcc"), "-cubin", f"-arch=sm_{capability}"),
-                *("-std=c++20", "-O3", "-fmad=false", "-Xptxas=-v", building.TARGET),
+                *("-std=c++20", "-O3", "-fmad=false", "-Xptxas=-v", *building.TARGETS),
                 *cuda_shim.header_flags(),
                 *("-o", str(tmp_path / f"{capability}.cubin"), str(source)),
             ],
