@@ -17,7 +17,7 @@ test: $(VENV)/.test $(VENV)/.native
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(MAKE) --jobs=2 pytest sanitize docs
+	OMP_NUM_THREADS=1 $(MAKE) --jobs=2 pytest sanitize docs
 
 pytest: $(VENV)/.test $(VENV)/.native
 	$(BIN)/pytest

@@ -17,6 +17,9 @@ from wavprune import PruneConfig, Pruner, PruneReport
 from wavprune.bases import basis_for
 from wavprune.training.schedules import Cubic
 
+# Short runs on purpose.
+pytestmark = pytest.mark.filterwarnings("ignore:finished after step")
+
 SCHEDULE = Cubic(0.2, 0.8, start=1, end=7, every=3)
 
 

@@ -55,7 +55,8 @@ class Request(NamedTuple):
     @property
     def size(self) -> str:
         """The kernel size as people write it, such as ``3x3``."""
-        return "x".join(map(str, self.kernel if self.axes is None else self.axes))
+        is_volume = self.axes is not None and len(self.axes) == 3
+        return "x".join(map(str, self.axes if self.axes and is_volume else self.kernel))
 
 
 # How the compiled code runs an operator: the first number of its plan.
