@@ -41,7 +41,7 @@ sphinx_gallery_conf = {
     "min_reported_time": 1e9,
     "remove_config_comments": True,
 }
-myst_enable_extensions = ["colon_fence", "dollarmath"]
+myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 # docs/findings.md links to the folder with its tables, which is no page.
 suppress_warnings = ["myst.xref_missing"]
