@@ -8,7 +8,7 @@ INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint c
 SOURCES := pyproject.toml setup.py constraints.txt
 KERNELS := setup.py $(wildcard csrc/*.* csrc/*/*.*)
 
-.PHONY: demo test pytest bench docs wheel release-check findings big gpu sanitize clean
+.PHONY: demo test pytest bench docs wheel release-check findings big gpu sanitize sanitize-kernels clean
 
 demo: $(VENV)/.examples $(VENV)/.native
 	$(BIN)/python examples/demo.py --out out
@@ -17,7 +17,7 @@ test: $(VENV)/.test $(VENV)/.native
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(MAKE) --jobs=2 pytest sanitize docs
+	OMP_NUM_THREADS=1 $(MAKE) --jobs=2 pytest sanitize-kernels docs
 
 pytest: $(VENV)/.test $(VENV)/.native
 	$(BIN)/pytest
@@ -63,10 +63,14 @@ endif
 big: $(VENV)/.test $(VENV)/.native
 	WAVPRUNE_BIG=1 $(BIN)/pytest tests/checkpoint/test_memory.py
 
-# Runs the compiled code under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer.
-sanitize: $(VENV)/.test $(VENV)/.native
-	$(BIN)/python tests/tools/sanitize.py
+# Runs the compiled code under AddressSanitizer and UndefinedBehaviorSanitizer: passes over tiles and
+# CUDA kernels, as `make test` does, then the whole extension in Python, and its threads under
+# ThreadSanitizer.
+sanitize: sanitize-kernels $(VENV)/.native
 	$(BIN)/python tests/tools/sanitize_extension.py
+
+sanitize-kernels: $(VENV)/.test $(VENV)/.native
+	$(BIN)/python tests/tools/sanitize.py
 
 $(VENV)/.tools: constraints.txt
 	$(PYTHON) -m venv $(VENV)
