@@ -194,17 +194,15 @@ class _PyWavelets(Transform):
         return coeffs
 
 
-class _AlongOneAxis(Transform):
+class _AlongOneAxis(_PyWavelets):
     """``n x 1`` or ``1 x n`` kernels."""
 
-    scales = True
-
     def __init__(self, basis: Basis) -> None:
-        self._basis = basis
+        super().__init__(basis)
         self._axis = 1 if basis.kernel[0] > 1 else 2
 
     def forward(self, kernels: Array) -> Array:
-        basis = self._basis
+        basis = self.basis
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Level value")
             coeffs = pywt.wavedec(
@@ -213,23 +211,14 @@ class _AlongOneAxis(Transform):
         return np.concatenate(coeffs, axis=self._axis)
 
     def inverse(self, packed: Array) -> Array:
-        kh, kw = self._basis.kernel
-        coeffs = [packed[:, rows, columns] for rows, columns in self._basis.bands.values()]
-        whole: Array = pywt.waverec(
-            coeffs, self._basis.name, mode=self._basis.mode, axis=self._axis
-        )
+        basis = self.basis
+        kh, kw = basis.kernel
+        coeffs = [packed[:, rows, columns] for rows, columns in basis.bands.values()]
+        whole: Array = pywt.waverec(coeffs, basis.name, mode=basis.mode, axis=self._axis)
         return whole[:, :kh, :kw]
 
-    def nonzero(self) -> Array:
-        reach = self._products("reach")
-        return np.asarray(reach > NEGLIGIBLE * reach.max())
-
-    def norms(self) -> Array:
-        norms = self._products("norms")
-        return np.where(norms > NEGLIGIBLE * norms.max(), norms, 0)
-
     def _products(self, part: str) -> Array:
-        basis, length = self._basis, max(self._basis.kernel)
+        basis, length = self.basis, max(self.basis.kernel)
         levels = {i: _bands(basis, length, i) for i in range(1, basis.level_used + 1)}
         if not levels:
             return np.ones(basis.grid)

@@ -18,9 +18,10 @@ from typing import NamedTuple
 import torch
 
 from ..errors import WavpruneError
-from .calls import Call, Tap
+from .calls import Call
 from .network import Network, Site
 from .patches import num_positions, patches
+from .sensitivity import Recorder
 from .statistics import generator_of, sampled_positions
 
 # Positions of a sample that are looked at; neighbors are alike.
@@ -163,7 +164,7 @@ def output_sensitivity(
     sums = {name: _Sums(site) for name, site in sites.items()}
     samples = 0
     for batch in batches:
-        tap = _Recorder(network)
+        tap = Recorder(network)
         with torch.inference_mode(False), torch.enable_grad():
             inputs = batch.clone()
             if inputs.is_floating_point():
@@ -184,20 +185,6 @@ def output_sensitivity(
                     sums[name].add(call, gradient, generator)
         samples += len(batch)
     return {name: total.sensitivity(samples) for name, total in sums.items()}
-
-
-class _Recorder(Tap):
-    """Keeps what layers read and wrote, as it was before anything changes it in place."""
-
-    def __init__(self, network: Network) -> None:
-        super().__init__(network.watched)
-        self.outputs: list[tuple[str, Call, torch.Tensor]] = []
-
-    def layer(self, name: str, call: Call) -> torch.Tensor:
-        out = call.run()
-        self.outputs.append((name, call, out))
-        # In-place functions behind it change a copy.
-        return out.clone()
 
 
 class _Sums:

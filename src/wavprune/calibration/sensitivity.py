@@ -39,7 +39,7 @@ def gauss_newton(
     samples = 0
     generator = generator_of(seed, "gauss-newton")
     for batch in batches:
-        tap = _Recorder(network)
+        tap = Recorder(network)
         # Modules such as those of Hugging Face may hold inference tensors from an earlier run.
         with torch.inference_mode(False), torch.enable_grad():
             outputs = network.run(tap, batch)
@@ -76,7 +76,7 @@ def by_norm(network: Network, sites: Mapping[str, Site]) -> dict[str, torch.Tens
     return gains
 
 
-class _Recorder(Tap):
+class Recorder(Tap):
     """Keeps the outputs of layers as they were before anything changes them in place."""
 
     def __init__(self, network: Network) -> None:
@@ -84,6 +84,7 @@ class _Recorder(Tap):
         self.outputs: list[tuple[str, Call, torch.Tensor]] = []
 
     def layer(self, name: str, call: Call) -> torch.Tensor:
+        """The call; what follows gets a copy, which functions in place may change."""
         out = call.run()
         if not out.requires_grad:
             out.requires_grad_()

@@ -14,8 +14,10 @@ from ..common.atomic import replaced
 from ..config import PruneConfig
 from ..errors import WavpruneError
 from ..report import PruneReport
+from .output import check_replaceable
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
     from ..sweep.data import Loader
@@ -203,13 +205,15 @@ def prune_calibrated(
         _check_output(source, output, force)
     model, directory = load(source)
     loader = inputs.load(directory)
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    before: dict[str, torch.Tensor] = {}
+    if output is not None and directory is not None:
+        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     report = prune(model, config, loader, inputs.level, progress)
-    after = model.state_dict()
     if output is None:
         return report
     if directory is not None:
-        changed = {name: t for name, t in after.items() if not t.equal(before[name])}
+        after = model.state_dict()
+        changed = {name: after[name] for name in after if not after[name].equal(before[name])}
         update_directory(directory, output, changed, force=force)
         return report
     from safetensors.torch import save_model
@@ -228,5 +232,5 @@ def _check_output(source: Path, output: Path, force: bool) -> None:
         raise WavpruneError(f"{output} must end in .safetensors, for {source} is a function")
     elif output.is_dir() or not output.parent.is_dir():
         raise WavpruneError(f"{output} is not a file in a directory that exists")
-    elif not force and output.exists():
-        raise WavpruneError(f"{output} exists already; only --force replaces it")
+    else:
+        check_replaceable(output, force)

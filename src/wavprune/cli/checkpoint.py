@@ -128,6 +128,8 @@ def compress(
     """
     from ..checkpoint.saving import save
 
+    check_replaceable(output, force)
+    expect_output(output)
     model: Path | nn.Module = source
     inputs = None
     if calibration is not None:
@@ -135,8 +137,6 @@ def compress(
         inputs = Inputs(calibration, "full", samples, image_size, mean, std).load(directory)
     elif factory is not None:
         raise WavpruneError(f"--model {factory} without --calibration: nothing runs the network")
-    check_replaceable(output, force)
-    expect_output(output)
     config = None
     if sparsity is not None:
         config = PruneConfig(
@@ -214,6 +214,3 @@ def _summary(saved: SaveReport) -> str:
     if saved.left_out:
         lines.append(f"not in the file: {', '.join(saved.left_out)}")
     return "\n".join(lines)
-
-
-COMMANDS = (compress, decompress)

@@ -172,6 +172,3 @@ def report(results: Path, output: Path, force: bool) -> None:
 
     write_page(results, output)
     click.echo(f"report: {output}")
-
-
-COMMANDS = (sweep, export, report)

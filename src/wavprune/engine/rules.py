@@ -95,10 +95,6 @@ class Random(Rule):
     uses_thresholds = True
     uses_seed = True
 
-    def check(self, ref: LayerRef) -> None:
-        """Raise WavpruneError where the rule cannot prune a layer."""
-        del ref
-
     def prepare(self, layer: Layer, config: PruneConfig) -> Layer:
         """The layer with 64 bits of its own."""
         digest = hashlib.blake2b(f"{config.seed}:{layer.name}".encode(), digest_size=8).digest()

@@ -217,12 +217,11 @@ def _prunings(block: Grid, sweep: Sweep) -> Iterator[Pruning]:
                     yield follower, leader, matched, ""
         else:
             config = _config(values, sweep)
-            for calibrated in block.calibrated:
-                if calibrated and config.method != "random":
+            for level in block.calibrated:
+                calibrated = "" if config.method == "random" else level
+                if calibrated:
                     check_config(config)
-                    yield config, None, "", calibrated
-                else:
-                    yield config, None, "", ""
+                yield config, None, "", calibrated
 
 
 def _config(values: Mapping[str, Any], sweep: Sweep) -> PruneConfig:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,8 @@ from .traits import ranks_magnitudes
 
 BINS = 64
 KERNELS = 64
+# The modules of a network, by their names.
+Modules = Mapping[str, nn.Module]
 
 
 def picture_data(model: nn.Module, trial: Trial) -> dict[str, Any]:
@@ -29,27 +31,28 @@ def picture_data(model: nn.Module, trial: Trial) -> dict[str, Any]:
     data: dict[str, Any] = {"confusion": trial.evaluation.confusion}
     if trial.report is not None and trial.model is not None and trial.config is not None:
         layers = tuple(trial.report)
+        modules = named_layers(model)
         if ranks_magnitudes(trial.config):
             by_importance = trial.config.percentile is None
             data["histograms"] = [
-                _histogram(model, layer, trial.report.bases[layer.name], by_importance)
+                _histogram(modules, layer, trial.report.bases[layer.name], by_importance)
                 for layer in layers
             ]
-        data["kernels"] = _kernels(model, trial.model, layers)
+        data["kernels"] = _kernels(modules, named_layers(trial.model), layers)
     return data
 
 
-def _weight(model: nn.Module, layer: str) -> torch.Tensor:
-    weight = named_layers(model)[layer].weight
+def _weight(modules: Modules, layer: str) -> torch.Tensor:
+    weight = modules[layer].weight
     assert isinstance(weight, torch.Tensor)
     return weight.detach().to("cpu", torch.float32)
 
 
 def _histogram(
-    model: nn.Module, layer: LayerStats, basis: Basis, by_importance: bool
+    modules: Modules, layer: LayerStats, basis: Basis, by_importance: bool
 ) -> dict[str, Any]:
     """The distribution of what the coefficients were ranked by: importance or magnitude."""
-    ranks = _coefficients(basis, _weight(model, layer.name), by_importance).abs().flatten()
+    ranks = _coefficients(basis, _weight(modules, layer.name), by_importance).abs().flatten()
     counts, edges = torch.histogram(ranks, BINS, range=(0.0, float(ranks.max()) or 1.0))
     return {
         "layer": layer.name,
@@ -78,13 +81,13 @@ def _coefficients(basis: Basis, weight: torch.Tensor, by_importance: bool) -> to
 
 
 def _kernels(
-    before: nn.Module, after: nn.Module, layers: Sequence[LayerStats]
+    before: Modules, after: Modules, layers: Sequence[LayerStats]
 ) -> dict[str, Any] | None:
     """The first kernels of the first layer that has spatial ones."""
     for layer in layers:
         if len(layer.shape) == 4 and layer.shape[2:] != (1, 1):
             dense, pruned = (
-                _weight(model, layer.name).flatten(0, 1)[:KERNELS] for model in (before, after)
+                _weight(modules, layer.name).flatten(0, 1)[:KERNELS] for modules in (before, after)
             )
             return {
                 "layer": layer.name,
