@@ -12,7 +12,7 @@ from wavprune.calibration.candidates import Candidate, Trials
 from wavprune.calibration.guard import Reference
 from wavprune.calibration.network import Network, Values
 from wavprune.calibration.problem import Problem, problem_of
-from wavprune.calibration.together import refine
+from wavprune.calibration.together import Steps, refine
 from wavprune.engine.layers import select_layers
 from wavprune.engine.plan import plan_layers
 
@@ -49,9 +49,15 @@ def test_outputs_come_nearer_and_masks_stay(mixed: bool) -> None:
     sizes = (8, 7, 6) if mixed else (8, 8, 8)
     batches = [x[..., :size, :size] for x, size in zip(data(), sizes, strict=True)]
     network, calibration, problems, start = case(net(), batches)
-    refined = refine(network, calibration, problems, start, batches)
-    assert refined is not None
-    assert loss(network, batches, refined.values) < 0.7 * loss(network, batches, start.values)
+    found = refine(network, calibration, problems, start, batches)
+    assert found is not None
+    before, half, whole = (
+        loss(network, batches, candidate.values)
+        for candidate in (start, found["half together"], found["together"])
+    )
+    assert whole < 0.7 * before
+    assert half < before
+    refined = found["together"]
     assert refined.masks is start.masks
     for name, mask in start.masks.items():
         X = refined.coefficients[name]
@@ -71,8 +77,9 @@ def test_norms_without_scales_and_channels_that_are_dead_stay_finite() -> None:
                 self.pointwise.weight[0] = 0
 
     network, calibration, problems, start = case(net(Plain), data())
-    refined = refine(network, calibration, problems, start, data())
-    assert refined is not None
+    found = refine(network, calibration, problems, start, data())
+    assert found is not None
+    refined = found["together"]
     assert loss(network, data(), refined.values) < loss(network, data(), start.values)
     for statistics in refined.values.norms.values():
         assert bool((statistics.var >= 0).all())
@@ -90,3 +97,7 @@ def test_outputs_without_gradients_are_not_refined() -> None:
             return super().forward(x).detach()
 
     assert refine(*case(net(Detached), data()), data()) is None
+
+
+def test_steps_that_are_too_long_are_given_up() -> None:
+    assert refine(*case(net(), data()), data(), Steps(3.0, 2)) is None

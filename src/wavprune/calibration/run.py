@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -26,7 +27,7 @@ from .network import Network
 from .problem import Problem, problem_of
 from .sequential import solve_in_sequence
 from .statistics import merged
-from .together import RATES, refine
+from .together import ATTEMPTS, WAYS, Steps, refine
 
 LEVELS = ("refit", "select", "sequential", "full")
 REFIT = f"{MAGNITUDE}, refit"
@@ -52,6 +53,14 @@ class Recipe:
     refitted: bool = True
     sequential: bool = False
     reselect: bool = False
+
+
+class _Refined(NamedTuple):
+    """By which steps, how much of their way, and to what."""
+
+    steps: Steps
+    way: str
+    candidate: Candidate
 
 
 class Run:
@@ -122,27 +131,22 @@ class Run:
         verdict = decide(losses)
         taken = verdict.chosen
         recipe, chosen = made[taken]
-        refined: Candidate | None = None
-        for rate in RATES if self._level == "full" and recipe.refitted else ():
-            name = f"{taken}, together"
-            tried = [run._refined(also[taken][1], rate) for run, also in runs]
-            found = [pair for pair in tried if pair is not None]
-            advance(len(tried))
-            if len(found) < len(tried):
-                break
-            verdict = decide({**losses, name: torch.cat([values for _, values in found])})
-            if verdict.chosen == name:
-                refined = found[0][0]
-                break
+        refined: _Refined | None = None
+        if self._level == "full" and recipe.refitted:
+            starts = [(run, also[taken][1]) for run, also in runs]
+            verdict, refined = self._refine(starts, verdict, losses, advance)
         if refined is not None and not self._calibration.few:
             # It saw all inputs but those that it was compared on.
-            return refined, verdict
+            return refined.candidate, verdict
         solved = self._on_all(recipe)
         if solved is not None and refined is not None:
             inputs = self._calibration.inputs
-            solved = refine(self._network, self._calibration, self.problems, solved, inputs, rate)
+            found = refine(
+                self._network, self._calibration, self.problems, solved, inputs, refined.steps
+            )
+            solved = None if found is None else found[refined.way]
         advance(1)
-        best = chosen if refined is None else refined
+        best = chosen if refined is None else refined.candidate
         if solved is None:
             return best, verdict
         trials = Trials(self._network, self._calibration, self.problems)
@@ -152,15 +156,46 @@ class Run:
         self._solved_on_all = after <= before
         return solved if self._solved_on_all else best, verdict
 
-    def _refined(self, candidate: Candidate, rate: float) -> tuple[Candidate, torch.Tensor] | None:
+    def _refine(
+        self,
+        starts: Sequence[tuple[Run, Candidate]],
+        verdict: Verdict,
+        losses: Mapping[str, torch.Tensor],
+        advance: Advance,
+    ) -> tuple[Verdict, _Refined | None]:
+        """What was taken refined in each run, if that is better on the inputs held back."""
+        for steps in ATTEMPTS:
+            found = []
+            for run, candidate in starts:
+                tried = run._refined(candidate, steps)
+                if tried is None:
+                    break
+                found.append(tried)
+            advance(len(starts))
+            if len(found) < len(starts):
+                continue
+            ways = {f"{verdict.chosen}, {way}": way for way in WAYS}
+            more = {
+                name: torch.cat([tried[way][1] for tried in found]) for name, way in ways.items()
+            }
+            again = decide({**losses, **more})
+            if again.chosen in ways:
+                way = ways[again.chosen]
+                return again, _Refined(steps, way, found[0][way][0])
+            verdict = verdict._replace(losses=again.losses, errors=again.errors)
+        return verdict, None
+
+    def _refined(
+        self, candidate: Candidate, steps: Steps
+    ) -> dict[str, tuple[Candidate, torch.Tensor]] | None:
         """A candidate refined on all inputs but those held back, and its losses on these."""
         calibration = self._calibration
         inputs = [*calibration.statistics, *calibration.probe]
-        found = refine(self._network, calibration, self.problems, candidate, inputs, rate)
+        found = refine(self._network, calibration, self.problems, candidate, inputs, steps)
         if found is None:
             return None
         trials = Trials(self._network, calibration, self.problems)
-        return found, trials.losses(found, self._reference)
+        return {way: (made, trials.losses(made, self._reference)) for way, made in found.items()}
 
     def _compare(
         self, advance: Advance

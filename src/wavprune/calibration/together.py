@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 
@@ -26,16 +27,36 @@ from .network import Network, Site, Substituted, Values, shifts_bias
 from .problem import Problem
 from .statistics import generator_of
 
-# Multiplications of the layers over all inputs that are looked at, and steps, which bound the time;
-# but at least one pass over the inputs, and at most so many.
-WORK, MOST_STEPS, MOST_PASSES = 1.2e11, 400, 20
-# Inputs of a step; fewer where there would be fewer steps than these.
-BATCH, SMALLEST_BATCH, FEWEST_STEPS = 16, 2, 40
-# The length of the longest steps, relative to the coefficients of a layer, and for shifts and gains
-# of channels to the spread of their outputs. What is near already goes astray by long ones.
-RATES = (0.005, 0.001)
-BETAS = (0.9, 0.99)
+# Multiplications of the layers over all inputs that are looked at, and inputs that steps look at,
+# which bound the time; but at least one pass over the inputs, and at most so many.
+WORK, MOST_LOOKED, MOST_PASSES = 1.2e11, 6400, 20
+# Inputs of a step are at least so many, and fewer than wanted where there would be fewer steps.
+SMALLEST_BATCH, FEWEST_STEPS = 2, 40
+
+
+class Steps(NamedTuple):
+    """How long steps are, and what they look at.
+
+    Attributes:
+        rate: the length of the longest, relative to the coefficients of a layer, and for shifts and
+            gains of channels to the spread of their outputs.
+        batch: inputs of a step.
+    """
+
+    rate: float
+    batch: int
+
+
+# What is near already goes astray by long steps: what single inputs ask for is as large as what all
+# have in common, so that more of them are looked at.
+ATTEMPTS = (Steps(0.005, 16), Steps(0.001, 64))
+# How much of the way is gone: what was learned of single inputs grows with it, too.
+WAYS = {"together": 1.0, "half together": 0.5}
+BETAS, EPS = (0.9, 0.99), 1e-8
 WARM_STEPS = 5
+# Over so many inputs, none seen before, losses this many times those of the start say that the
+# steps are too long.
+LOOK, ASTRAY = 320, 1.5
 
 
 def refine(
@@ -44,9 +65,9 @@ def refine(
     problems: Mapping[str, Problem],
     start: Candidate,
     inputs: Sequence[torch.Tensor],
-    rate: float = RATES[0],
-) -> Candidate | None:
-    """A candidate with its values refined; its masks stay.
+    steps: Steps = ATTEMPTS[0],
+) -> dict[str, Candidate] | None:
+    """Candidates with their values refined; their masks stay.
 
     Args:
         network: the unpruned network.
@@ -54,20 +75,20 @@ def refine(
         problems: each layer, by its name.
         start: the candidate.
         inputs: to refine on, in batches.
-        rate: the length of the longest steps.
+        steps: that are made.
 
     Returns:
-        The refined candidate; None where the outputs have no gradient, as those of a network that
-        was made in inference mode.
+        The refined candidates, by ``WAYS``; None where the steps lead astray, or where the outputs
+        have no gradient, as those of a network that was made in inference mode.
     """
     if any(weight.is_inference() for weight in network.model.parameters()):
         return None
     with torch.inference_mode(False), torch.enable_grad():
         variables = _Variables(network, calibration, problems, start)
-        if not _descend(network, calibration, variables, inputs, rate):
+        if not _descend(network, calibration, variables, inputs, steps):
             return None
     with torch.no_grad():
-        return variables.candidate()
+        return variables.candidates()
 
 
 class _Variables:
@@ -99,6 +120,7 @@ class _Variables:
             {name: _variable(torch.zeros_like(norm.mean)) for name, norm in network.running.items()}
             for _ in range(2)
         )
+        self._first = [variable.detach().clone() for variable in self.all()]
 
     def all(self) -> list[torch.Tensor]:
         """What an optimizer moves."""
@@ -128,8 +150,16 @@ class _Variables:
             offset = offset + beta
         return values * slope.to(values).view(shape) + offset.to(values).view(shape)
 
-    def candidate(self) -> Candidate:
-        """What they are in the end."""
+    def candidates(self) -> dict[str, Candidate]:
+        """What they are, and what they were on the way."""
+        reached, found = [variable.detach().clone() for variable in self.all()], {}
+        for name, way in WAYS.items():
+            for variable, first, last in zip(self.all(), self._first, reached, strict=True):
+                variable.copy_(torch.lerp(first, last, way))
+            found[name] = self._candidate()
+        return found
+
+    def _candidate(self) -> Candidate:
         start = self.start.values
         values = Values(dict(start.weights), dict(start.biases), dict(start.norms))
         coefficients = dict(self.start.coefficients)
@@ -184,42 +214,79 @@ def _descend(
     calibration: Calibration,
     variables: _Variables,
     inputs: Sequence[torch.Tensor],
-    rate: float,
+    steps: Steps,
 ) -> bool:
-    """Refine the variables; False where outputs have no gradient."""
+    """Refine the variables; False where there is no gradient, or steps lead astray."""
     samples = [sample for batch in inputs for sample in torch.split(batch, 1)]
     sites = calibration.layers.values()
     work = len(samples) * sum(_work(site) for site in sites)
-    most = min(WORK / max(work, 1), MOST_STEPS * BATCH / len(samples), MOST_PASSES)
+    most = min(WORK / max(work, 1), MOST_LOOKED / len(samples), MOST_PASSES)
     passes = max(1, round(most))
-    size = min(BATCH, max(SMALLEST_BATCH, passes * len(samples) // FEWEST_STEPS))
+    size = min(steps.batch, max(SMALLEST_BATCH, passes * len(samples) // FEWEST_STEPS))
     # What a step holds of each layer: its outputs and what lies between, for the way back.
     held = 16 * sum(site.calls * site.positions * _channels(site) for site in sites)
     size = max(1, min(size, calibration.max_memory // max(held, 1)))
-    steps = passes * -(-len(samples) // size)
+    number = passes * -(-len(samples) // size)
+    look = min(-(-LOOK // size), number)
     with torch.no_grad():
         dense = network.outputs(inputs)
     meant = [out for batch in dense for out in torch.split(batch, 1)]
     measure = Reference(dense).measure
     moved = variables.all()
-    optimizer = torch.optim.Adam(moved, rate, BETAS, foreach=False)
+    adam = _Adam(moved)
+    seen = started = 0.0
     for step, batch in enumerate(_drawn(len(samples), size, passes, calibration.seed)):
-        share = 0.5 * (1 + math.cos(math.pi * step / steps)) * min(1, (step + 1) / WARM_STEPS)
-        optimizer.param_groups[0]["lr"] = rate * share
-        optimizer.zero_grad()
+        share = 0.5 * (1 + math.cos(math.pi * step / number)) * min(1, (step + 1) / WARM_STEPS)
+        gradients: list[torch.Tensor | None] = [None] * len(moved)
         for part in _of_one_shape(batch, samples):
             x, y = (torch.cat([values[i] for i in part]) for values in (samples, meant))
             out = network.run(_Varied(network, variables), x)
             if not out.requires_grad:
                 return False
             loss = distances(measure, out, y).sum() / len(batch)
+            if step < look:
+                seen += float(loss.detach())
+                started += _loss(network, variables.start, x, y, measure) / len(batch)
             # The model's own parameters get no gradient.
             slopes = torch.autograd.grad(loss, moved, allow_unused=True)
-            for variable, slope in zip(moved, slopes, strict=True):
-                if slope is not None:
-                    variable.grad = slope if variable.grad is None else variable.grad + slope
-        optimizer.step()
+            gradients = [
+                old if new is None else new if old is None else old + new
+                for old, new in zip(gradients, slopes, strict=True)
+            ]
+        adam.step(gradients, steps.rate * share)
+        if step == look - 1 and not seen <= ASTRAY * started:
+            return False
     return True
+
+
+class _Adam:
+    """Kingma and Ba's steps; ``torch.optim`` imports a compiler, which takes seconds."""
+
+    def __init__(self, variables: Sequence[torch.Tensor]) -> None:
+        self._variables = [variable.detach() for variable in variables]
+        self._means, self._squares = ([torch.zeros_like(v) for v in variables] for _ in range(2))
+        self._steps = 0
+
+    def step(self, gradients: Sequence[torch.Tensor | None], rate: float) -> None:
+        """Move what has a gradient."""
+        self._steps += 1
+        first, second = (1 - beta**self._steps for beta in BETAS)
+        for variable, mean, square, slope in zip(
+            self._variables, self._means, self._squares, gradients, strict=True
+        ):
+            if slope is None:
+                continue
+            mean.lerp_(slope, 1 - BETAS[0])
+            square.mul_(BETAS[1]).addcmul_(slope, slope, value=1 - BETAS[1])
+            variable.addcdiv_(mean, (square.sqrt() / second**0.5).add_(EPS), value=-rate / first)
+
+
+@torch.no_grad()
+def _loss(
+    network: Network, candidate: Candidate, x: torch.Tensor, y: torch.Tensor, measure: str
+) -> float:
+    out = network.run(Substituted(network, candidate.values), x)
+    return float(distances(measure, out, y).sum())
 
 
 def _drawn(samples: int, size: int, passes: int, seed: int) -> Iterator[list[int]]:
