@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from ..engine.layers import LayerRef, named_layers
+from ..engine.layers import LayerRef, named_layers, unwrapped
 from ..engine.matching import RunningStatistics
 from ..engine.moments import Moments, batch_norms, moments_of
 from ..errors import WavpruneError
@@ -68,7 +68,7 @@ class Network:
     """
 
     def __init__(self, model: nn.Module, refs: Sequence[LayerRef]) -> None:
-        self.model = _unwrapped(model)
+        self.model = unwrapped(model)
         self.weights = {ref.name: ref.weight for ref in refs}
         self.norms = batch_norms(model)
         means = {name: norm.running_mean for name, norm in self.norms.items()}
@@ -242,17 +242,6 @@ def tensor_of(output: Any) -> torch.Tensor:
             "alone, first of several, or as .logits"
         )
     return value
-
-
-def _unwrapped(model: nn.Module) -> nn.Module:
-    """The model within wrappers that run copies of it or compiled code."""
-    while True:
-        inner = getattr(model, "_orig_mod", None)
-        if inner is None and isinstance(model, nn.DataParallel):
-            inner = model.module
-        if not isinstance(inner, nn.Module):
-            return model
-        model = inner
 
 
 def _own_biases(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> dict[str, nn.Parameter]:

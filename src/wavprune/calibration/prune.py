@@ -82,10 +82,14 @@ def pack_mask(problem: Problem, mask: torch.Tensor) -> torch.Tensor:
     return pack(problem.mask(mask), flat=problem.layer.is_flat)
 
 
+def takes_calibration(config: PruneConfig) -> bool:
+    """True where what is kept can follow from data: by a basis, by values, or in a pattern."""
+    return config.method in ("dwt", "min_weight") or isinstance(RULES[config.method], Pattern)
+
+
 def check_config(config: PruneConfig) -> None:
     """Raise WavpruneError where settings do not go with calibration data."""
-    pattern = isinstance(RULES[config.method], Pattern)
-    if config.method not in ("dwt", "min_weight") and not pattern:
+    if not takes_calibration(config):
         raise WavpruneError(
             f"calibration does not go with method={config.method!r}; allowed: 'dwt', "
             "'min_weight', or a pattern"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import nn
@@ -29,7 +29,8 @@ from .sequential import solve_in_sequence
 from .statistics import merged
 from .together import ATTEMPTS, WAYS, Steps, refine
 
-LEVELS = ("refit", "select", "sequential", "full")
+Level = Literal["refit", "select", "sequential", "full"]
+LEVELS: tuple[str, ...] = get_args(Level)
 REFIT = f"{MAGNITUDE}, refit"
 
 Masks = dict[str, torch.Tensor]

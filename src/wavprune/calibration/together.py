@@ -49,14 +49,14 @@ class Steps(NamedTuple):
 
 # What is near already goes astray by long steps: what single inputs ask for is as large as what all
 # have in common, so that more of them are looked at.
-ATTEMPTS = (Steps(0.005, 16), Steps(0.001, 64))
+ATTEMPTS = (Steps(0.005, 16), Steps(0.002, 64))
 # How much of the way is gone: what was learned of single inputs grows with it, too.
 WAYS = {"together": 1.0, "half together": 0.5}
 BETAS, EPS = (0.9, 0.99), 1e-8
 WARM_STEPS = 5
 # Over so many inputs, none seen before, losses this many times those of the start say that the
 # steps are too long.
-LOOK, ASTRAY = 320, 1.5
+LOOK, ASTRAY = 320, 2.0
 
 
 def refine(

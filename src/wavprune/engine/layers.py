@@ -19,6 +19,7 @@ from .sharding import as_sharded, in_all, local_part, problem
 
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
+PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 # What torch.compile calls the module that it wraps.
 _COMPILED = "_orig_mod"
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -109,17 +110,19 @@ def named_layers(model: nn.Module) -> dict[str, nn.Module]:
         >>> list(named_layers(net))
         ['', '0']
     """
-    inner: nn.Module | None = model
-    while hasattr(inner, _COMPILED):
-        inner = getattr(inner, _COMPILED)
-    is_parallel = isinstance(inner, (nn.DataParallel, nn.parallel.DistributedDataParallel))
-    found: dict[str, nn.Module] = {}
-    for name, module in model.named_modules():
-        parts = [part for part in name.split(".") if part != _COMPILED]
-        if is_parallel and parts[:1] == ["module"]:
-            del parts[0]
-        found[".".join(parts)] = module
-    return found
+    return {
+        ".".join(part for part in name.split(".") if part != _COMPILED): module
+        for name, module in unwrapped(model).named_modules()
+    }
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model within wrappers that run copies of it or compiled code."""
+    while True:
+        inner = model.module if isinstance(model, PARALLEL) else getattr(model, _COMPILED, None)
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
 
 
 def select_names(names: Sequence[str], config: PruneConfig) -> list[str]:

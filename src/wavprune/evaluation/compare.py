@@ -15,6 +15,7 @@ from torch import nn
 from .._version import versions
 from ..backends import check_name
 from ..calibration.collect import calibrate
+from ..calibration.prune import takes_calibration
 from ..calibration.run import LEVELS
 from ..common.checks import choice, fraction
 from ..common.clock import timed
@@ -201,7 +202,7 @@ def _run(
                 advance(1)
             trials += equal_kept
             for config in configs:
-                for level in levels if config.method in ("dwt", "min_weight") else ():
+                for level in levels if takes_calibration(config) else ():
                     done = trial(config, calibrated=level)
                     trials.append(dataclasses.replace(done, model=None))
             budget = next(

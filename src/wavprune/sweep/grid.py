@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..backends.registry import check_name
-from ..calibration.prune import check_config
+from ..calibration.prune import check_config, takes_calibration
 from ..config import PruneConfig
 from ..errors import WavpruneError
 from .sources import Data, Model
@@ -218,7 +218,7 @@ def _prunings(block: Grid, sweep: Sweep) -> Iterator[Pruning]:
         else:
             config = _config(values, sweep)
             for level in block.calibrated:
-                calibrated = "" if config.method == "random" else level
+                calibrated = level if takes_calibration(config) else ""
                 if calibrated:
                     check_config(config)
                 yield config, None, "", calibrated

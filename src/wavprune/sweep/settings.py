@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
+from ..calibration.run import Level
 from ..common.optional import require
 from ..errors import WavpruneError
 from .grid import expand
@@ -76,7 +77,7 @@ class Grid(Settings):
     targets: Patterns = (None,)
     ignore: Patterns = (None,)
     matched: Several[Literal["", "kept", "bytes"]] = ("",)
-    calibrated: Several[Literal["", "refit", "select", "sequential", "full"]] = ("",)
+    calibrated: Several[Literal["", Level]] = ("",)
 
 
 class Sweep(Settings):
