@@ -22,13 +22,13 @@ from .packed import Packer
 from .packed_layout import METADATA, TENSOR, crc_of
 from .plan import Plan
 from .report import SavedLayer, SaveReport
+from .search import search_bytes
 from .sources import Source, Tensor
 
-# How far from its target a file may be, and how many steps are tried.
+# How far from its target a file may be.
 TOLERANCE = 0.008
-ROUNDS = 9
-# Bits of a weight for twice the step, at fine steps.
-FALLS = 1.0
+# The first step that is tried, over the norm of a weight.
+FIRST = 0.01
 
 
 class Packed(NamedTuple):
@@ -177,49 +177,31 @@ def write(data: bytes, new: Path) -> None:
         writer.finish(file, {KEY: METADATA})
 
 
-class Search:
-    """Finds the number ``c`` at which a file has some bytes.
+def reach_bytes(
+    pack_at: Callable[[float], Packed], target: float, first: float, weights: int
+) -> tuple[float, Packed]:
+    """The number ``c`` at which a file has some bytes, and the file's.
 
     Args:
-        target: bytes.
+        pack_at: makes a model's bytes.
+        target: bytes of the file.
+        first: the first ``c`` to try.
         weights: how many follow ``c``.
-        start: the first to try.
 
-    Attributes:
-        c: the next to try; None when the last one was close enough.
+    Raises:
+        WavpruneError: no ``c`` reaches the target.
     """
+    done: Packed
 
-    def __init__(self, target: float, weights: int, start: float) -> None:
-        self.target, self._weights = target, weights
-        self.c: float | None = start
-        self._tried: list[tuple[float, float]] = []
+    def size_of(c: float) -> int:
+        nonlocal done
+        done = pack_at(c)
+        return file_size(done.data)
 
-    def report(self, size: int) -> None:
-        """Say how many bytes the file of ``c`` has.
-
-        Raises:
-            WavpruneError: no ``c`` reaches the target.
-        """
-        assert self.c is not None
-        if abs(size - self.target) <= TOLERANCE * self.target:
-            self.c = None
-            return
-        at = math.log2(self.c)
-        self._tried.append((at, float(size)))
-        if len(self._tried) == ROUNDS:
-            nearest = min(self._tried, key=lambda tried: abs(tried[1] - self.target))[1]
-            raise WavpruneError(
-                f"no step brings the file to {self.target:,.0f} bytes; the nearest has "
-                f"{nearest:,.0f}, of which the tensors that stay as they are may be most"
-            )
-        larger = max((t for t in self._tried if t[1] > self.target), default=None)
-        smaller = min((t for t in self._tried if t[1] < self.target), default=None)
-        if larger is None or smaller is None:
-            move = 8 * (size - self.target) / (FALLS * self._weights)
-            self.c = 2.0 ** (at + min(max(1.1 * move, -3.0), 3.0))
-            return
-        share = (larger[1] - self.target) / (larger[1] - smaller[1])
-        self.c = 2.0 ** (larger[0] + min(max(share, 0.05), 0.95) * (smaller[0] - larger[0]))
+    # A bit less of each weight for twice the step, at fine steps.
+    slope = -weights / (8 * math.log(2))
+    c = search_bytes(size_of, target, TOLERANCE, first, lambda _: slope)
+    return c, done
 
 
 def save_from_weights(
@@ -254,11 +236,7 @@ def save_from_weights(
     if goal is None:
         done = at(c)
     else:
-        search = Search(goal, weights, 0.01)
-        while search.c is not None:
-            c = search.c
-            done = at(c)
-            search.report(file_size(done.data))
+        c, done = reach_bytes(at, goal, FIRST, weights)
     return finish(source, done, path, begin, step=c)
 
 
