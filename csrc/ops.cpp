@@ -60,6 +60,9 @@ STABLE_TORCH_LIBRARY(wavprune, library) {
       "-> Tensor");
   library.def("trellis_values(Tensor symbols, float step) -> Tensor");
   library.def(
+      "trellis_round_(Tensor values, Tensor zeros, float step, Tensor(a!) symbols, "
+      "Tensor(b!) decoded) -> ()");
+  library.def(
       "trellis_quantise_(Tensor targets, Tensor weights, Tensor lower, Tensor importance, "
       "Tensor zeros, float step, Tensor(a!) symbols, Tensor(b!) errors) -> ()");
   library.def("use_instruction_set(int index) -> int");
@@ -82,6 +85,7 @@ STABLE_TORCH_LIBRARY_IMPL(wavprune, CPU, library) {
   library.impl("trellis_encode_", TORCH_BOX(&wavprune::trellis_encode_));
   library.impl("trellis_counts", TORCH_BOX(&wavprune::trellis_counts));
   library.impl("trellis_values", TORCH_BOX(&wavprune::trellis_values));
+  library.impl("trellis_round_", TORCH_BOX(&wavprune::trellis_round_));
   library.impl("trellis_quantise_", TORCH_BOX(&wavprune::trellis_quantise_));
 }
 

@@ -11,12 +11,12 @@ import torch
 
 from ..errors import WavpruneError
 from . import trellis_tables
-from .feedback import Doubles, Factor, divergence_of, quantise_matrix
+from .feedback import Factor, divergence_of, quantise_matrix
 from .layer import Layer
 from .packed import Packer
 from .packed_layout import Layout, Matrix
 from .stored_basis import Floats, StoredBasis
-from .trellis import Ints, dequantised, quantise
+from .trellis import Ints, dequantised, rounded
 
 # From this share of weights that are 0 on, they were pruned, and stay 0.
 PRUNED = 0.1
@@ -45,7 +45,7 @@ class Item:
     name: str
     dtype: str
     layout: Layout
-    matrix: Doubles
+    matrix: Floats
     zeros: npt.NDArray[np.bool_] | None
     unit: float
     factor: Factor | None
@@ -63,11 +63,8 @@ class Item:
         least = max(self.least_step, peak / (1 << 21), 1e-37)
         step = float(np.float32(max(c * self.unit, least)))
         if self.factor is None:
-            targets = np.ascontiguousarray(self.matrix.T, dtype=np.float32)
-            zeros = None if self.zeros is None else self.zeros.T
-            indices = np.ascontiguousarray(quantise(targets, targets, step, zeros=zeros)[0].T)
-        else:
-            indices = quantise_matrix(self.matrix, self.factor, step, self.zeros)
+            return Quantised(self, step, *rounded(self.matrix, step, self.zeros))
+        indices = quantise_matrix(self.matrix, self.factor, step, self.zeros)
         return Quantised(self, step, indices, dequantised(indices, step))
 
 
@@ -94,7 +91,7 @@ class Quantised(NamedTuple):
         """What the errors add to the divergence of the outputs, about."""
         if self.item.factor is None:
             return 0.0
-        return divergence_of(self.item.matrix, self.values.astype(np.float64), self.item.factor)
+        return divergence_of(self.item.matrix, self.values, self.item.factor)
 
     def pack(self, packer: Packer, crc: int) -> None:
         """Add it to a file; ``crc`` is the checksum of what it decodes to."""
@@ -108,7 +105,7 @@ class Quantised(NamedTuple):
         return Matrix(item.dtype, item.layout, basis, self.step, item.exponent, crc)
 
 
-def coefficients_of(layer: Layer, layout: Layout) -> tuple[Doubles, npt.NDArray[np.bool_] | None]:
+def coefficients_of(layer: Layer, layout: Layout) -> tuple[Floats, npt.NDArray[np.bool_] | None]:
     """A layer's coefficients ``(R, C)``, pruned ones too, and which are pruned.
 
     Raises:
@@ -122,7 +119,7 @@ def coefficients_of(layer: Layer, layout: Layout) -> tuple[Doubles, npt.NDArray[
             "'trellis' has no place for its coefficients; allowed: the identity, or coder='auto'"
         )
     values = np.concatenate([chunk for _, chunk in plain.chunks()], axis=1)
-    matrix = layout.split(values.T.reshape(-1, layout.coefficients)).astype(np.float64)
+    matrix = layout.split(values.T.reshape(-1, layout.coefficients))
     if layer.keep is None:
         zeros = matrix == 0
         is_pruned = layer.basis is None and zeros.mean() >= PRUNED

@@ -26,9 +26,11 @@ from .formats.safetensors import BITS
 from .norms import NormLink, write_logs
 from .packed_layout import ALIAS, ALL_DTYPES, FILLED, LOGS, MATRIX, RAW, Matrix, streams
 from .stored_basis import StoredBasis, basis_to_json
-from .trellis import Classes, Ints, encode
+from .trellis import Ints
+from .trellis_coder import Classes, encode
 
-LEVEL = 19
+# The highest level takes milliseconds for a large part, and saves some ten bytes.
+LEVEL, LEVEL_OF_LARGE, LARGE = 19, 15, 1 << 13
 
 
 class Packer:
@@ -116,7 +118,7 @@ class Packer:
                 head.signed(index)
         head.raw(table_bytes if self._matrices else b"")
         parts = [bytes(head.data), _classes_bytes(self._matrices)]
-        packed = [zstandard().ZstdCompressor(level=LEVEL).compress(part) for part in parts]
+        packed = list(map(_compressed, parts))
         block = Writer()
         for part, small in zip(parts, packed, strict=True):
             block.numbers([len(part), len(small)])
@@ -129,6 +131,11 @@ class Packer:
         for data in self._raw:
             block.raw(data.tobytes())
         return bytes(block.data), sizes
+
+
+def _compressed(part: bytes) -> bytes:
+    level = LEVEL if len(part) < LARGE else LEVEL_OF_LARGE
+    return zstandard().ZstdCompressor(level=level).compress(part)
 
 
 def _classes_bytes(matrices: Sequence[tuple[Ints, Classes]]) -> bytes:

@@ -155,10 +155,10 @@ def _norm(values: torch.Tensor, other: torch.Tensor | None = None) -> float:
         values, other = values.float(), None if other is None else other.float()
     change = values if other is None else values - other
     norm = float(torch.linalg.vector_norm(change, dtype=torch.float64))
-    peak = float(change.abs().max()) if change.numel() else 0.0
-    if peak and (not norm * norm or not math.isfinite(norm)):
+    if change.numel() and (not norm * norm or not math.isfinite(norm)):
         # Squares of these have no room.
-        norm = peak * float((change.double() / peak).norm())
+        peak = float(change.abs().max())
+        norm = peak * float((change.double() / peak).norm()) if peak else 0.0
     return norm
 
 

@@ -24,9 +24,10 @@ class Search:
         first: the first step to try.
         slope: of the value in the logarithm of the step, at a step; of one sign everywhere.
         bounds: of the step.
+        rounds: how many steps are tried at most.
 
     Attributes:
-        step: the next to try; None after one that was close enough, or after ``ROUNDS``.
+        step: the next to try; None after one that was close enough, or after the last round.
         tried: steps and their values.
     """
 
@@ -37,8 +38,9 @@ class Search:
         first: float,
         slope: Callable[[float], float],
         bounds: tuple[float, float] = (0.0, math.inf),
+        rounds: int = ROUNDS,
     ) -> None:
-        self.goal, self.close = goal, close
+        self.goal, self.close, self._rounds = goal, close, rounds
         self._slope, self._bounds = slope, bounds
         self.step: float | None = first
         self.tried: list[tuple[float, float]] = []
@@ -52,7 +54,7 @@ class Search:
         """Say what the value of ``step`` is."""
         assert self.step is not None
         self.tried.append((self.step, value))
-        if self.found or len(self.tried) == ROUNDS:
+        if self.found or len(self.tried) == self._rounds:
             self.step = None
             return
         low, high = self._bounds

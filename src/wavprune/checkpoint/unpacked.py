@@ -34,7 +34,8 @@ from .packed_layout import (
 )
 from .records import DTYPES, HIGHEST_EXPONENT, LOWEST_EXPONENT
 from .stored_basis import StoredBasis, basis_from_json
-from .trellis import COLUMNS, Classes, Coded, Decoder, Floats, Ints, decoding_tables
+from .trellis import Floats, Ints
+from .trellis_coder import COLUMNS, Classes, Coded, Decoder, decoding_tables
 
 # Records and classes have at most so many bytes for each of the file, and this more.
 HEAD_RATIO, HEAD_ALWAYS = 256, 1 << 16
