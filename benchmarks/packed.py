@@ -15,6 +15,7 @@ import argparse
 import copy
 import itertools
 import math
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -72,8 +73,8 @@ def outputs(network: nn.Module, case: Case) -> torch.Tensor:
     return torch.cat([network(batch.contiguous(memory_format=layout)) for batch in case.tests])
 
 
-def measure(name: str, case: Case, settings: Sequence[Setting], work: Path) -> None:
-    """Make the files that are not there, and measure them."""
+def measure(name: str, case: Case, settings: Sequence[Setting], work: Path, most: int) -> None:
+    """Make the files that are not there, at most some, and measure them."""
     case.network.eval()
     work.mkdir(parents=True, exist_ok=True)
     before: torch.Tensor | None = None
@@ -82,8 +83,9 @@ def measure(name: str, case: Case, settings: Sequence[Setting], work: Path) -> N
         with shared_statistics(work / f"{setting.inputs}.statistics"), feedback(setting.feedback):
             for target in setting.targets:
                 path = work / f"{setting.name} {target}.pt"
-                if path.exists():
+                if path.exists() or not most:
                     continue
+                most -= 1
                 if before is None:
                     before = outputs(case.network, case)
                 if setting.baseline == "cerwu" and not layers:
@@ -303,6 +305,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path())
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--settings", nargs="+")
+    parser.add_argument("--most", type=int, default=sys.maxsize, help="files to make now")
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -312,7 +315,7 @@ def main() -> None:
             for setting in SETTINGS[name]
             if not arguments.settings or setting.name in arguments.settings
         ]
-        measure(name, CASES[name](arguments.data), settings, arguments.work / name)
+        measure(name, CASES[name](arguments.data), settings, arguments.work / name, arguments.most)
     if arguments.output is not None:
         rows_path, ratios_path = (
             arguments.output / name for name in ("packed.csv", "packed_ratios.csv")

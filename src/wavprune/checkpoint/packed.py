@@ -135,7 +135,8 @@ class Packer:
 
 def _compressed(part: bytes) -> bytes:
     level = LEVEL if len(part) < LARGE else LEVEL_OF_LARGE
-    return zstandard().ZstdCompressor(level=level).compress(part)
+    result: bytes = zstandard().ZstdCompressor(level=level).compress(part)
+    return result
 
 
 def _classes_bytes(matrices: Sequence[tuple[Ints, Classes]]) -> bytes:
