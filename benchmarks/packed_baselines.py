@@ -14,6 +14,7 @@ import math
 import tempfile
 from collections.abc import Mapping
 from contextlib import redirect_stdout
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -75,7 +76,7 @@ def cerwu(layers: Mapping[str, Linear], bins: int, exponent: float) -> tuple[int
                 for part, hessian in zip(parts, layer.hessian, strict=True)
             ]
         )
-        classes = trellis_tables.classify(indices)
+        classes = trellis_tables.classify([partial(np.asarray, indices)])
         magnitudes = np.minimum(np.abs(indices), SYMBOLS // 2 - 1)
         symbols = 2 * magnitudes - (indices < 0)
         # One quantiser: the second table of each class stays empty.

@@ -198,6 +198,21 @@ Tensor trellis_counts(Tensor symbols, Tensor row_classes, Tensor column_classes,
   return result;
 }
 
+Tensor trellis_sums(Tensor symbols, Tensor kinds, int64_t number) {
+  STD_TORCH_CHECK(symbols.dim() == 2, "wavprune: symbols are (rows, columns)");
+  const int64_t rows = symbols.size(0), columns = symbols.size(1);
+  const uint8_t* const kind = data_of<const uint8_t>(kinds, ScalarType::Byte, "kinds");
+  STD_TORCH_CHECK(kinds.numel() == rows && number >= 1, "wavprune: kinds do not fit the rows");
+  for (int64_t row = 0; row < rows; ++row)
+    STD_TORCH_CHECK(kind[row] < number, "wavprune: kind ", int(kind[row]), " of ", number);
+  Tensor result = torch::stable::empty({rows + number * columns}, ScalarType::Long);
+  int64_t* const out = static_cast<int64_t*>(result.data_ptr());
+  std::fill_n(out, rows + number * columns, 0);
+  routines().sums(data_of<const int32_t>(symbols, ScalarType::Int, "symbols"), rows, columns, kind,
+                  out, out + rows);
+  return result;
+}
+
 Tensor trellis_values(Tensor symbols, double step) {
   STD_TORCH_CHECK(symbols.dim() == 2, "wavprune: symbols are (rows, columns)");
   const int64_t rows = symbols.size(0), columns = symbols.size(1);
@@ -224,7 +239,7 @@ void trellis_round_(Tensor values, Tensor zeros, double step, Tensor symbols, Te
   r.symbols = data_of<int32_t>(symbols, ScalarType::Int, "symbols");
   r.decoded = data_of<float>(decoded, ScalarType::Float, "decoded");
   if (!n) return;
-  const Scratch<uint8_t> decisions(r.rows * kSideBySide);
+  const Scratch<uint8_t> decisions(r.rows * kWide);
   routines().round(r, decisions.get());
 }
 

@@ -78,7 +78,7 @@ struct Rounded {
 };
 
 // Columns that go down the rows together where they are independent.
-constexpr int kSideBySide = 16;
+constexpr int kSideBySide = 16, kWide = 64;
 
 struct Routines {
   // tables[(2 class + quantiser) << 12 | slot]: symbol << 24 | frequency << 12 | slot less start.
@@ -86,13 +86,16 @@ struct Routines {
   bool (*decode)(Stream&, Escapes&, const Matrix&, const uint32_t* tables, float step, float* out);
   // scratch: 6 floats a row.
   void (*quantise)(const Columns&, float* scratch);
-  // decisions: kSideBySide bytes a row.
+  // decisions: kWide bytes a row.
   void (*round)(const Rounded&, uint8_t* decisions);
   // What codes the indices of columns first .. first + lanes - 1, at most kSideBySide:
   // out[kColumns row + lane] = (2 class + quantiser) << 8 | symbol.
   void (*entries)(const Matrix&, const int32_t* indices, int64_t first, int lanes, uint16_t* out);
   // The values of indices, as decoding gives them.
   void (*values)(int64_t rows, int64_t columns, const int32_t* indices, float step, float* out);
+  // Sums of magnitudes: of each row, and, added to what is there, of the rows of each kind.
+  void (*sums)(const int32_t* indices, int64_t rows, int64_t columns, const uint8_t* kinds,
+               int64_t* of_rows, int64_t* of_columns);
 };
 
 // Null where the processor or the compiler lacks the instruction set.

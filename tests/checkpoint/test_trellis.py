@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,11 +25,13 @@ def laplace(rows: int, columns: int, scale: float, seed: int = 0) -> npt.NDArray
 
 
 def coded(matrices: list[Ints], compiled: bool = True) -> tuple[Coded, list[Classes], Ints]:
-    classes = [trellis_tables.classify(indices) for indices in matrices]
+    classes = [trellis_tables.classify([partial(np.asarray, indices)]) for indices in matrices]
     pairs = list(zip(matrices, classes, strict=True))
     tally = np.stack([trellis_coder.counts(*pair, compiled=compiled) for pair in pairs]).sum(axis=0)
     _, frequencies = trellis_tables.choose(tally)
-    return trellis_coder.encode(pairs, frequencies, compiled=compiled), classes, frequencies
+    room = sum(indices.size for indices in matrices)
+    stream = trellis_coder.encode(reversed(pairs), room, frequencies, compiled=compiled)
+    return stream, classes, frequencies
 
 
 def decoded(
@@ -113,6 +116,17 @@ def test_independent_columns_side_by_side(compiled: bool, rows: int, columns: in
         assert np.array_equal(values, trellis.dequantised(indices, 0.7, compiled=False))
         assert np.array_equal(values, trellis.dequantised(indices, 0.7, compiled=compiled))
     assert not indices[zeros].any()
+
+
+def test_sums_of_magnitudes(compiled: bool) -> None:
+    generator = np.random.default_rng(0)
+    indices = generator.integers(-(1 << 21), 1 << 21, (37, 50)).astype(np.int32)
+    kinds = generator.integers(0, 3, 37).astype(np.uint8)
+    of_rows, of_kinds = trellis_coder.sums(indices, kinds, 3, compiled=compiled)
+    magnitudes = np.abs(indices).astype(np.int64)
+    assert np.array_equal(of_rows, magnitudes.sum(axis=1))
+    for kind in range(3):
+        assert np.array_equal(of_kinds[kind], magnitudes[kinds == kind].sum(axis=0))
 
 
 def test_a_trellis_is_better_than_rounding_at_its_rate(compiled: bool) -> None:

@@ -25,7 +25,7 @@ from ..engine.running import running
 from ..errors import WavpruneError
 from .feedback import Doubles
 from .items import Quantised
-from .packing import Packed, finish, pack, reach_bytes
+from .packing import Model, finish, pack, reach_bytes
 from .plan import Plan
 from .report import SaveReport
 from .search import Search
@@ -89,7 +89,7 @@ def save_calibrated(
             *(model, network_model, fit, held),
             *(plan, explicit, batchnorm, target.kl or USUAL_KL),
         )
-        found, packed = _search(study, target)
+        found, packed = _search(study, target, path.parent)
     return finish(
         study.source,
         packed,
@@ -127,11 +127,14 @@ class _Tried(NamedTuple):
     measured: float
 
 
-def _search(study: Study, target: Target) -> tuple[_Tried, Packed]:
+def _search(study: Study, target: Target, folder: Path) -> tuple[_Tried, Model]:
     if target.bytes is not None:
         first = study.step_for(USUAL_KL)
         c, packed = reach_bytes(
-            lambda c: _packed(study, *_quantised(study, c)[:2]), target.bytes, first, study.weights
+            lambda c: _packed(study, folder, *_quantised(study, c)[:2]),
+            target.bytes,
+            first,
+            study.weights,
         )
         return _measured_at(study, c), packed
     assert target.kl is not None
@@ -153,7 +156,7 @@ def _search(study: Study, target: Target) -> tuple[_Tried, Packed]:
             f"{best.measured:g}"
         )
     best = max(good, key=lambda one: one.c)
-    return best, _packed(study, *_quantised(study, best.c)[:2])
+    return best, _packed(study, folder, *_quantised(study, best.c)[:2])
 
 
 def _measured_at(study: Study, c: float) -> _Tried:
@@ -162,9 +165,12 @@ def _measured_at(study: Study, c: float) -> _Tried:
 
 
 def _packed(
-    study: Study, quantised: Mapping[str, Quantised], changed: Mapping[str, torch.Tensor]
-) -> Packed:
-    return pack(study.source, quantised, changed, study.norms)
+    study: Study,
+    folder: Path,
+    quantised: Mapping[str, Quantised],
+    changed: Mapping[str, torch.Tensor],
+) -> Model:
+    return pack(study.source, quantised, folder, changed, study.norms)
 
 
 def _stored(study: Study, quantised: Mapping[str, Quantised]) -> dict[str, torch.Tensor]:

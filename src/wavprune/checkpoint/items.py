@@ -12,6 +12,8 @@ import torch
 from ..errors import WavpruneError
 from . import trellis_tables
 from .feedback import Factor, divergence_of, quantise_matrix
+from .formats.names import layer_name
+from .index_store import Indices, whole
 from .layer import Layer
 from .packed import Packer
 from .packed_layout import Layout, Matrix
@@ -97,8 +99,9 @@ class Quantised(NamedTuple):
         """Add it to a file; ``crc`` is the checksum of what it decodes to."""
         item = self.item
         basis = packer.basis(item.basis, item.payload)
-        classes = trellis_tables.classify(self.indices)
-        packer.matrix(item.name, self._record(crc, basis), self.indices, classes)
+        blocks = whole(self.indices)
+        classes = trellis_tables.classify([block.read for block in blocks])
+        packer.matrix(item.name, self._record(crc, basis), Indices(blocks, classes))
 
     def _record(self, crc: int, basis: int | None) -> Matrix:
         item = self.item
@@ -106,18 +109,9 @@ class Quantised(NamedTuple):
 
 
 def coefficients_of(layer: Layer, layout: Layout) -> tuple[Floats, npt.NDArray[np.bool_] | None]:
-    """A layer's coefficients ``(R, C)``, pruned ones too, and which are pruned.
-
-    Raises:
-        WavpruneError: the layer has a basis of the whole matrix.
-    """
+    """A layer's coefficients ``(R, C)``, pruned ones too, and which are pruned."""
     plain = layer._replace(keep=None)
     count = len(layer.kernels)
-    if layer.basis is not None and layout.kernel != layer.basis.K:
-        raise WavpruneError(
-            f"{layer.basis.name!r} transforms the whole {layer.shape} matrix, and the coder "
-            "'trellis' has no place for its coefficients; allowed: the identity, or coder='auto'"
-        )
     values = np.concatenate([chunk for _, chunk in plain.chunks()], axis=1)
     matrix = layout.split(values.T.reshape(-1, layout.coefficients))
     if layer.keep is None:
@@ -129,37 +123,19 @@ def coefficients_of(layer: Layer, layout: Layout) -> tuple[Floats, npt.NDArray[n
     return matrix, layout.split(~np.concatenate(kept).reshape(-1, layout.coefficients))
 
 
-def layout_of(layer: Layer, groups: int = 1, transposed: bool = False) -> Layout:
-    """How a layer's weight is a matrix."""
+def layout_of(layer: Layer, name: str, groups: int = 1, transposed: bool = False) -> Layout:
+    """How a layer's weight is a matrix.
+
+    Raises:
+        WavpruneError: the layer has a basis of the whole matrix.
+    """
     shape = layer.shape
     kernel = int(np.prod(shape[2:])) if len(shape) > 2 else 1
+    if layer.basis is not None and kernel != layer.basis.K:
+        raise WavpruneError(
+            f"layer {layer_name(name)!r}: {layer.basis.name!r} transforms the whole {shape} "
+            "matrix, and the coder 'trellis' has no place for its coefficients; allowed: the "
+            "identity, or coder='auto'"
+        )
     coefficients = kernel if layer.basis is None else layer.M
     return Layout(shape, groups, transposed, kernel, coefficients)
-
-
-def item_of(
-    name: str,
-    layer: Layer,
-    original: torch.Tensor,
-    *,
-    unit: float,
-    groups: int = 1,
-    transposed: bool = False,
-) -> Item:
-    """A layer's weight, where errors weigh alike; ``unit`` is its step for ``c = 1``."""
-    layout = layout_of(layer, groups, transposed)
-    matrix, zeros = coefficients_of(layer, layout)
-    return Item(
-        name=name,
-        dtype=layer.dtype,
-        layout=layout,
-        matrix=matrix,
-        zeros=zeros,
-        unit=unit,
-        factor=None,
-        exponent=layer.exponent,
-        original=original,
-        basis=layer.basis,
-        payload=layer.basis_bytes,
-        synthesis=layer.synthesis,
-    )

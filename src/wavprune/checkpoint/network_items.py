@@ -11,10 +11,8 @@ import torch
 from ..calibration.network import Site
 from ..calibration.output_sensitivity import Sensitivity
 from ..config import AUTO
-from ..errors import WavpruneError
 from . import trellis_tables
 from .feedback import Doubles, factor_of
-from .formats.names import layer_name
 from .items import Item, coefficients_of, layout_of
 from .layer import Layer
 from .norms import MEAN_STEP, NormLink
@@ -29,13 +27,9 @@ def weight_item(
     tensor: Tensor, changed: Tensor, plan: Plan, site: Site, sensitivity: Sensitivity, c: float
 ) -> Item:
     """A weight in the basis of the fewest bytes; all of them have about the same divergence."""
-    try:
-        options = [
-            _option(layer, tensor, changed, site, sensitivity)
-            for layer in _layers(tensor, plan, site)
-        ]
-    except WavpruneError as error:
-        raise WavpruneError(f"layer {layer_name(tensor.name)!r}: {error}") from error
+    options = [
+        _option(layer, tensor, changed, site, sensitivity) for layer in _layers(tensor, plan, site)
+    ]
     if len(options) == 1:
         return options[0]
     return min(options, key=lambda item: _bits(item, c))
@@ -43,7 +37,7 @@ def weight_item(
 
 def _bits(item: Item, c: float) -> float:
     indices = item.quantised(c).indices
-    classes = trellis_tables.classify(indices)
+    classes = trellis_tables.classify([lambda: indices])
     tally = trellis_tables.counts(indices, classes)
     _, frequencies = trellis_tables.choose(tally)
     bits = trellis_tables.bits_of(frequencies)
@@ -69,7 +63,7 @@ def _option(
     moved = layer._replace(
         kernels=weight.reshape(layer.kernels.shape), peak=peak, norm=float(weight.double().norm())
     )
-    layout = layout_of(moved, site.rows.groups, site.rows.transposed)
+    layout = layout_of(moved, tensor.name, site.rows.groups, site.rows.transposed)
     matrix, zeros = coefficients_of(moved, layout)
     hessian = _in_basis(sensitivity.hessian.numpy(), layer, layout)
     factor = factor_of(hessian * 4.0**layer.exponent)

@@ -24,7 +24,7 @@ from .compressor import bytes_of, zstandard
 from .container import KEY, Writer, tensor_writer
 from .encoding import BasisStore, Encoded, encode
 from .formats.names import layer_name, warn_skipped
-from .packing import save_from_weights
+from .from_weights import save_from_weights
 from .plan import Plan, choose_tensors, plan_of
 from .quantisers import AUTO, BATCH_NORMS, FOLD, TRELLIS, Quantiser, quantiser_of
 from .rate import COARSEST, FINEST, Rate

@@ -8,6 +8,7 @@ compiled extension.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -51,6 +52,10 @@ class Classes(NamedTuple):
         """Of the matrix."""
         return len(self.rows), len(self.columns)
 
+    def columns_of(self, start: int, stop: int) -> Classes:
+        """Of some of the columns."""
+        return self._replace(columns=self.columns[start:stop])
+
     def table(self) -> npt.NDArray[np.int64]:
         """The class of each entry, ``(R, C)``."""
         sums = self.rows[:, None].astype(np.int64) + self.columns
@@ -92,22 +97,54 @@ def counts(indices: Ints, classes: Classes, *, compiled: bool = True) -> npt.NDA
     return np.bincount(flat.ravel(), minlength=size).reshape(-1, SYMBOLS)
 
 
+def sums(
+    indices: Ints, kinds: Bytes, number: int, *, compiled: bool = True
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Sums of the magnitudes of indices ``(R, C)``: of each row, and of the rows of each kind.
+
+    Args:
+        indices: the indices.
+        kinds: ``(R,)``: of the rows.
+        number: of kinds.
+        compiled: use the compiled operator, where it is there.
+
+    Returns:
+        ``(R,)`` and ``(number, C)``.
+    """
+    if compiled and ops is not None:
+        found: torch.Tensor = torch.ops.wavprune.trellis_sums(
+            torch.from_numpy(indices), torch.from_numpy(kinds), number
+        )
+        of_rows, of_kinds = np.split(found.numpy(), [len(indices)])
+        return of_rows, of_kinds.reshape(number, -1)
+    magnitudes = np.abs(indices).astype(np.int64)
+    of_kinds = np.zeros((number, indices.shape[1]), dtype=np.int64)
+    np.add.at(of_kinds, kinds, magnitudes)
+    return magnitudes.sum(axis=1), of_kinds
+
+
 def encode(
-    matrices: list[tuple[Ints, Classes]], frequencies: Ints, *, compiled: bool = True
+    matrices: Iterable[tuple[Ints, Classes]],
+    room: int,
+    frequencies: Ints,
+    *,
+    compiled: bool = True,
 ) -> Coded:
     """A stream of matrices.
 
     Args:
-        matrices: indices ``(R, C)``, int32 and contiguous, with their classes.
+        matrices: indices ``(R, C)``, int32 and contiguous, with their classes, from the last of the
+            stream to the first. Parts of a matrix are matrices, where a part ends at a whole group
+            of columns.
+        room: how many indices they have.
         frequencies: ``(2 * classes, 256)``, those of each table 0 or of sum 4,096.
         compiled: use the compiled operator, where it is there; the bytes are the same.
     """
-    room = sum(indices.size for indices, _ in matrices)
     words = np.zeros(room, dtype=np.uint16)
     state = np.full(2 + COLUMNS, LEAST_STATE, dtype=np.int64)
     state[:2] = room, 0
     escapes: list[Ints] = []
-    for indices, classes in reversed(matrices):
+    for indices, classes in matrices:
         if compiled and ops is not None:
             tensors = (words.view(np.int16), state, frequencies, classes.rows, classes.columns)
             escaped = torch.ops.wavprune.trellis_encode_(
@@ -163,7 +200,8 @@ class Decoder:
     """
 
     def __init__(self, coded: Coded, tables: npt.NDArray[np.uint32], compiled: bool = True) -> None:
-        self._words = np.concatenate([coded.words, np.zeros(PADDING, dtype=np.uint16)])
+        self._words = np.zeros(len(coded.words) + PADDING, dtype=np.uint16)
+        self._words[: len(coded.words)] = coded.words
         self._tables, self._escapes = tables, coded.escapes
         self._state = np.zeros(2 + COLUMNS, dtype=np.int64)
         self._state[2:] = coded.states

@@ -8,6 +8,7 @@ so that it is the same on every machine.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -16,7 +17,7 @@ import numpy.typing as npt
 from ..errors import WavpruneError
 from .binary import Reader, Writer
 from .trellis import Ints
-from .trellis_coder import ESCAPE, SYMBOLS, TOTAL, Bytes, Classes, counts
+from .trellis_coder import ESCAPE, SYMBOLS, TOTAL, Bytes, Classes, counts, sums
 
 Doubles = npt.NDArray[np.float64]
 
@@ -30,8 +31,6 @@ FIRST_SCALE, SCALE_RATIO = 0.05, 1.15
 UNUSED, WRITTEN = 0, 255
 # Below this share of a slot, a symbol is an escape.
 LEAST_SHARE = 0.6
-# Up to here float32 has all whole numbers.
-EXACT = 1 << 24
 # What an escape's index takes in bits, about.
 ESCAPE_BITS = 16
 
@@ -161,29 +160,29 @@ def read(reader: Reader) -> Ints:
     return chosen
 
 
-def classify(indices: Ints) -> Classes:
+def classify(blocks: Sequence[Callable[[], Ints]]) -> Classes:
     """Classes of rows and columns by their mean magnitudes, where these save more than they take.
 
     Args:
-        indices: ``(R, C)``, int32.
+        blocks: give indices ``(R, C)``, int32, of columns from left to right; called twice.
     """
-    rows, columns = indices.shape
-    magnitudes = np.abs(indices)
-    # Sums of whole numbers, without rounding in any order.
-    is_small = int(magnitudes.max(initial=0)) * indices.size < EXACT
-    magnitudes = magnitudes.astype(np.float32 if is_small else np.float64)
-    of_rows = (magnitudes @ np.ones(columns, magnitudes.dtype)).astype(np.float64)
-    of_rows = of_rows / columns + LEAST_MEAN
+    sums_of_rows, columns = [], 0
+    for block in blocks:
+        indices = block()
+        columns += indices.shape[1]
+        sums_of_rows.append(sums(indices, np.zeros(len(indices), dtype=np.uint8), 1)[0])
+    rows = len(sums_of_rows[0])
+    of_rows = np.add.reduce(sums_of_rows) / columns + LEAST_MEAN
     mean = float(of_rows.mean())
     by_row = _halves(of_rows / mean)
     row_kinds, row_kind, row_counts = _kinds(by_row)
-    # The sum over the rows of a kind, by columns.
-    is_kind = (row_kind == np.arange(len(row_kinds))[:, None]).astype(magnitudes.dtype)
-    sums = (is_kind @ magnitudes).astype(np.float64)
-    by_column = _halves((sums.sum(axis=0) / rows + LEAST_MEAN) / mean)
+    byte_kinds = row_kind.astype(np.uint8)
+    of_kinds = [sums(block(), byte_kinds, len(row_kinds))[1] for block in blocks]
+    by_kind = np.concatenate(of_kinds, axis=1)
+    by_column = _halves((by_kind.sum(axis=0) / rows + LEAST_MEAN) / mean)
     column_kinds, column_kind, column_counts = _kinds(by_column)
     magnitude = np.zeros((len(row_kinds), len(column_kinds)))
-    np.add.at(magnitude.T, column_kind, sums.T)
+    np.add.at(magnitude.T, column_kind, by_kind.T)
     entries = row_counts[:, None] * column_counts
     base = int(_halves(np.array([mean]))[0]) - FIRST_CLASS
     zero, more = _geometric_bits()
