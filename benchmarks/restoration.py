@@ -192,12 +192,17 @@ def middle(images: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
 
 
 def photographs(side: int) -> torch.Tensor:
-    """Nine photographs of scikit-image and scikit-learn, reduced, and cut to squares."""
+    """Nine photographs, reduced, and cut to squares."""
+    return torch.cat([_squared(path, side) for path in paths_of_photographs()])
+
+
+def paths_of_photographs() -> list[Path]:
+    """Where the nine photographs of scikit-image and scikit-learn are."""
     first = ("astronaut.png", "chelsea.png", "coffee.png", "motorcycle_left.png")
     names = (*first, "hubble_deep_field.jpg", "rocket.jpg", "ihc.png")
     paths = [package("skimage") / "data" / name for name in names]
     paths += [package("sklearn") / "datasets" / "images" / n for n in ("china.jpg", "flower.jpg")]
-    return torch.cat([_squared(path, side) for path in paths])
+    return paths
 
 
 def crops(folder: Path, side: int, count: int) -> torch.Tensor:

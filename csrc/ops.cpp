@@ -58,7 +58,11 @@ STABLE_TORCH_LIBRARY(wavprune, library) {
   library.def(
       "trellis_counts(Tensor symbols, Tensor row_classes, Tensor column_classes, int classes) "
       "-> Tensor");
+  library.def("trellis_sums(Tensor symbols, Tensor kinds, int number) -> Tensor");
   library.def("trellis_values(Tensor symbols, float step) -> Tensor");
+  library.def(
+      "trellis_round_(Tensor values, Tensor zeros, float step, Tensor(a!) symbols, "
+      "Tensor(b!) decoded) -> ()");
   library.def(
       "trellis_quantise_(Tensor targets, Tensor weights, Tensor lower, Tensor importance, "
       "Tensor zeros, float step, Tensor(a!) symbols, Tensor(b!) errors) -> ()");
@@ -81,7 +85,9 @@ STABLE_TORCH_LIBRARY_IMPL(wavprune, CPU, library) {
   library.impl("trellis_decode", TORCH_BOX(&wavprune::trellis_decode));
   library.impl("trellis_encode_", TORCH_BOX(&wavprune::trellis_encode_));
   library.impl("trellis_counts", TORCH_BOX(&wavprune::trellis_counts));
+  library.impl("trellis_sums", TORCH_BOX(&wavprune::trellis_sums));
   library.impl("trellis_values", TORCH_BOX(&wavprune::trellis_values));
+  library.impl("trellis_round_", TORCH_BOX(&wavprune::trellis_round_));
   library.impl("trellis_quantise_", TORCH_BOX(&wavprune::trellis_quantise_));
 }
 

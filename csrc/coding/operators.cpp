@@ -50,21 +50,35 @@ Matrix matrix_of(const Tensor& row_classes, const Tensor& column_classes, int64_
   return m;
 }
 
-int class_of(const Matrix& m, int64_t row, int64_t column) {
-  return std::min(m.row_classes[row] + m.column_classes[column], m.classes - 1);
-}
-
-int symbol_of(int32_t k) {
-  const int32_t magnitude = k < 0 ? -k : k;
-  return magnitude > kLargestInline ? kEscape : 2 * magnitude - (k < 0);
-}
-
 const int32_t* symbols_of(const Tensor& symbols, const Matrix& m) {
   const int32_t* const data = data_of<const int32_t>(symbols, ScalarType::Int, "symbols");
   STD_TORCH_CHECK(symbols.numel() == m.rows * m.columns, "wavprune: ", symbols.numel(),
                   " symbols for ", m.rows, " rows of ", m.columns);
   return data;
 }
+
+// How a symbol changes a state.
+struct Code {
+  uint32_t count, start;
+  double inverse;
+};
+
+// Doubles just above 1 / count: a state has at most 32 bits, so that the product is less than 2^-18
+// above x / count, which is a multiple of 1 / count, and both have the same floor.
+struct Inverses {
+  double above[1 << kPrecision];
+};
+
+Inverses inverses() {
+  Inverses result = {};
+  for (int count = 1; count < 1 << kPrecision; ++count) {
+    const double nearest = 1.0 / count;
+    result.above[count] = std::nextafter(nearest, 1.0 + nearest);
+  }
+  return result;
+}
+
+const Inverses kInverses = inverses();
 
 }  // namespace
 
@@ -118,13 +132,13 @@ Tensor trellis_encode_(Tensor words, Tensor state, Tensor frequencies, Tensor ro
   const int32_t* const counts = data_of<const int32_t>(frequencies, ScalarType::Int, "frequencies");
   STD_TORCH_CHECK(frequencies.numel() == classes * 2 * kSymbols, "wavprune: frequencies of ",
                   frequencies.numel() / kSymbols, " tables for ", classes, " classes");
-  const Scratch<uint32_t> starts(classes * 2 * kSymbols);
+  const Scratch<Code> codes(classes * 2 * kSymbols);
   for (int64_t table = 0; table < classes * 2; ++table) {
     uint32_t sum = 0;
     for (int symbol = 0; symbol < kSymbols; ++symbol) {
       const int32_t count = counts[table * kSymbols + symbol];
       STD_TORCH_CHECK(count >= 0 && count <= 4095, "wavprune: a frequency of ", count);
-      starts.get()[table * kSymbols + symbol] = sum;
+      codes.get()[table * kSymbols + symbol] = {uint32_t(count), sum, kInverses.above[count]};
       sum += uint32_t(count);
     }
     STD_TORCH_CHECK(sum == 0 || sum == 1u << kPrecision, "wavprune: frequencies add up to ", sum);
@@ -136,31 +150,28 @@ Tensor trellis_encode_(Tensor words, Tensor state, Tensor frequencies, Tensor ro
     x[l] = uint32_t(at[2 + l]);
   }
   std::vector<int32_t> escapes;
-  const Scratch<uint8_t> quantisers(std::max<int64_t>(m.rows, 1) * kColumns);
+  const Routines& chosen = routines();
+  const Scratch<uint16_t> entries(std::max<int64_t>(m.rows, 1) * kColumns);
   for (int64_t group = (m.columns + kColumns - 1) / kColumns; group-- > 0;) {
     const int64_t first = group * kColumns;
     const int lanes = int(std::min<int64_t>(m.columns - first, kColumns));
-    uint8_t trellis[kColumns] = {};
-    for (int64_t row = 0; row < m.rows; ++row)
-      for (int l = 0; l < lanes; ++l) {
-        quantisers.get()[row * kColumns + l] = trellis[l] & 1;
-        trellis[l] = kNext[trellis[l]][k[row * m.columns + first + l] & 1];
-      }
+    for (int l = 0; l < lanes; l += kSideBySide)
+      chosen.entries(m, k, first + l, std::min(lanes - l, kSideBySide), entries.get() + l);
     for (int64_t row = m.rows; row-- > 0;)
       for (int l = lanes; l-- > 0;) {
-        const int table = 2 * class_of(m, row, first + l) + quantisers.get()[row * kColumns + l];
-        const int32_t index = k[row * m.columns + first + l];
-        int entry = table * kSymbols + symbol_of(index);
+        int entry = entries.get()[row * kColumns + l];
         // A symbol too rare for a frequency is an escape too.
-        if (!counts[entry]) entry = table * kSymbols + kEscape;
-        if (entry == table * kSymbols + kEscape) escapes.push_back(index);
-        const uint32_t count = uint32_t(counts[entry]);
-        STD_TORCH_CHECK(count > 0, "wavprune: a table without escapes");
-        if (x[l] >> (32 - kPrecision) >= count) {
-          out[--position] = uint16_t(x[l]);
-          x[l] >>= 16;
-        }
-        x[l] = (x[l] / count << kPrecision) + x[l] % count + starts.get()[entry];
+        if (!codes.get()[entry].count) entry |= kEscape;
+        if ((entry & kEscape) == kEscape) escapes.push_back(k[row * m.columns + first + l]);
+        const Code& code = codes.get()[entry];
+        STD_TORCH_CHECK(code.count > 0, "wavprune: a table without escapes");
+        // Which states give a word cannot be predicted, so no branch asks.
+        const int gives = x[l] >> (32 - kPrecision) >= code.count;
+        out[position - 1] = uint16_t(x[l]);
+        position -= gives;
+        const uint32_t rest = x[l] >> 16 * gives;
+        const uint32_t quotient = uint32_t(int64_t(double(rest) * code.inverse));
+        x[l] = (quotient << kPrecision) + (rest - quotient * code.count) + code.start;
       }
   }
   at[0] = position;
@@ -177,16 +188,28 @@ Tensor trellis_counts(Tensor symbols, Tensor row_classes, Tensor column_classes,
   Tensor result = torch::stable::empty({classes * 2, kSymbols}, ScalarType::Long);
   int64_t* const counts = static_cast<int64_t*>(result.data_ptr());
   std::fill_n(counts, classes * 2 * kSymbols, 0);
-  const Scratch<uint8_t> states(std::max<int64_t>(m.columns, 1));
-  std::fill_n(states.get(), m.columns, uint8_t(0));
-  for (int64_t row = 0; row < m.rows; ++row)
-    for (int64_t column = 0; column < m.columns; ++column) {
-      const int32_t index = k[row * m.columns + column];
-      uint8_t& state = states.get()[column];
-      const int table = 2 * class_of(m, row, column) + (state & 1);
-      ++counts[table * kSymbols + symbol_of(index)];
-      state = kNext[state][index & 1];
-    }
+  const Scratch<uint16_t> entries(std::max<int64_t>(m.rows, 1) * kColumns);
+  for (int64_t first = 0; first < m.columns; first += kSideBySide) {
+    const int lanes = int(std::min<int64_t>(m.columns - first, kSideBySide));
+    routines().entries(m, k, first, lanes, entries.get());
+    for (int64_t row = 0; row < m.rows; ++row)
+      for (int l = 0; l < lanes; ++l) ++counts[entries.get()[row * kColumns + l]];
+  }
+  return result;
+}
+
+Tensor trellis_sums(Tensor symbols, Tensor kinds, int64_t number) {
+  STD_TORCH_CHECK(symbols.dim() == 2, "wavprune: symbols are (rows, columns)");
+  const int64_t rows = symbols.size(0), columns = symbols.size(1);
+  const uint8_t* const kind = data_of<const uint8_t>(kinds, ScalarType::Byte, "kinds");
+  STD_TORCH_CHECK(kinds.numel() == rows && number >= 1, "wavprune: kinds do not fit the rows");
+  for (int64_t row = 0; row < rows; ++row)
+    STD_TORCH_CHECK(kind[row] < number, "wavprune: kind ", int(kind[row]), " of ", number);
+  Tensor result = torch::stable::empty({rows + number * columns}, ScalarType::Long);
+  int64_t* const out = static_cast<int64_t*>(result.data_ptr());
+  std::fill_n(out, rows + number * columns, 0);
+  routines().sums(data_of<const int32_t>(symbols, ScalarType::Int, "symbols"), rows, columns, kind,
+                  out, out + rows);
   return result;
 }
 
@@ -195,17 +218,29 @@ Tensor trellis_values(Tensor symbols, double step) {
   const int64_t rows = symbols.size(0), columns = symbols.size(1);
   const int32_t* const k = data_of<const int32_t>(symbols, ScalarType::Int, "symbols");
   Tensor result = torch::stable::empty({rows, columns}, ScalarType::Float);
-  float* const out = static_cast<float*>(result.data_ptr());
-  const Scratch<uint8_t> states(std::max<int64_t>(columns, 1));
-  std::fill_n(states.get(), columns, uint8_t(0));
-  for (int64_t i = 0; i < rows * columns; i += columns)
-    for (int64_t column = 0; column < columns; ++column) {
-      const int32_t index = k[i + column];
-      uint8_t& state = states.get()[column];
-      out[i + column] = float(value_of(index, state & 1)) * float(step);
-      state = kNext[state][index & 1];
-    }
+  routines().values(rows, columns, k, float(step), static_cast<float*>(result.data_ptr()));
   return result;
+}
+
+void trellis_round_(Tensor values, Tensor zeros, double step, Tensor symbols, Tensor decoded) {
+  const KeepDenormals guard;
+  STD_TORCH_CHECK(values.dim() == 2, "wavprune: values are (rows, columns)");
+  Rounded r;
+  r.rows = values.size(0);
+  r.columns = values.size(1);
+  const int64_t n = r.rows * r.columns;
+  STD_TORCH_CHECK(!zeros.numel() || zeros.numel() == n, "wavprune: zeros do not fit the values");
+  STD_TORCH_CHECK(symbols.numel() == n && decoded.numel() == n,
+                  "wavprune: results do not fit the values");
+  r.values = data_of<const float>(values, ScalarType::Float, "values");
+  r.zeros = zeros.numel() ? data_of<const uint8_t>(zeros, ScalarType::Byte, "zeros") : nullptr;
+  r.step = float(step);
+  STD_TORCH_CHECK(r.step > 0 && std::isfinite(r.step), "wavprune: a step of ", step);
+  r.symbols = data_of<int32_t>(symbols, ScalarType::Int, "symbols");
+  r.decoded = data_of<float>(decoded, ScalarType::Float, "decoded");
+  if (!n) return;
+  const Scratch<uint8_t> decisions(r.rows * kWide);
+  routines().round(r, decisions.get());
 }
 
 void trellis_quantise_(Tensor targets, Tensor weights, Tensor lower, Tensor importance,

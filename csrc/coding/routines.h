@@ -18,6 +18,7 @@ constexpr uint32_t kLeastState = 1u << 16;
 // Index k is the symbol 2 |k| - (k < 0). Larger and rare ones are escapes, with the index in a list.
 constexpr int kSymbols = 256, kEscape = 255;
 constexpr int32_t kLargestInline = 127, kLargestIndex = 1 << 21;
+// Tables have numbers of a byte.
 constexpr int kMostClasses = 128;
 // Words that must follow the last one, as a step may read them in vain.
 constexpr int64_t kPadding = 64;
@@ -66,12 +67,35 @@ struct Columns {
   float* errors;  // weights less their values
 };
 
+// A matrix whose columns have a trellis each, side by side.
+struct Rounded {
+  int64_t rows, columns;
+  const float* values;
+  const uint8_t* zeros;  // entries that must be 0; null for none
+  float step;
+  int32_t* symbols;
+  float* decoded;
+};
+
+// Columns that go down the rows together where they are independent.
+constexpr int kSideBySide = 16, kWide = 64;
+
 struct Routines {
   // tables[(2 class + quantiser) << 12 | slot]: symbol << 24 | frequency << 12 | slot less start.
   // False where words or escapes ran out.
   bool (*decode)(Stream&, Escapes&, const Matrix&, const uint32_t* tables, float step, float* out);
   // scratch: 6 floats a row.
   void (*quantise)(const Columns&, float* scratch);
+  // decisions: kWide bytes a row.
+  void (*round)(const Rounded&, uint8_t* decisions);
+  // What codes the indices of columns first .. first + lanes - 1, at most kSideBySide:
+  // out[kColumns row + lane] = (2 class + quantiser) << 8 | symbol.
+  void (*entries)(const Matrix&, const int32_t* indices, int64_t first, int lanes, uint16_t* out);
+  // The values of indices, as decoding gives them.
+  void (*values)(int64_t rows, int64_t columns, const int32_t* indices, float step, float* out);
+  // Sums of magnitudes: of each row, and, added to what is there, of the rows of each kind.
+  void (*sums)(const int32_t* indices, int64_t rows, int64_t columns, const uint8_t* kinds,
+               int64_t* of_rows, int64_t* of_columns);
 };
 
 // Null where the processor or the compiler lacks the instruction set.

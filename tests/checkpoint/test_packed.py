@@ -5,6 +5,7 @@ import copy
 import itertools
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ import zstandard
 from torch import nn
 
 from wavprune import PruneConfig, checkpoint, fast
-from wavprune.checkpoint import packed, unpacked
+from wavprune.checkpoint import index_store, packed, packed_layout, unpacked
 from wavprune.checkpoint.formats.safetensors import read_header
 from wavprune.checkpoint.packed_layout import TENSOR, Layout
 from wavprune.checkpoint.unpacked import Unpacked
@@ -97,7 +98,7 @@ def test_numpy_gives_the_same_bytes_and_bits(
     net = network()
     first = checkpoint.save(net, tmp_path / "a.safetensors", coder="trellis", step=0.02)
     state = checkpoint.load(first.path)
-    for name in ("trellis", "synthesis"):
+    for name in ("trellis", "trellis_coder", "synthesis"):
         monkeypatch.setattr(f"wavprune.checkpoint.{name}.ops", None)
     assert_same(checkpoint.load(first.path), state)
     second = checkpoint.save(net, tmp_path / "b.safetensors", coder="trellis", step=0.02)
@@ -119,6 +120,27 @@ def test_streams_are_read_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(Unpacked, "_decoded", counted)
     assert torch.equal(reader.tensor("4.weight"), checkpoint.load(saved.path)["4.weight"])
     assert calls[0] > 0
+
+
+@pytest.mark.parametrize("options", [{}, {"wavelet": "klt"}, {"sparsity": 0.6}], ids=str)
+def test_blocks_change_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    """Large weights are quantised, kept on disk and decoded by blocks of columns."""
+    if "sparsity" in options:
+        options = {"config": PruneConfig(wavelet="uhaar", **options)}
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(40, 9, 3), nn.ConvTranspose2d(70, 6, 3), nn.Conv2d(300, 5, 1))
+    saved = checkpoint.save(net, tmp_path / "a.safetensors", coder="trellis", step=0.01, **options)
+    whole = checkpoint.load(saved.path)
+    monkeypatch.setattr(packed_layout, "BLOCK", 1)
+    monkeypatch.setattr(index_store, "IN_MEMORY", 100)
+    again = checkpoint.save(net, tmp_path / "b.safetensors", coder="trellis", step=0.01, **options)
+    assert again.path.read_bytes() == saved.path.read_bytes()
+    assert [layer.error for layer in again.layers] == pytest.approx(
+        [layer.error for layer in saved.layers], rel=1e-6
+    )
+    assert_same(checkpoint.load(saved.path), whole)
 
 
 def test_tied_weights_are_stored_once(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wavprune.checkpoint import trellis, trellis_tables
+from wavprune.checkpoint import trellis, trellis_coder, trellis_tables
 from wavprune.checkpoint.binary import Reader
-from wavprune.checkpoint.trellis import Classes, Coded, Decoder, Ints
+from wavprune.checkpoint.trellis import Ints
+from wavprune.checkpoint.trellis_coder import Classes, Coded, Decoder
 from wavprune.common.extension import has_extension
 from wavprune.errors import WavpruneError
 
@@ -23,17 +25,19 @@ def laplace(rows: int, columns: int, scale: float, seed: int = 0) -> npt.NDArray
 
 
 def coded(matrices: list[Ints], compiled: bool = True) -> tuple[Coded, list[Classes], Ints]:
-    classes = [trellis_tables.classify(indices) for indices in matrices]
+    classes = [trellis_tables.classify([partial(np.asarray, indices)]) for indices in matrices]
     pairs = list(zip(matrices, classes, strict=True))
-    tally = np.stack([trellis.counts(*pair, compiled=compiled) for pair in pairs]).sum(axis=0)
+    tally = np.stack([trellis_coder.counts(*pair, compiled=compiled) for pair in pairs]).sum(axis=0)
     _, frequencies = trellis_tables.choose(tally)
-    return trellis.encode(pairs, frequencies, compiled=compiled), classes, frequencies
+    room = sum(indices.size for indices in matrices)
+    stream = trellis_coder.encode(reversed(pairs), room, frequencies, compiled=compiled)
+    return stream, classes, frequencies
 
 
 def decoded(
     stream: Coded, classes: list[Classes], frequencies: Ints, compiled: bool = True
 ) -> list[npt.NDArray[np.float32]]:
-    decoder = Decoder(stream, trellis.decoding_tables(frequencies), compiled)
+    decoder = Decoder(stream, trellis_coder.decoding_tables(frequencies), compiled)
     values = [decoder.read(each, 0.25) for each in classes]
     decoder.end()
     return values
@@ -94,6 +98,35 @@ def test_quantising_gives_the_same_indices_everywhere(compiled: bool) -> None:
         assert np.array_equal(expected[0], found[0])
         assert np.array_equal(expected[1], found[1])
     assert not found[0][zeros].any()
+
+
+@pytest.mark.parametrize("columns", [1, 9, 16, 37])
+@pytest.mark.parametrize("rows", [1, 3, 64, 200])
+def test_independent_columns_side_by_side(compiled: bool, rows: int, columns: int) -> None:
+    generator = np.random.default_rng(rows)
+    matrix = generator.laplace(0, 2, (rows, columns)).astype(np.float32)
+    matrix[generator.random(matrix.shape) < 0.2] = 0.0
+    zeros = generator.random(matrix.shape) < 0.3
+    for masked in (None, zeros):
+        indices, values = trellis.rounded(matrix, 0.7, masked, compiled=compiled)
+        targets = np.ascontiguousarray(matrix.T)
+        flipped = None if masked is None else masked.T
+        one_by_one, _ = trellis.quantise(targets, targets, 0.7, zeros=flipped, compiled=compiled)
+        assert np.array_equal(indices, one_by_one.T)
+        assert np.array_equal(values, trellis.dequantised(indices, 0.7, compiled=False))
+        assert np.array_equal(values, trellis.dequantised(indices, 0.7, compiled=compiled))
+    assert not indices[zeros].any()
+
+
+def test_sums_of_magnitudes(compiled: bool) -> None:
+    generator = np.random.default_rng(0)
+    indices = generator.integers(-(1 << 21), 1 << 21, (37, 50)).astype(np.int32)
+    kinds = generator.integers(0, 3, 37).astype(np.uint8)
+    of_rows, of_kinds = trellis_coder.sums(indices, kinds, 3, compiled=compiled)
+    magnitudes = np.abs(indices).astype(np.int64)
+    assert np.array_equal(of_rows, magnitudes.sum(axis=1))
+    for kind in range(3):
+        assert np.array_equal(of_kinds[kind], magnitudes[kinds == kind].sum(axis=0))
 
 
 def test_a_trellis_is_better_than_rounding_at_its_rate(compiled: bool) -> None:

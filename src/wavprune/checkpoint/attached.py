@@ -87,7 +87,7 @@ def attach(model: nn.Module, path: str | os.PathLike[str], *, cache_bytes: int =
     check_model(model)
     integer("cache_bytes", cache_bytes, 0)
     path = Path(path)
-    data = open_packed(path, None)
+    data = open_packed(path, None, in_memory=True)
     if data is None:
         raise WavpruneError(
             f"{path} is of an earlier version; allowed: files of calibration= or coder='trellis'"

@@ -130,14 +130,15 @@ def encode(
     error, norm = math.sqrt(tally.squared_error), layer.norm
     return Encoded(
         record=record,
-        error=_scaled(error, layer.exponent),
-        norm=_scaled(norm, layer.exponent),
+        error=scaled(error, layer.exponent),
+        norm=scaled(norm, layer.exponent),
         relative_error=error / norm if norm else 0.0,
         kept=tally.kept,
     )
 
 
-def _scaled(value: float, exponent: int) -> float:
+def scaled(value: float, exponent: int) -> float:
+    """A value times ``2 ** exponent``."""
     return float(np.ldexp(value, exponent)) if exponent else value
 
 

@@ -67,7 +67,7 @@ def factor_of(hessian: Doubles, feedback: bool = True) -> Factor:
 
 
 def quantise_matrix(
-    matrix: Doubles,
+    matrix: Floats | Doubles,
     factor: Factor,
     step: float,
     zeros: npt.NDArray[np.bool_] | None = None,
@@ -118,9 +118,9 @@ def quantise_matrix(
     return np.ascontiguousarray(indices.T)
 
 
-def divergence_of(matrix: Doubles, values: Doubles, factor: Factor) -> float:
+def divergence_of(matrix: Floats | Doubles, values: Floats | Doubles, factor: Factor) -> float:
     """``1/2 tr(E H E.T)`` for the error ``E`` of values of a matrix, both ``(R, d)``."""
     groups, d, _ = factor.hessian.shape
-    error = torch.from_numpy(values - matrix).reshape(groups, -1, d)
+    error = torch.from_numpy(values.astype(np.float64) - matrix).reshape(groups, -1, d)
     weighted = error @ torch.from_numpy(factor.hessian)
     return float((weighted * error).sum()) / 2

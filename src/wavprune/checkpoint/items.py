@@ -11,12 +11,14 @@ import torch
 
 from ..errors import WavpruneError
 from . import trellis_tables
-from .feedback import Doubles, Factor, divergence_of, quantise_matrix
+from .feedback import Factor, divergence_of, quantise_matrix
+from .formats.names import layer_name
+from .index_store import Indices, whole
 from .layer import Layer
 from .packed import Packer
 from .packed_layout import Layout, Matrix
 from .stored_basis import Floats, StoredBasis
-from .trellis import Ints, dequantised, quantise
+from .trellis import Ints, dequantised, rounded
 
 # From this share of weights that are 0 on, they were pruned, and stay 0.
 PRUNED = 0.1
@@ -45,7 +47,7 @@ class Item:
     name: str
     dtype: str
     layout: Layout
-    matrix: Doubles
+    matrix: Floats
     zeros: npt.NDArray[np.bool_] | None
     unit: float
     factor: Factor | None
@@ -63,11 +65,8 @@ class Item:
         least = max(self.least_step, peak / (1 << 21), 1e-37)
         step = float(np.float32(max(c * self.unit, least)))
         if self.factor is None:
-            targets = np.ascontiguousarray(self.matrix.T, dtype=np.float32)
-            zeros = None if self.zeros is None else self.zeros.T
-            indices = np.ascontiguousarray(quantise(targets, targets, step, zeros=zeros)[0].T)
-        else:
-            indices = quantise_matrix(self.matrix, self.factor, step, self.zeros)
+            return Quantised(self, step, *rounded(self.matrix, step, self.zeros))
+        indices = quantise_matrix(self.matrix, self.factor, step, self.zeros)
         return Quantised(self, step, indices, dequantised(indices, step))
 
 
@@ -94,35 +93,27 @@ class Quantised(NamedTuple):
         """What the errors add to the divergence of the outputs, about."""
         if self.item.factor is None:
             return 0.0
-        return divergence_of(self.item.matrix, self.values.astype(np.float64), self.item.factor)
+        return divergence_of(self.item.matrix, self.values, self.item.factor)
 
     def pack(self, packer: Packer, crc: int) -> None:
         """Add it to a file; ``crc`` is the checksum of what it decodes to."""
         item = self.item
         basis = packer.basis(item.basis, item.payload)
-        classes = trellis_tables.classify(self.indices)
-        packer.matrix(item.name, self._record(crc, basis), self.indices, classes)
+        blocks = whole(self.indices)
+        classes = trellis_tables.classify([block.read for block in blocks])
+        packer.matrix(item.name, self._record(crc, basis), Indices(blocks, classes))
 
     def _record(self, crc: int, basis: int | None) -> Matrix:
         item = self.item
         return Matrix(item.dtype, item.layout, basis, self.step, item.exponent, crc)
 
 
-def coefficients_of(layer: Layer, layout: Layout) -> tuple[Doubles, npt.NDArray[np.bool_] | None]:
-    """A layer's coefficients ``(R, C)``, pruned ones too, and which are pruned.
-
-    Raises:
-        WavpruneError: the layer has a basis of the whole matrix.
-    """
+def coefficients_of(layer: Layer, layout: Layout) -> tuple[Floats, npt.NDArray[np.bool_] | None]:
+    """A layer's coefficients ``(R, C)``, pruned ones too, and which are pruned."""
     plain = layer._replace(keep=None)
     count = len(layer.kernels)
-    if layer.basis is not None and layout.kernel != layer.basis.K:
-        raise WavpruneError(
-            f"{layer.basis.name!r} transforms the whole {layer.shape} matrix, and the coder "
-            "'trellis' has no place for its coefficients; allowed: the identity, or coder='auto'"
-        )
     values = np.concatenate([chunk for _, chunk in plain.chunks()], axis=1)
-    matrix = layout.split(values.T.reshape(-1, layout.coefficients)).astype(np.float64)
+    matrix = layout.split(values.T.reshape(-1, layout.coefficients))
     if layer.keep is None:
         zeros = matrix == 0
         is_pruned = layer.basis is None and zeros.mean() >= PRUNED
@@ -132,37 +123,19 @@ def coefficients_of(layer: Layer, layout: Layout) -> tuple[Doubles, npt.NDArray[
     return matrix, layout.split(~np.concatenate(kept).reshape(-1, layout.coefficients))
 
 
-def layout_of(layer: Layer, groups: int = 1, transposed: bool = False) -> Layout:
-    """How a layer's weight is a matrix."""
+def layout_of(layer: Layer, name: str, groups: int = 1, transposed: bool = False) -> Layout:
+    """How a layer's weight is a matrix.
+
+    Raises:
+        WavpruneError: the layer has a basis of the whole matrix.
+    """
     shape = layer.shape
     kernel = int(np.prod(shape[2:])) if len(shape) > 2 else 1
+    if layer.basis is not None and kernel != layer.basis.K:
+        raise WavpruneError(
+            f"layer {layer_name(name)!r}: {layer.basis.name!r} transforms the whole {shape} "
+            "matrix, and the coder 'trellis' has no place for its coefficients; allowed: the "
+            "identity, or coder='auto'"
+        )
     coefficients = kernel if layer.basis is None else layer.M
     return Layout(shape, groups, transposed, kernel, coefficients)
-
-
-def item_of(
-    name: str,
-    layer: Layer,
-    original: torch.Tensor,
-    *,
-    unit: float,
-    groups: int = 1,
-    transposed: bool = False,
-) -> Item:
-    """A layer's weight, where errors weigh alike; ``unit`` is its step for ``c = 1``."""
-    layout = layout_of(layer, groups, transposed)
-    matrix, zeros = coefficients_of(layer, layout)
-    return Item(
-        name=name,
-        dtype=layer.dtype,
-        layout=layout,
-        matrix=matrix,
-        zeros=zeros,
-        unit=unit,
-        factor=None,
-        exponent=layer.exponent,
-        original=original,
-        basis=layer.basis,
-        payload=layer.basis_bytes,
-        synthesis=layer.synthesis,
-    )

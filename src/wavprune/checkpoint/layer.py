@@ -49,6 +49,11 @@ class Layer(NamedTuple):
     keep: Callable[[int, int], npt.NDArray[np.bool_]] | None = None
 
     @property
+    def K(self) -> int:  # noqa: N802  # the design's letter
+        """Values of a kernel."""
+        return self.kernels.shape[1]
+
+    @property
     def M(self) -> int:  # noqa: N802  # the design's letter
         """Coefficients of a kernel."""
         return 1 if self.analysis is None else len(self.analysis)

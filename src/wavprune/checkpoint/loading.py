@@ -19,6 +19,7 @@ from ..errors import WavpruneError
 from .compressor import bytes_of
 from .container import COPIED_AT_ONCE, KEY, tensor_writer
 from .decoding import decode, parts_of
+from .file_slice import FileSlice
 from .formats.safetensors import DTYPES, Entry, read_header
 from .packed_layout import TENSOR, is_packed
 from .records import Contents, Record, parse
@@ -122,9 +123,18 @@ def _load_packed(
 
 
 def open_packed(
-    path: str | os.PathLike[str], max_bytes: int | None, aliases: bool = False
+    path: str | os.PathLike[str],
+    max_bytes: int | None,
+    aliases: bool = False,
+    in_memory: bool = False,
 ) -> Unpacked | None:
     """A file of version 3, by its path; None where it is of another.
+
+    Args:
+        path: of the file.
+        max_bytes: as for ``load``.
+        aliases: see ``Unpacked``.
+        in_memory: read all its bytes now; else those of a tensor when it is asked for.
 
     Raises:
         WavpruneError: as for ``load``.
@@ -137,10 +147,9 @@ def open_packed(
         entry = entries.get(TENSOR)
         if list(entries) != [TENSOR] or entry is None or entry.dtype != "U8":
             raise WavpruneError(f"it does not hold the bytes of {TENSOR!r}")
-        with path.open("rb") as file:
-            file.seek(entry.start)
-            data = file.read(entry.size)
-        return Unpacked(data, _limit(path, max_bytes), aliases)
+        data = FileSlice(path, entry.start, entry.size)
+        limit = _limit(path, max_bytes)
+        return Unpacked(data[:] if in_memory else data, limit, aliases)
 
 
 def _limit(path: Path, max_bytes: int | None) -> int:

@@ -11,8 +11,11 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,15 +23,31 @@ import torch
 
 from . import trellis_tables
 from .binary import Writer
-from .compressor import zstandard
+from .compressor import bytes_of, zstandard
+from .container import COMPACT, COPIED_AT_ONCE, KEY
 from .decoding import checksum
 from .formats.safetensors import BITS
+from .index_store import Indices, Scratch
 from .norms import NormLink, write_logs
-from .packed_layout import ALIAS, ALL_DTYPES, FILLED, LOGS, MATRIX, RAW, Matrix, streams
+from .packed_layout import (
+    ALIAS,
+    ALL_DTYPES,
+    FILLED,
+    LOGS,
+    MATRIX,
+    METADATA,
+    RAW,
+    TENSOR,
+    Matrix,
+    streams,
+)
 from .stored_basis import StoredBasis, basis_to_json
-from .trellis import Classes, Ints, encode
+from .trellis_coder import SYMBOLS, Bytes, encode
 
-LEVEL = 19
+# The highest level takes milliseconds for a large part, and saves some ten bytes.
+LEVEL, LEVEL_OF_LARGE, LARGE = 19, 15, 1 << 13
+# Elements that are compared at once.
+COMPARED = 1 << 16
 
 
 class Packer:
@@ -38,21 +57,29 @@ class Packer:
         self._metadata = metadata
         self._names: list[str] = []
         self._entries = Writer()
-        self._raw: list[npt.NDArray[np.uint8]] = []
-        self._matrices: list[tuple[Ints, Classes]] = []
+        self._raw: list[tuple[Callable[[], Bytes], int]] = []
+        self._matrices: list[Indices] = []
         self._links: list[NormLink] = []
         self._bases: dict[tuple[StoredBasis, bytes], int] = {}
 
-    def raw(self, name: str, dtype: str, shape: Sequence[int], data: npt.NDArray[np.uint8]) -> None:
-        """A tensor as it is; one of a single value takes only that."""
+    def raw(self, name: str, dtype: str, shape: Sequence[int], read: Callable[[], Bytes]) -> None:
+        """A tensor as it is; one of a single value takes only that.
+
+        Args:
+            name: its name.
+            dtype: as safetensors calls it.
+            shape: its shape.
+            read: gives its bytes, now and when the file is written.
+        """
+        data = read()
         size = BITS[dtype] // 8 if BITS[dtype] % 8 == 0 else 0
-        filled = size and len(data) > size and not (data.reshape(-1, size) != data[:size]).any()
+        filled = bool(size) and len(data) > size and _is_filled(data, size)
         self._begin(name, FILLED if filled else RAW, dtype, shape)
         if filled:
             self._entries.raw(data[:size].tobytes())
         else:
             self._entries.raw(checksum(data).to_bytes(4, "little"))
-            self._raw.append(data)
+            self._raw.append((read, len(data)))
 
     def logs(self, name: str, dtype: str, values: torch.Tensor) -> None:
         """A vector on the grid of ``norms.py``."""
@@ -74,7 +101,7 @@ class Packer:
             return None
         return self._bases.setdefault((basis, payload), len(self._bases))
 
-    def matrix(self, name: str, record: Matrix, indices: Ints, classes: Classes) -> None:
+    def matrix(self, name: str, record: Matrix, indices: Indices) -> None:
         """A tensor as indices."""
         layout = record.layout
         self._begin(name, MATRIX, record.dtype, layout.shape)
@@ -83,22 +110,24 @@ class Packer:
         self._entries.raw(np.array(record.step, dtype="<f4").tobytes())
         self._entries.signed(record.exponent)
         self._entries.raw(record.crc.to_bytes(4, "little"))
-        self._matrices.append((indices, classes))
+        self._matrices.append(indices)
 
     def _begin(self, name: str, kind: int, dtype: str, shape: Sequence[int]) -> None:
         self._names.append(name)
         self._entries.numbers([kind, ALL_DTYPES.index(dtype), len(shape), *shape])
 
-    def finish(self, *, compiled: bool = True) -> tuple[bytes, list[int]]:
-        """The bytes of the file's tensor, and about how many each matrix takes."""
-        tallies = [trellis_tables.counts(*pair, compiled=compiled) for pair in self._matrices]
-        tally = sum(tallies, np.zeros((2 * trellis_tables.CLASSES, 256), dtype=np.int64))
+    def finish(self, folder: Path, *, compiled: bool = True) -> Packed:
+        """Code what was collected.
+
+        Args:
+            folder: where large streams wait on disk.
+            compiled: use the compiled operators, where they are there; the bytes are the same.
+        """
+        tallies = [self._tally(indices, compiled) for indices in self._matrices]
+        tally = sum(tallies, np.zeros((2 * trellis_tables.CLASSES, SYMBOLS), dtype=np.int64))
         table_bytes, frequencies = trellis_tables.choose(tally)
         bits = trellis_tables.bits_of(frequencies)
         sizes = [math.ceil(float(bits[tally > 0] @ tally[tally > 0]) / 8) for tally in tallies]
-        coded_streams = [
-            encode(part, frequencies, compiled=compiled) for part in streams(self._matrices)
-        ]
         head = Writer()
         head.blob(json.dumps(dict(self._metadata), separators=(",", ":")).encode())
         head.text("\0".join(self._names))
@@ -110,31 +139,97 @@ class Packer:
         for link in self._links:
             head.numbers(map(self._names.index, link.names))
             head.raw(np.array(link.eps, dtype="<f8").tobytes())
-        for coded in coded_streams:
+        waiting = Scratch(folder)
+        for stream in streams(self._matrices, lambda indices: indices.size):
+            parts = (part for indices in reversed(stream) for part in indices.parts_reversed())
+            room = sum(indices.size for indices in stream)
+            coded = encode(parts, room, frequencies, compiled=compiled)
             head.numbers([len(coded.words), len(coded.escapes)])
             for index in coded.escapes.tolist():
                 head.signed(index)
+            crc = 0
+            for values in (coded.states.astype("<u4"), coded.words.astype("<u2", copy=False)):
+                crc = checksum(values, crc)
+                waiting.file.write(bytes_of(values))
+            waiting.file.write(crc.to_bytes(4, "little"))
         head.raw(table_bytes if self._matrices else b"")
-        parts = [bytes(head.data), _classes_bytes(self._matrices)]
-        packed = [zstandard().ZstdCompressor(level=LEVEL).compress(part) for part in parts]
+        heads = [bytes(head.data), _classes_bytes(self._matrices)]
+        compressed = list(map(_compressed, heads))
         block = Writer()
-        for part, small in zip(parts, packed, strict=True):
+        for part, small in zip(heads, compressed, strict=True):
             block.numbers([len(part), len(small)])
-        for small in packed:
+        for small in compressed:
             block.raw(small)
         block.raw(zlib.crc32(bytes(block.data)).to_bytes(4, "little"))
-        for coded in coded_streams:
-            part = coded.states.astype("<u4").tobytes() + coded.words.astype("<u2").tobytes()
-            block.raw(part + zlib.crc32(part).to_bytes(4, "little"))
-        for data in self._raw:
-            block.raw(data.tobytes())
-        return bytes(block.data), sizes
+        return Packed(bytes(block.data), waiting, waiting.file.tell(), self._raw, sizes)
+
+    @staticmethod
+    def _tally(indices: Indices, compiled: bool) -> npt.NDArray[np.int64]:
+        total = np.zeros((2 * trellis_tables.CLASSES, SYMBOLS), dtype=np.int64)
+        for part, classes in indices.parts():
+            total += trellis_tables.counts(part, classes, compiled=compiled)
+        return total
 
 
-def _classes_bytes(matrices: Sequence[tuple[Ints, Classes]]) -> bytes:
+class Packed(NamedTuple):
+    """The bytes of a file's tensor.
+
+    Attributes:
+        heads: its first part.
+        streams: a file of the second.
+        coded: how many bytes that has.
+        raw: what gives the bytes of each raw tensor, and how many they are.
+        sizes: about how many bytes each matrix takes.
+    """
+
+    heads: bytes
+    streams: Scratch
+    coded: int
+    raw: Sequence[tuple[Callable[[], Bytes], int]]
+    sizes: Sequence[int]
+
+    @property
+    def size(self) -> int:
+        """How many bytes there are."""
+        return len(self.heads) + self.coded + sum(size for _, size in self.raw)
+
+    def write(self, file: BinaryIO) -> None:
+        """Write the whole file of this tensor."""
+        file.write(header_of(self.size))
+        file.write(self.heads)
+        self.streams.file.seek(0)
+        shutil.copyfileobj(self.streams.file, file, COPIED_AT_ONCE)
+        for read, _ in self.raw:
+            file.write(bytes_of(read()))
+
+
+def header_of(size: int) -> bytes:
+    """What comes before a tensor of some bytes in its file."""
+    entry = {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}
+    header = json.dumps({"__metadata__": {KEY: METADATA}, TENSOR: entry}, **COMPACT).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header
+
+
+def _is_filled(data: Bytes, size: int) -> bool:
+    """Whether all elements of so many bytes are the same."""
+    step = COMPARED * size
+    return all(
+        not (data[start : start + step].reshape(-1, size) != data[:size]).any()
+        for start in range(0, len(data), step)
+    )
+
+
+def _compressed(part: bytes) -> bytes:
+    level = LEVEL if len(part) < LARGE else LEVEL_OF_LARGE
+    result: bytes = zstandard().ZstdCompressor(level=level).compress(part)
+    return result
+
+
+def _classes_bytes(matrices: Sequence[Indices]) -> bytes:
     result = bytearray()
-    for _, classes in matrices:
-        for values in (classes.rows, classes.columns):
+    for indices in matrices:
+        for values in (indices.classes.rows, indices.classes.columns):
             constant = len(values) > 1 and not (values != values[0]).any()
             result.append(constant)
             result += values[: 1 if constant else len(values)].tobytes()

@@ -17,12 +17,15 @@ from .formats.safetensors import DTYPES as TORCH_DTYPES
 from .records import PACKED_VERSION
 from .synthesis import synthesise
 from .trellis import Floats
+from .trellis_coder import COLUMNS
 
 TENSOR = "wavprune"
 METADATA = f'{{"version":{PACKED_VERSION}}}'
 RAW, ALIAS, MATRIX, FILLED, LOGS = range(5)
 # Weights of a stream, about.
 STREAM = 1 << 18
+# Values of a large matrix that are in memory twice.
+BLOCK = 1 << 20
 ALL_DTYPES = tuple(BITS)
 
 
@@ -64,11 +67,25 @@ class Layout:
         return np.ascontiguousarray(values.reshape(self.rows, self.columns))
 
     def join(self, matrix: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """The inverse of ``split``."""
+        """The inverse of ``split``, of some columns too."""
         if self.transposed:
             matrix = matrix.reshape(self.groups, self.shape[1], -1, self.coefficients)
             matrix = matrix.transpose(0, 2, 1, 3)
         return np.ascontiguousarray(matrix.reshape(-1, self.coefficients))
+
+    def blocks(self) -> list[tuple[int, int]]:
+        """The first and last columns of blocks of whole kernels, and of whole groups of columns."""
+        wide = math.lcm(COLUMNS, self.coefficients)
+        wide *= max(1, BLOCK // (wide * self.rows))
+        return [(a, min(a + wide, self.columns)) for a in range(0, self.columns, wide)]
+
+    def block(self, tensor: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+        """A view of a tensor: the kernels of some columns, in the order of ``join``."""
+        first, last = start // self.coefficients, stop // self.coefficients
+        flat = tensor.view(-1)
+        if self.transposed:
+            return flat.view(self.groups, -1, self.shape[1], self.kernel)[:, first:last]
+        return flat.view(self.rows, -1, self.kernel)[:, first:last]
 
 
 @dataclass(frozen=True)
@@ -93,12 +110,25 @@ class Matrix:
 
     def tensor(self, coefficients: Floats, synthesis: Floats | None) -> torch.Tensor:
         """The tensor of decoded coefficients ``(R, C)``; ``synthesis`` None is the identity."""
+        return self.kernels(coefficients, synthesis).reshape(self.layout.shape)
+
+    def empty(self) -> torch.Tensor:
+        """A tensor for ``put``."""
+        return torch.empty(self.layout.shape, dtype=TORCH_DTYPES[self.dtype])
+
+    def put(self, tensor: torch.Tensor, start: int, stop: int, kernels: torch.Tensor) -> None:
+        """Set the part of a tensor that columns ``start`` to ``stop`` give."""
+        part = self.layout.block(tensor, start, stop)
+        part.copy_(kernels.view(part.shape))
+
+    def kernels(self, coefficients: Floats, synthesis: Floats | None) -> torch.Tensor:
+        """The kernels of decoded columns, one after the other."""
         values = self.layout.join(coefficients)
         if synthesis is not None:
             values = synthesise(np.ascontiguousarray(values.T), synthesis)
         if self.exponent or self.dtype == "F16":
             values = in_range(values, self.dtype, self.exponent)
-        return torch.from_numpy(values).to(TORCH_DTYPES[self.dtype]).reshape(self.layout.shape)
+        return torch.from_numpy(values).to(TORCH_DTYPES[self.dtype])
 
 
 def is_packed(text: str) -> bool:
@@ -111,7 +141,7 @@ def crc_of(tensor: torch.Tensor) -> int:
     return checksum(tensor.reshape(-1).view(torch.uint8).numpy())
 
 
-def streams(matrices: Sequence[Any], size: Callable[[Any], int] | None = None) -> list[list[Any]]:
+def streams(matrices: Sequence[Any], size: Callable[[Any], int]) -> list[list[Any]]:
     """Runs of matrices of about ``STREAM`` weights."""
     result: list[list[Any]] = []
     filled = STREAM
@@ -120,5 +150,5 @@ def streams(matrices: Sequence[Any], size: Callable[[Any], int] | None = None) -
             result.append([])
             filled = 0
         result[-1].append(matrix)
-        filled += matrix[0].size if size is None else size(matrix)
+        filled += size(matrix)
     return result

@@ -284,11 +284,12 @@ def _matrices_of(basis: Basis, by_importance: bool) -> _Matrices:
 def _keeper(
     mask: torch.Tensor, M: int, *, flat: bool
 ) -> Callable[[int, int], npt.NDArray[np.bool_]]:
-    """The mask ``(M, count)`` of some kernels, which start at the beginning of a block."""
+    """Gives the mask ``(M, count)`` of some kernels."""
 
     def keep(start: int, count: int) -> npt.NDArray[np.bool_]:
-        offset = start // masks.BLOCK * M * 2
+        block, skipped = divmod(start, masks.BLOCK)
+        offset, count = block * M * 2, skipped + count
         part = mask[offset : offset + masks.mask_bytes(count, M, flat=flat)]
-        return masks.unpack(part, count, M, flat=flat).numpy().T
+        return masks.unpack(part, count, M, flat=flat).numpy().T[:, skipped:]
 
     return keep

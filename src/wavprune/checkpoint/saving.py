@@ -24,15 +24,18 @@ from .compressor import bytes_of, zstandard
 from .container import KEY, Writer, tensor_writer
 from .encoding import BasisStore, Encoded, encode
 from .formats.names import layer_name, warn_skipped
-from .packing import save_from_weights
+from .from_weights import save_from_weights
 from .plan import Plan, choose_tensors, plan_of
 from .quantisers import AUTO, BATCH_NORMS, FOLD, TRELLIS, Quantiser, quantiser_of
-from .rate import Search
+from .rate import COARSEST, FINEST, Rate
 from .records import SYMBOLS, Contents, Record
 from .report import SavedLayer, SaveReport
+from .search import search_bytes
 from .sources import Source, Tensor, tensors_of
 
 Model = nn.Module | Mapping[str, torch.Tensor] | str | os.PathLike[str]
+# How far from its target a file may be.
+TOLERANCE = 0.015
 
 
 @neutral()
@@ -255,17 +258,23 @@ class _Job:
 
 
 def _run(job: _Job, target: Path, start: float) -> SaveReport:
-    quantiser = job.quantiser
+    quantiser, goal = job.quantiser, job.goal
+    layers: list[SavedLayer] = []
     with replaced(target) as new:
-        if job.goal is None:
+
+        def size_of(step: float) -> int:
+            nonlocal quantiser, layers
+            quantiser = replace(quantiser, values=SYMBOLS, bits=None, step=step)
+            layers = _write(job, quantiser, new)
+            return new.stat().st_size
+
+        if goal is None:
             layers = _write(job, quantiser, new)
         else:
             unchanged = job.source.size - sum(tensor.size for tensor in job.chosen)
-            search = Search(job.goal, unchanged, job.chosen, job.plan)
-            while search.step is not None:
-                quantiser = replace(quantiser, values=SYMBOLS, bits=None, step=search.step)
-                layers = _write(job, quantiser, new)
-                search.report(new.stat().st_size)
+            rate = Rate(job.chosen, job.plan)
+            first = rate.step_of(goal - unchanged)
+            search_bytes(size_of, goal, TOLERANCE, first, rate.slope, (FINEST, COARSEST))
         size = new.stat().st_size
     return SaveReport(
         path=target,

@@ -1,4 +1,4 @@
-"""Matrices of whole numbers times a step, quantised by a trellis and coded by an asymmetric system.
+"""Matrices of whole numbers times a step, quantised by a trellis.
 
 Down each column of a matrix runs a trellis of eight states, 0 at its top. Its state says which of
 two quantisers the next entry has: the even multiples of the step, or 0 and the odd ones; the parity
@@ -7,21 +7,15 @@ half the step of what is coded (trellis-coded quantisation, Marcellin and Fische
 coding, Joshi et al. 1997, "Comparison of generalized trellis coded quantization and entropy-coded
 trellis coded quantization").
 
-Indices are coded by 32 states of an asymmetric numeral system with tables of 12 bits (Duda 2013;
-Giesen 2014, "Interleaved entropy coders"), one state for each of 32 columns. Decoding is integer
-arithmetic and one product, so that every machine gives the same bits. ``csrc/coding`` is fast; what
-is here is its definition, and runs where there is no compiled extension.
+``csrc/coding`` is fast; what is here is its definition, and runs where there is no compiled
+extension.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 import numpy.typing as npt
 import torch
-
-from ..errors import WavpruneError
 
 try:
     from .. import ops
@@ -30,60 +24,13 @@ except ImportError:
 
 Ints = npt.NDArray[np.int32]
 Floats = npt.NDArray[np.float32]
-Bytes = npt.NDArray[np.uint8]
 
-COLUMNS = 32
 STATES = 8
-PRECISION = 12
-TOTAL = 1 << PRECISION
-LEAST_STATE = 1 << 16
-SYMBOLS, ESCAPE = 256, 255
 LARGEST_INLINE, LARGEST_INDEX = 127, 1 << 21
-# Words that the compiled decoder may read in vain.
-PADDING = 64
 NEXT = np.array([[0, 2], [5, 7], [1, 3], [6, 4], [2, 0], [4, 6], [3, 1], [7, 5]])
 # Above this, a state is as good as out of reach.
 FAR = np.float32(1e30)
 REBASE = 64
-
-
-class Classes(NamedTuple):
-    """Which table codes each entry of a matrix: ``min(rows[i] + columns[j], number - 1)``.
-
-    Attributes:
-        rows: ``(R,)``, uint8.
-        columns: ``(C,)``, uint8.
-        number: how many classes there are.
-    """
-
-    rows: Bytes
-    columns: Bytes
-    number: int
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Of the matrix."""
-        return len(self.rows), len(self.columns)
-
-    def table(self) -> npt.NDArray[np.int64]:
-        """The class of each entry, ``(R, C)``."""
-        sums = self.rows[:, None].astype(np.int64) + self.columns
-        result: npt.NDArray[np.int64] = np.minimum(sums, self.number - 1)
-        return result
-
-
-class Coded(NamedTuple):
-    """A stream: the indices of some matrices.
-
-    Attributes:
-        states: ``(32,)``, uint32, with which decoding begins.
-        words: uint16.
-        escapes: int32, the indices that have no symbol.
-    """
-
-    states: npt.NDArray[np.uint32]
-    words: npt.NDArray[np.uint16]
-    escapes: Ints
 
 
 def values_of(indices: Ints) -> Ints:
@@ -171,6 +118,40 @@ def quantise(
     return symbols_, errors_
 
 
+def rounded(
+    matrix: Floats,
+    step: float,
+    zeros: npt.NDArray[np.bool_] | None = None,
+    *,
+    compiled: bool = True,
+) -> tuple[Ints, Floats]:
+    """The indices of the least squared error of a matrix whose columns are independent.
+
+    Args:
+        matrix: ``(R, C)``.
+        step: of the values.
+        zeros: ``(R, C)``: entries that must be 0; None for none.
+        compiled: use the compiled operator, where it is there; the bits are the same.
+
+    Returns:
+        Indices ``(R, C)``, and their values.
+    """
+    if compiled and ops is not None:
+        masked = np.zeros(0, dtype=np.uint8) if zeros is None else zeros.astype(np.uint8)
+        symbols = torch.empty(matrix.shape, dtype=torch.int32)
+        values = torch.empty(matrix.shape)
+        torch.ops.wavprune.trellis_round_(
+            *map(torch.from_numpy, (_float32(matrix), np.ascontiguousarray(masked))),
+            *(float(np.float32(step)), symbols, values),
+        )
+        return symbols.numpy(), values.numpy()
+    targets = _float32(matrix.T)
+    flipped = None if zeros is None else zeros.T
+    indices = quantise(targets, targets, step, zeros=flipped, compiled=False)[0]
+    indices = np.ascontiguousarray(indices.T)
+    return indices, dequantised(indices, step, compiled=False)
+
+
 def _float32(array: Floats) -> Floats:
     return np.ascontiguousarray(array, dtype=np.float32)
 
@@ -242,186 +223,3 @@ def _transitions() -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
             before[way, target] = state
             branch[way, target] = 2 * (state & 1) + parity
     return before, branch
-
-
-def symbols_of(indices: Ints) -> Ints:
-    """The symbols of indices; ``ESCAPE`` for large ones."""
-    magnitudes = np.abs(indices)
-    return np.where(
-        magnitudes > LARGEST_INLINE, ESCAPE, 2 * magnitudes - (indices < 0).astype(np.int32)
-    )
-
-
-def counts(indices: Ints, classes: Classes, *, compiled: bool = True) -> npt.NDArray[np.int64]:
-    """How often each symbol is coded by each table, ``(2 * classes, 256)``."""
-    if compiled and ops is not None:
-        tensors = [torch.from_numpy(array) for array in (indices, classes.rows, classes.columns)]
-        result: torch.Tensor = torch.ops.wavprune.trellis_counts(*tensors, classes.number)
-        return result.numpy()
-    tables = 2 * classes.table() + quantisers(indices)
-    flat = tables * SYMBOLS + symbols_of(indices)
-    size = 2 * classes.number * SYMBOLS
-    return np.bincount(flat.ravel(), minlength=size).reshape(-1, SYMBOLS)
-
-
-def encode(
-    matrices: list[tuple[Ints, Classes]], frequencies: Ints, *, compiled: bool = True
-) -> Coded:
-    """A stream of matrices.
-
-    Args:
-        matrices: indices ``(R, C)``, int32 and contiguous, with their classes.
-        frequencies: ``(2 * classes, 256)``, those of each table 0 or of sum 4,096.
-        compiled: use the compiled operator, where it is there; the bytes are the same.
-    """
-    room = sum(indices.size for indices, _ in matrices)
-    words = np.zeros(room, dtype=np.uint16)
-    state = np.full(2 + COLUMNS, LEAST_STATE, dtype=np.int64)
-    state[:2] = room, 0
-    escapes: list[Ints] = []
-    for indices, classes in reversed(matrices):
-        if compiled and ops is not None:
-            tensors = (words.view(np.int16), state, frequencies, classes.rows, classes.columns)
-            escaped = torch.ops.wavprune.trellis_encode_(
-                *map(torch.from_numpy, tensors), classes.number, torch.from_numpy(indices)
-            )
-            escapes.insert(0, escaped.numpy())
-        else:
-            escapes.insert(0, _encode(words, state, frequencies, indices, classes))
-    states = state[2:].astype(np.uint32)
-    joined = np.concatenate(escapes) if escapes else np.zeros(0, dtype=np.int32)
-    return Coded(states, words[state[0] :], joined)
-
-
-def _encode(
-    words: npt.NDArray[np.uint16],
-    state: npt.NDArray[np.int64],
-    frequencies: Ints,
-    indices: Ints,
-    classes: Classes,
-) -> Ints:
-    starts = np.cumsum(frequencies, axis=1) - frequencies
-    tables = 2 * classes.table() + quantisers(indices)
-    symbols = symbols_of(indices)
-    symbols = np.where(frequencies[tables, symbols] == 0, ESCAPE, symbols)
-    sizes, offsets = frequencies[tables, symbols].astype(np.int64), starts[tables, symbols]
-    escapes: list[int] = []
-    rows, columns = indices.shape
-    for first in reversed(range(0, columns, COLUMNS)):
-        lanes = slice(first, min(first + COLUMNS, columns))
-        for row in reversed(range(rows)):
-            x = state[2 : 2 + lanes.stop - first]
-            size = sizes[row, lanes]
-            gives = x >> (32 - PRECISION) >= size
-            count = int(gives.sum())
-            state[0] -= count
-            words[state[0] : state[0] + count] = x[gives] & 0xFFFF
-            x = np.where(gives, x >> 16, x)
-            state[2 : 2 + lanes.stop - first] = (
-                (x // size << PRECISION) + x % size + offsets[row, lanes]
-            )
-            escaped = indices[row, lanes][symbols[row, lanes] == ESCAPE]
-            escapes.extend(escaped[::-1].tolist())
-    return np.array(escapes[::-1], dtype=np.int32)
-
-
-class Decoder:
-    """Reads the matrices of a stream, in their order.
-
-    Args:
-        coded: the stream.
-        tables: as ``decoding_tables`` gives them.
-        compiled: use the compiled operator, where it is there; the bits are the same.
-    """
-
-    def __init__(self, coded: Coded, tables: npt.NDArray[np.uint32], compiled: bool = True) -> None:
-        self._words = np.concatenate([coded.words, np.zeros(PADDING, dtype=np.uint16)])
-        self._tables, self._escapes = tables, coded.escapes
-        self._state = np.zeros(2 + COLUMNS, dtype=np.int64)
-        self._state[2:] = coded.states
-        self._compiled = compiled and ops is not None
-
-    def read(self, classes: Classes, step: float) -> Floats:
-        """The next matrix, ``(R, C)``, float32.
-
-        Raises:
-            WavpruneError: the stream ends within it.
-        """
-        if not self._compiled:
-            return self._read(classes, np.float32(step))
-        tensors = (
-            self._words.view(np.int16),
-            self._state,
-            self._tables.view(np.int32),
-            classes.rows,
-            classes.columns,
-        )
-        try:
-            result: torch.Tensor = torch.ops.wavprune.trellis_decode(
-                *map(torch.from_numpy, tensors),
-                *(classes.number, torch.from_numpy(self._escapes), float(np.float32(step))),
-            )
-        except RuntimeError as error:
-            raise WavpruneError("its coded values end early") from error
-        return result.numpy()
-
-    def _read(self, classes: Classes, step: np.float32) -> Floats:
-        rows, columns = classes.shape
-        out = np.empty((rows, columns), dtype=np.float32)
-        table = classes.table()
-        position, escape, *states = self._state.tolist()
-        x = np.array(states, dtype=np.int64)
-        last = len(self._words) - PADDING
-        for first in range(0, columns, COLUMNS):
-            count = min(COLUMNS, columns - first)
-            trellis = np.zeros(count, dtype=np.int64)
-            for row in range(rows):
-                quantiser = trellis & 1
-                at = 2 * table[row, first : first + count] + quantiser
-                entry = self._tables[at << PRECISION | (x[:count] & (TOTAL - 1))].astype(np.int64)
-                state = (entry >> 12 & 4095) * (x[:count] >> PRECISION) + (entry & 4095)
-                state &= 0xFFFFFFFF
-                takes = state < LEAST_STATE
-                new = self._words[position : position + int(takes.sum())]
-                if len(new) < takes.sum() or position > last:
-                    raise WavpruneError("its coded values end early")
-                state[takes] = state[takes] << 16 | new
-                position += len(new)
-                x[:count] = state
-                symbol = entry >> 24
-                index = (symbol + 1 >> 1) * np.where(symbol & 1, -1, 1)
-                for lane in np.flatnonzero(symbol == ESCAPE):
-                    if escape >= len(self._escapes):
-                        raise WavpruneError("its coded values end early")
-                    index[lane] = self._escapes[escape]
-                    escape += 1
-                value = 2 * index - np.sign(index) * quantiser
-                out[row, first : first + count] = value.astype(np.float32) * step
-                trellis = NEXT[trellis, index & 1]
-        if position > last:
-            raise WavpruneError("its coded values end early")
-        self._state[:] = [position, escape, *x.tolist()]
-        return out
-
-    def end(self) -> None:
-        """Raise WavpruneError unless all of the stream was read, to the states it began with."""
-        position, escape, *states = self._state.tolist()
-        read_all = position == len(self._words) - PADDING and escape == len(self._escapes)
-        if not read_all or any(state != LEAST_STATE for state in states):
-            raise WavpruneError("it holds other values than it says")
-
-
-def decoding_tables(frequencies: Ints) -> npt.NDArray[np.uint32]:
-    """What decoding looks up, ``(tables * 4096,)``: symbol, frequency and place in its range.
-
-    Args:
-        frequencies: ``(tables, 256)``, those of each table 0 or of sum 4,096.
-    """
-    result = np.zeros((len(frequencies), TOTAL), dtype=np.uint32)
-    place = np.arange(TOTAL)
-    for table, sizes in enumerate(frequencies):
-        if sizes.any():
-            symbols = np.repeat(np.arange(SYMBOLS), sizes)
-            starts = np.cumsum(sizes) - sizes
-            result[table] = symbols << 24 | sizes[symbols] << 12 | (place - starts[symbols])
-    return result.ravel()

@@ -8,6 +8,7 @@ so that it is the same on every machine.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -15,7 +16,8 @@ import numpy.typing as npt
 
 from ..errors import WavpruneError
 from .binary import Reader, Writer
-from .trellis import ESCAPE, SYMBOLS, TOTAL, Bytes, Classes, Ints, counts
+from .trellis import Ints
+from .trellis_coder import ESCAPE, SYMBOLS, TOTAL, Bytes, Classes, counts, sums
 
 Doubles = npt.NDArray[np.float64]
 
@@ -158,37 +160,54 @@ def read(reader: Reader) -> Ints:
     return chosen
 
 
-# Entries that are looked at to see whether classes are worth their bytes.
-SAMPLE = 1 << 16
-
-
-def classify(indices: Ints) -> Classes:
+def classify(blocks: Sequence[Callable[[], Ints]]) -> Classes:
     """Classes of rows and columns by their mean magnitudes, where these save more than they take.
 
     Args:
-        indices: ``(R, C)``, int32.
+        blocks: give indices ``(R, C)``, int32, of columns from left to right; called twice.
     """
-    magnitudes = np.abs(indices)
-    rows = magnitudes.mean(axis=1) + LEAST_MEAN
-    columns = magnitudes.mean(axis=0) + LEAST_MEAN
-    mean = float(magnitudes.mean()) + LEAST_MEAN
-    by_row, by_column = _halves(rows / mean), _halves(columns / mean)
+    sums_of_rows, columns = [], 0
+    for block in blocks:
+        indices = block()
+        columns += indices.shape[1]
+        sums_of_rows.append(sums(indices, np.zeros(len(indices), dtype=np.uint8), 1)[0])
+    rows = len(sums_of_rows[0])
+    of_rows = np.add.reduce(sums_of_rows) / columns + LEAST_MEAN
+    mean = float(of_rows.mean())
+    by_row = _halves(of_rows / mean)
+    row_kinds, row_kind, row_counts = _kinds(by_row)
+    byte_kinds = row_kind.astype(np.uint8)
+    of_kinds = [sums(block(), byte_kinds, len(row_kinds))[1] for block in blocks]
+    by_kind = np.concatenate(of_kinds, axis=1)
+    by_column = _halves((by_kind.sum(axis=0) / rows + LEAST_MEAN) / mean)
+    column_kinds, column_kind, column_counts = _kinds(by_column)
+    magnitude = np.zeros((len(row_kinds), len(column_kinds)))
+    np.add.at(magnitude.T, column_kind, by_kind.T)
+    entries = row_counts[:, None] * column_counts
     base = int(_halves(np.array([mean]))[0]) - FIRST_CLASS
-    stride = max(1, indices.size // SAMPLE)
-    sample, scale = magnitudes[::stride], len(magnitudes) / len(magnitudes[::stride])
+    zero, more = _geometric_bits()
     options: list[tuple[float, int, Classes]] = []
-    for of_rows in (by_row, 0 * by_row):
-        for of_columns in (by_column, 0 * by_column):
-            low = int(of_columns.min())
-            top = np.clip(of_rows + base + low, 0, CLASSES - 1).astype(np.uint8)
-            left = np.minimum(of_columns - low, CLASSES - 1).astype(np.uint8)
-            classes = Classes(top, left, CLASSES)
-            seen = Classes(top[::stride], left, CLASSES).table()
-            zero, more = _geometric_bits()
-            bits = float((zero[seen] + more[seen] * sample).sum()) * scale
-            bits += _entropy(top) + _entropy(left)
+    for row_part in (1, 0):
+        for column_part in (1, 0):
+            low = int((column_part * column_kinds).min())
+            top = np.clip(row_part * row_kinds + base + low, 0, CLASSES - 1)
+            left = np.minimum(column_part * column_kinds - low, CLASSES - 1)
+            seen = np.minimum(top[:, None] + left, CLASSES - 1)
+            bits = float((zero[seen] * entries + more[seen] * magnitude).sum())
+            classes = Classes(
+                top[row_kind].astype(np.uint8), left[column_kind].astype(np.uint8), CLASSES
+            )
+            bits += _entropy(classes.rows) + _entropy(classes.columns)
             options.append((bits, len(options), classes))
     return min(options)[2]
+
+
+def _kinds(
+    halves: npt.NDArray[np.int64],
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.intp], npt.NDArray[np.int64]]:
+    """The values that there are, which of these each is, and how often each is there."""
+    values, kind, number = np.unique(halves, return_inverse=True, return_counts=True)
+    return values, kind.reshape(-1), number
 
 
 @lru_cache(maxsize=1)

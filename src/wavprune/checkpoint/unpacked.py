@@ -17,6 +17,7 @@ from ..errors import WavpruneError
 from . import trellis_tables
 from .binary import Reader
 from .compressor import Decompressor
+from .file_slice import FileSlice
 from .formats.safetensors import BITS
 from .formats.safetensors import DTYPES as TORCH_DTYPES
 from .norms import NormLink, read_logs, unfold
@@ -34,7 +35,8 @@ from .packed_layout import (
 )
 from .records import DTYPES, HIGHEST_EXPONENT, LOWEST_EXPONENT
 from .stored_basis import StoredBasis, basis_from_json
-from .trellis import COLUMNS, Classes, Coded, Decoder, Floats, Ints, decoding_tables
+from .trellis import Floats, Ints
+from .trellis_coder import COLUMNS, Classes, Coded, Decoder, decoding_tables
 
 # Records and classes have at most so many bytes for each of the file, and this more.
 HEAD_RATIO, HEAD_ALWAYS = 256, 1 << 16
@@ -95,12 +97,12 @@ class Unpacked:
 
     def __init__(
         self,
-        data: bytes | memoryview,
+        data: bytes | memoryview | FileSlice,
         max_bytes: int,
         aliases: bool = False,
         compiled: bool = True,
     ) -> None:
-        self._data = memoryview(data)
+        self._data = data if isinstance(data, FileSlice) else memoryview(data)
         self._compiled = compiled
         reader, classes, start = _heads(self._data)
         self.metadata: dict[str, str] = _json(reader.blob(), dict)
@@ -338,17 +340,27 @@ class Unpacked:
         if zlib.crc32(part) != int.from_bytes(self._data[stop : stop + 4], "little"):
             raise WavpruneError(DAMAGED)
         states = np.frombuffer(part[: 4 * COLUMNS], dtype="<u4").astype(np.uint32)
-        words = np.frombuffer(part[4 * COLUMNS :], dtype="<u2").astype(np.uint16)
+        words = np.frombuffer(part[4 * COLUMNS :], dtype="<u2")
         decoder = Decoder(Coded(states, words, escapes), self._tables, self._compiled)
         for name in names:
             entry = self._entries[name]
             assert isinstance(entry, Matrix)
-            coefficients = decoder.read(self._classes[name], entry.step)
-            tensor = entry.tensor(coefficients, self._matrix(entry.basis))
+            tensor = self._assembled(entry, self._classes[name], decoder)
             if crc_of(tensor) != entry.crc:
                 raise WavpruneError(f"its tensor {name!r} is not the one that was saved")
             yield name, tensor
         decoder.end()
+
+    def _assembled(self, entry: Matrix, classes: Classes, decoder: Decoder) -> torch.Tensor:
+        synthesis = self._matrix(entry.basis)
+        blocks = entry.layout.blocks()
+        if len(blocks) == 1:
+            return entry.tensor(decoder.read(classes, entry.step), synthesis)
+        tensor = entry.empty()
+        for start, stop in blocks:
+            part = decoder.read(classes.columns_of(start, stop), entry.step)
+            entry.put(tensor, start, stop, entry.kernels(part, synthesis))
+        return tensor
 
     def _matrix(self, number: int | None) -> Floats | None:
         if number is None:
@@ -359,7 +371,7 @@ class Unpacked:
         return self._synthesis[number]
 
 
-def _heads(data: memoryview) -> tuple[Reader, Reader, int]:
+def _heads(data: memoryview | FileSlice) -> tuple[Reader, Reader, int]:
     """Readers of the records and of the classes, and where the rest begins."""
     sizes = Reader(bytes(data[:40]))
     most = HEAD_RATIO * len(data) + HEAD_ALWAYS

@@ -1,0 +1,147 @@
+"""What a network's tensors are quantised as: errors weigh as they do at its outputs."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from ..calibration.network import Site
+from ..calibration.output_sensitivity import Sensitivity
+from ..config import AUTO
+from . import trellis_tables
+from .feedback import Doubles, factor_of
+from .items import Item, coefficients_of, layout_of
+from .layer import Layer
+from .norms import MEAN_STEP, NormLink
+from .packed_layout import Layout
+from .plan import Plan
+from .sources import Source, Tensor
+
+BASES = ("identity", "dct", "uhaar", "klt")
+
+
+def weight_item(
+    tensor: Tensor, changed: Tensor, plan: Plan, site: Site, sensitivity: Sensitivity, c: float
+) -> Item:
+    """A weight in the basis of the fewest bytes; all of them have about the same divergence."""
+    options = [
+        _option(layer, tensor, changed, site, sensitivity) for layer in _layers(tensor, plan, site)
+    ]
+    if len(options) == 1:
+        return options[0]
+    return min(options, key=lambda item: _bits(item, c))
+
+
+def _bits(item: Item, c: float) -> float:
+    indices = item.quantised(c).indices
+    classes = trellis_tables.classify([lambda: indices])
+    tally = trellis_tables.counts(indices, classes)
+    _, frequencies = trellis_tables.choose(tally)
+    bits = trellis_tables.bits_of(frequencies)
+    return float(bits[tally > 0] @ tally[tally > 0]) + 8 * len(item.payload)
+
+
+def _layers(tensor: Tensor, plan: Plan, site: Site) -> list[Layer]:
+    """The layer in each basis that may be taken."""
+    if plan.quantised is None or plan.quantised.wavelet != AUTO:
+        return [plan.layer(tensor)]
+    names = BASES if site.rows.kernel_values > 1 else BASES[:1]
+    return [
+        replace(plan, quantised=replace(plan.quantised, wavelet=name)).layer(tensor)
+        for name in names
+    ]
+
+
+def _option(
+    layer: Layer, tensor: Tensor, changed: Tensor, site: Site, sensitivity: Sensitivity
+) -> Item:
+    weight = changed.read()
+    peak = float(weight.abs().max())
+    moved = layer._replace(
+        kernels=weight.reshape(layer.kernels.shape), peak=peak, norm=float(weight.double().norm())
+    )
+    layout = layout_of(moved, tensor.name, site.rows.groups, site.rows.transposed)
+    matrix, zeros = coefficients_of(moved, layout)
+    hessian = _in_basis(sensitivity.hessian.numpy(), layer, layout)
+    factor = factor_of(hessian * 4.0**layer.exponent)
+    return Item(
+        name=tensor.name,
+        dtype=layer.dtype,
+        layout=layout,
+        matrix=matrix,
+        zeros=zeros,
+        unit=0.5 / math.sqrt(factor.scale),
+        factor=factor,
+        exponent=layer.exponent,
+        original=weight,
+        basis=layer.basis,
+        payload=layer.basis_bytes,
+        synthesis=layer.synthesis,
+    )
+
+
+def _in_basis(hessian: Doubles, layer: Layer, layout: Layout) -> Doubles:
+    """``H`` of the coefficients: an error ``E`` of these is ``E S.T`` of the weights."""
+    if layer.synthesis is None:
+        return hessian
+    S = torch.from_numpy(layer.synthesis.astype(np.float64))
+    K, M = S.shape
+    groups, d, _ = hessian.shape
+    channels = d // K
+    grid = torch.from_numpy(hessian).reshape(groups, channels, K, channels, K)
+    # Right and left, as S.T H S of each pair of channels.
+    right = grid @ S
+    both = S.T @ right.permute(0, 1, 3, 2, 4)
+    turned: Doubles = both.permute(0, 1, 3, 2, 4).reshape(groups, channels * M, -1).numpy()
+    return (turned + turned.transpose(0, 2, 1)) / 2
+
+
+def bias_item(entry: Tensor, sensitivity: Sensitivity) -> Item:
+    """A bias, one column whose errors add up over all positions."""
+    values = entry.read()
+    factor = factor_of(np.array([[[max(sensitivity.bias, 1e-30)]]]))
+    return Item(
+        name=entry.name,
+        dtype=entry.dtype,
+        layout=Layout(entry.shape),
+        matrix=values.float().reshape(-1, 1).numpy(),
+        zeros=None,
+        unit=0.5 / math.sqrt(factor.scale),
+        factor=factor,
+        exponent=0,
+        original=values,
+    )
+
+
+def norm_link(name: str, norm: str, eps: float) -> NormLink:
+    """A layer and the batch norm that is folded into it, by their names."""
+    return NormLink(
+        weight=f"{name}.weight",
+        gamma=f"{norm}.weight",
+        var=f"{norm}.running_var",
+        mean=f"{norm}.running_mean",
+        bias=f"{norm}.bias",
+        eps=eps,
+    )
+
+
+def mean_item(original: Source, link: NormLink) -> Item:
+    """Means of a batch norm, whose exact values inference does not need."""
+    entry = original.tensors[link.mean]
+    values, var = entry.read(), original.tensors[link.var].read()
+    step = MEAN_STEP * max(float(var.double().mean()) ** 0.5, 1e-30)
+    return Item(
+        name=entry.name,
+        dtype=entry.dtype,
+        layout=Layout(entry.shape),
+        matrix=values.float().reshape(-1, 1).numpy(),
+        zeros=None,
+        unit=0.0,
+        factor=None,
+        exponent=0,
+        original=values,
+        least_step=step,
+    )
