@@ -70,16 +70,22 @@ def prune_file(
         check_target(checkpoint.path, target, force)
     warn_skipped(checkpoint.path, checkpoint.skipped)
     if target is None or dry_run:
-        return _prune(checkpoint.files, [None] * len(checkpoint.files), chosen, config, progress)
+        nowhere = [None] * len(checkpoint.files)
+        report = _prune(checkpoint.files, nowhere, chosen, config, progress)
+        report.coverage = checkpoint.coverage(report)
+        return report
     with replaced(target, overwrite=force) as new:
         if not checkpoint.path.is_dir():
-            return _prune(checkpoint.files, [new], chosen, config, progress)
+            report = _prune(checkpoint.files, [new], chosen, config, progress)
+            report.coverage = checkpoint.coverage(report)
+            return report
         new.mkdir()
         names = [file.path.name for file in checkpoint.files]
         copies = [new / name for name in names]
         report = _prune(checkpoint.files, copies, chosen, config, progress)
         in_place = target.exists() and target.samefile(source)
         copy_others(checkpoint.path, new, names, checkpoint.index, in_place=in_place)
+    report.coverage = checkpoint.coverage(report)
     return report
 
 

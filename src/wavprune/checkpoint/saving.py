@@ -231,8 +231,7 @@ def _goal(
 ) -> float | None:
     if target_bits_per_weight is None:
         return target_bytes
-    elements = sum(math.prod(tensor.shape) for tensor in source.tensors.values())
-    return target_bits_per_weight * elements / 8
+    return target_bits_per_weight * source.elements / 8
 
 
 @dataclass(frozen=True)
@@ -271,6 +270,7 @@ def _run(job: _Job, target: Path, start: float) -> SaveReport:
         path=target,
         bytes=size,
         uncompressed=job.source.size,
+        elements=job.source.elements,
         layers=tuple(layers),
         step=quantiser.step,
         seconds=time.perf_counter() - start,

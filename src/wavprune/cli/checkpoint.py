@@ -187,7 +187,9 @@ def _facts(saved: SaveReport) -> dict[str, object]:
         "uncompressed": saved.uncompressed,
         "layers": len(saved.layers),
         "weights": saved.numel,
+        "times_smaller": saved.times_smaller,
         "bits_per_weight": saved.bits_per_weight,
+        "bits_per_coded_weight": saved.bits_per_coded_weight,
         "relative_error": saved.relative_error,
         "step": saved.step,
         "predicted_kl": saved.predicted_kl,
@@ -200,9 +202,10 @@ def _facts(saved: SaveReport) -> dict[str, object]:
 
 def _summary(saved: SaveReport) -> str:
     lines = [
-        f"compressed: {saved.path}, {saved.bytes:,} of {saved.uncompressed:,} bytes; "
-        f"{len(saved.layers)} layers at {saved.bits_per_weight:.2f} bits a weight, relative error "
-        f"{saved.relative_error:.4f}"
+        f"compressed: {saved.path}, {saved.bytes:,} of {saved.uncompressed:,} bytes: "
+        f"{saved.times_smaller:.1f} times smaller, {saved.bits_per_weight:.2f} bits per weight",
+        f"{len(saved.layers)} layers at {saved.bits_per_coded_weight:.2f} bits for each of their "
+        f"weights, relative error {saved.relative_error:.4f}",
     ]
     if saved.measured_kl is not None:
         lines.append(

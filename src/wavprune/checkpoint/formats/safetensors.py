@@ -103,6 +103,10 @@ class SafetensorsFile:
         """The dtype of a layer's weight, as safetensors calls it."""
         return self.tensors[self._by_layer[layer].key].dtype
 
+    def sizes(self) -> list[tuple[int, int]]:
+        """Elements and bytes of every tensor."""
+        return [(math.prod(entry.shape), entry.size) for entry in self.tensors.values()]
+
     @contextmanager
     def open(self, layers: Sequence[str], copy: Path | None) -> Iterator[list[LayerRef]]:
         """The weights of some layers: mapped in the copy, else read; see ``WeightFile``."""
