@@ -27,6 +27,8 @@ from .formats import (
 )
 from .formats.directory import copy_others
 from .formats.names import warn_skipped
+from .formats.safetensors import SafetensorsFile
+from .pruned import make_room, note
 
 
 @neutral()
@@ -110,13 +112,20 @@ def _prune(
         return _merged([report for report in reports if report.layers])
     with ExitStack() as stack:
         refs: list[LayerRef] = []
+        noted: list[tuple[SafetensorsFile, Path]] = []
         for file, copy in zip(files, copies, strict=True):
-            layers = [weight.layer for weight in file.weights if weight.layer in chosen]
-            refs += stack.enter_context(file.open(layers, copy))
+            weights = [weight for weight in file.weights if weight.layer in chosen]
+            if copy is not None and weights and isinstance(file, SafetensorsFile):
+                make_room(file, weights, config)
+                noted.append((file, copy))
+            refs += stack.enter_context(file.open([weight.layer for weight in weights], copy))
         if not refs:
             return PruneReport(Outcome((), 0.0, 0.0), RunSettings.of(config))
         # Read before the file appears: an error must leave nothing.
-        return prune_layers(unique_layers(refs), config, progress=progress).wait()
+        report = prune_layers(unique_layers(refs), config, progress=progress).wait()
+        for file, copy in noted:
+            note(file, copy, report)
+        return report
 
 
 def _merged(reports: Sequence[PruneReport]) -> PruneReport:

@@ -25,7 +25,7 @@ from .container import KEY, Writer, tensor_writer
 from .encoding import BasisStore, Encoded, encode
 from .formats.names import layer_name, warn_skipped
 from .packing import save_from_weights
-from .plan import Plan, choose_tensors, plan_of
+from .plan import Plan, choose_tensors, plan_of, verified, with_record
 from .quantisers import AUTO, BATCH_NORMS, FOLD, TRELLIS, Quantiser, quantiser_of
 from .rate import Search
 from .records import SYMBOLS, Contents, Record
@@ -60,7 +60,8 @@ def save(
     The chosen layers are stored as coefficients of a basis, quantized and entropy-coded; all other
     tensors as they are, tied ones once. With ``config`` the layers are pruned first, the model
     itself is not changed; with ``report`` they were pruned before, and what was kept is stored.
-    With neither, nothing is pruned but what is rounded to 0.
+    With neither, nothing is pruned but what is rounded to 0; layers that ``wavprune prune`` pruned
+    in the file are stored as what was kept of them, as its metadata says, where that still holds.
 
     One of five arguments says how exact the values are; without any, ``bits=8``. With ``step`` or a
     target, the steps of all layers follow from one number: a layer's step is that number times the
@@ -146,7 +147,9 @@ def save(
             "target_bits_per_weight"
         )
     source = tensors_of(model, scratch=target.parent)
+    plan = with_record(plan, source)
     chosen = choose_tensors(source, plan) if calibration is None else []
+    plan = verified(plan, chosen, whole_matrices=coder != TRELLIS)
     warn_skipped("model" if isinstance(model, nn.Module | Mapping) else model, source.skipped)
     goal = _goal(target_bytes, target_bits_per_weight, source)
     if calibration is not None:
