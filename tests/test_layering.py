@@ -20,6 +20,7 @@ ORDER = (
     ("config",),
     ("bases",),
     ("decision",),
+    ("coverage", "estimate"),
     ("report_table",),
     ("report",),
     ("ops",),

@@ -216,7 +216,7 @@ def test_numbers_are_fetched_once_and_when_they_are_asked_for(report: PruneRepor
         fetched.append(1)
         return Outcome(report.layers, report.squared_norm, report.squared_error)
 
-    later = PruneReport(outcome, report.settings)
+    later = PruneReport(outcome, report.settings, coverage=report.coverage)
     assert fetched == []
     assert later.kept == report.kept
     assert later == report

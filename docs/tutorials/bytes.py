@@ -35,8 +35,7 @@ for settings in (*exact, {"bits": 8}, {"bits": 6}, {"bits": 4}):
     top1 = wavprune.evaluate(net.eval(), test).top1
     name = f"{settings['bits']} bits" if "bits" in settings else settings["values"]
     points.append((name, saved.bytes, top1))
-    times = saved.uncompressed / saved.bytes
-    print(f"{name:>8}  {saved.bytes:7,} bytes  {times:5.1f}x  {top1:.1%}")
+    print(f"{name:>8}  {saved.bytes:7,} bytes  {saved.times_smaller:5.1f}x  {top1:.1%}")
 
 # %%
 

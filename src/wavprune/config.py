@@ -21,7 +21,7 @@ MODES = tuple(pywt.Modes.modes)
 WAVELETS = tuple(pywt.wavelist(kind="discrete"))
 AUTO = "auto"
 # Methods by another name.
-ALIASES = {"magnitude": "min_weight"}
+ALIASES = {"magnitude": "min_weight", "min-weight": "min_weight"}
 # What each name stands for: a ``bases.Family``, an ``engine.rules.Rule``.
 BASES = Registry[Any]("wavelet", home="wavprune.bases")
 RULES = Registry[Any]("method", home="wavprune.engine.rules")
@@ -32,9 +32,9 @@ class PruneConfig:
     """The settings of one pruning run, checked when they are made.
 
     Args:
-        method: ``"dwt"`` prunes coefficients of ``wavelet``; ``"min_weight"``, or ``"magnitude"``,
-            prunes weights by magnitude (the identity basis); ``"random"`` prunes weights
-            drawn from ``seed``.
+        method: ``"dwt"`` prunes coefficients of ``wavelet``; ``"min_weight"``, or ``"min-weight"``
+            or ``"magnitude"``, prunes weights by magnitude (the identity basis); ``"random"``
+            prunes weights drawn from ``seed``.
         wavelet: any of ``pywt.wavelist(kind="discrete")``, or ``"uhaar"``, ``"dct"``, ``"klt"``,
             ``"identity"``, a registered name, or ``"auto"``: for each layer the one of identity,
             uhaar, dct and, on

@@ -18,10 +18,12 @@ from .common.atomic import replaced
 from .common.optional import require
 from .common.tables import SHORT_ROWS, as_html, as_text
 from .common.text import csv_cell
-from .config import RunSettings
+from .config import RULES, RunSettings
+from .coverage import Coverage
 from .decision import Decision
 from .errors import WavpruneError
-from .report_table import layers_table
+from .estimate import BITS, PER_FILE, PER_TENSOR, layer_bytes
+from .report_table import report_table
 
 if TYPE_CHECKING:
     import torch
@@ -125,6 +127,7 @@ class PruneReport:
         masks: which coefficients of each layer were kept, packed as ``wavprune.backends.masks``
             says, where a run was asked for them.
         decision: what a run with calibration data chose.
+        coverage: what share of the model that was.
 
     Attributes:
         settings: the settings of the run.
@@ -132,6 +135,8 @@ class PruneReport:
         masks: the masks of the layers, or None.
         decision: what was chosen from calibration data, and what changed beside the weights; None
             for a run without.
+        coverage: the share of the model that was pruned, and what was skipped; None for a report
+            that an earlier version wrote.
     """
 
     def __init__(
@@ -141,12 +146,14 @@ class PruneReport:
         bases: Mapping[str, Basis] | None = None,
         masks: Mapping[str, torch.Tensor] | None = None,
         decision: Decision | None = None,
+        coverage: Coverage | None = None,
     ) -> None:
         self._outcome = outcome
         self.settings = settings
         self.bases = dict(bases or {})
         self.masks = None if masks is None else dict(masks)
         self.decision = decision
+        self.coverage = coverage
 
     @classmethod
     def from_json(cls, text: str) -> PruneReport:
@@ -162,11 +169,13 @@ class PruneReport:
             settings = RunSettings.from_dict(content["settings"])
             known = content.get("decision")
             decision = None if known is None else Decision.from_dict(known)
+            covered = content.get("coverage")
+            coverage = None if covered is None else Coverage.from_dict(covered)
         except (KeyError, TypeError, ValueError) as error:
             raise WavpruneError(
                 f"this is not what PruneReport.to_json() writes: {error}"
             ) from error
-        return cls(Outcome(layers, *sums), settings, decision=decision)
+        return cls(Outcome(layers, *sums), settings, decision=decision, coverage=coverage)
 
     def wait(self) -> PruneReport:
         """Wait until the numbers are here; the report itself.
@@ -196,7 +205,8 @@ class PruneReport:
 
     def _comparable(self) -> tuple[object, ...]:
         rows = [_finite(dataclasses.asdict(layer) | {"seconds": 0.0}) for layer in self.layers]
-        return rows, self.squared_norm, self.squared_error, self.settings, self.decision
+        sums = self.squared_norm, self.squared_error
+        return rows, sums, self.settings, self.decision, self.coverage
 
     @property
     def layers(self) -> tuple[LayerStats, ...]:
@@ -260,6 +270,47 @@ class PruneReport:
         """Wall time of all layers."""
         return sum(layer.seconds for layer in self.layers)
 
+    @property
+    def stored_bytes(self) -> int | None:
+        """What all tensors of the model take in an ordinary file, pruned or not.
+
+        None for a report that does not know its model.
+        """
+        return None if self.coverage is None else self.coverage.bytes
+
+    def estimated_bytes(self, bits: int = 8) -> int | None:
+        """About how large a compressed file of the pruned model is.
+
+        An estimate from the counts of the report, by the entropy of Laplace variables; it reads no
+        weight. ``checkpoint.save`` says what a file really takes.
+
+        Args:
+            bits: 8, 6 or 4: of a value.
+
+        Returns:
+            Bytes; None for a report that does not know its model.
+
+        Raises:
+            WavpruneError: ``bits`` is another number.
+
+        Example:
+            >>> import torch, wavprune
+            >>> report = wavprune.fast.prune(torch.nn.Conv2d(64, 64, 3), sparsity=0.9)
+            >>> report.stored_bytes, report.estimated_bytes() < 10_000
+            (147712, True)
+        """
+        if bits not in BITS:
+            raise WavpruneError(f"bits must be one of {', '.join(map(str, BITS))}, not {bits!r}")
+        if self.coverage is None:
+            return None
+        method = self.settings.method
+        by_size = method not in RULES or not RULES[method].uses_seed
+        total = float(self.coverage.other_bytes) + PER_TENSOR * self.coverage.tensors + PER_FILE
+        for layer in self.layers:
+            channels = layer.shape[0] if layer.shape else 1
+            total += layer_bytes(layer.coefficients, layer.kept, channels, bits, by_size)
+        return round(total)
+
     def totals(self) -> dict[str, Any]:
         """The totals by name."""
         names = (
@@ -293,6 +344,10 @@ class PruneReport:
             "squared_error": self.squared_error,
             "layers": [dataclasses.asdict(layer) for layer in self.layers],
         }
+        if self.coverage is not None:
+            content["coverage"] = self.coverage.to_dict()
+            content["stored_bytes"] = self.stored_bytes
+            content["estimated_bytes"] = {str(bits): self.estimated_bytes(bits) for bits in BITS}
         if self.decision is not None:
             content["decision"] = self.decision.to_dict()
         return written(json.dumps(_finite(content), indent=2, allow_nan=False) + "\n", path)
@@ -312,7 +367,7 @@ class PruneReport:
             max_layers: of more layers than that the table has the first ones and a count of the
                 others; None has all.
         """
-        return layers_table(self, self._title(), self._caption(), max_layers)
+        return report_table(self, self._title(), self._caption(), max_layers)
 
     def __repr__(self) -> str:
         longest = max((len(layer.name) for layer in self.layers), default=0)
@@ -333,11 +388,23 @@ class PruneReport:
 
     def _caption(self) -> str:
         places = sorted({f"{layer.backend} on {layer.device}" for layer in self.layers})
-        return (
+        lines = [] if self.coverage is None else [f"{self.coverage}.", self._bytes_line()]
+        lines.append(
             f"{', '.join(places)}. sparsity: 1 - kept/weights, what a file must store; "
             "weight sp.: exact zeros in the weights."
-            + ("" if self.decision is None else f"\n{self.decision}")
         )
+        if self.decision is not None:
+            lines.append(str(self.decision))
+        return "\n".join(lines)
+
+    def _bytes_line(self) -> str:
+        assert self.coverage is not None
+        stored = self.coverage.bytes
+        sizes = []
+        for bits in BITS:
+            size = self.estimated_bytes(bits) or 1
+            sizes.append(f"{size:,} at {bits} bits ({stored / size:.1f} times smaller)")
+        return f"{stored:,} bytes as stored now; compressed, about {', '.join(sizes)}."
 
 
 def _pruned_fraction(kept: int, numel: int) -> float:

@@ -7,10 +7,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
+from .common.tables import layers_table
+
 if TYPE_CHECKING:
     from rich.table import Table
 
-COLUMNS = ("shape", "basis", "level", "kept", "sparsity", "weight sp.", "error", "ms")
+COLUMNS = ("shape", "basis", "level", "kept", "sparsity", "weight sp.", "error", "ms", "note")
 
 
 class Amounts(Protocol):
@@ -54,40 +56,30 @@ class Report(Amounts, Protocol):
     def layers(self) -> Sequence[LayerRow]: ...
 
 
-def layers_table(report: Report, title: str, caption: str, max_layers: int | None) -> Table:
-    """The layers and, last, the totals.
+def report_table(report: Report, title: str, caption: str, max_layers: int | None) -> Table:
+    """The table of a report; see ``layers_table``."""
+    return layers_table(
+        title,
+        COLUMNS,
+        report.layers,
+        _cells,
+        (f"{report.numel:,}", "", "", f"{report.kept:,}", *_amounts(report), ""),
+        caption=caption,
+        max_layers=max_layers,
+        has_note=True,
+    )
 
-    Args:
-        report: what a run did.
-        title: above the table.
-        caption: below it.
-        max_layers: of more layers than that the first ones and a count of the others; None: all.
-    """
-    from rich.markup import escape
-    from rich.table import Table
 
-    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
-    table.add_column("layer", overflow="fold")
-    for column in COLUMNS:
-        table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("note")
-    layers = report.layers
-    shown = layers if max_layers is None or len(layers) <= max_layers else layers[:max_layers]
-    for layer in shown:
-        table.add_row(
-            escape(layer.name),
-            "x".join(map(str, layer.shape)),
-            layer.wavelet,
-            _level(layer),
-            f"{layer.kept:,}",
-            *_amounts(layer),
-            layer.note,
-        )
-    if len(shown) < len(layers):
-        table.add_row(f"{len(layers) - len(shown)} more", *[""] * len(COLUMNS), "see to_table()")
-    table.add_section()
-    table.add_row("total", f"{report.numel:,}", "", "", f"{report.kept:,}", *_amounts(report), "")
-    return table
+def _cells(layer: LayerRow) -> tuple[str, ...]:
+    return (
+        layer.name,
+        "x".join(map(str, layer.shape)),
+        layer.wavelet,
+        _level(layer),
+        f"{layer.kept:,}",
+        *_amounts(layer),
+        layer.note,
+    )
 
 
 def _amounts(row: Amounts) -> tuple[str, str, str, str]:

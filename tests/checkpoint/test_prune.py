@@ -66,15 +66,23 @@ def test_every_dtype_stays_what_it_is(tmp_path: Path, dtype: torch.dtype) -> Non
 def test_all_other_bytes_stay_as_they_are(tmp_path: Path, source: Path) -> None:
     target = tmp_path / "out.safetensors"
     prune_file(source, target, PruneConfig(targets=("second",)))
-    before, after = source.read_bytes(), target.read_bytes()
-    size = int.from_bytes(before[:8], "little")
-    start, stop = json.loads(before[8 : 8 + size])["second.weight"]["data_offsets"]
-    start, stop = start + 8 + size, stop + 8 + size
+    (header, before), (new_header, after) = map(parts_of, (source, target))
+    metadata, new_metadata = (text.pop("__metadata__") for text in (header, new_header))
+    assert list(header.items()) == list(new_header.items())
+    start, stop = header["second.weight"]["data_offsets"]
     assert before[:start] == after[:start]
     assert before[start:stop] != after[start:stop]
     assert before[stop:] == after[stop:]
+    assert set(new_metadata) - set(metadata) == {"wavprune.pruned"}
     with safe_open(target, framework="pt") as file:
-        assert file.metadata() == checkpoints.METADATA
+        assert file.metadata().items() >= checkpoints.METADATA.items()
+
+
+def parts_of(path: Path) -> tuple[dict[str, Any], bytes]:
+    """The header and the tensors' bytes of a safetensors file."""
+    data = path.read_bytes()
+    size = 8 + int.from_bytes(data[:8], "little")
+    return json.loads(data[8:size]), data[size:]
 
 
 @pytest.mark.parametrize(("dtype", "pad"), [("F64", 4), ("F32", 1), ("F32", 3), ("BF16", 1)])
@@ -82,18 +90,21 @@ def test_unaligned_tensors_are_pruned_alike(tmp_path: Path, dtype: str, pad: int
     weight = checkpoints.state()["first.weight"]
     weight = weight.to({"F64": torch.float64, "F32": torch.float32}.get(dtype, torch.bfloat16))
     data = bytes(weight.flatten().view(torch.uint8).tolist())
-    tensors = {"first.weight": (dtype, list(weight.shape), data), "last": ("U8", [3], b"abc")}
-    source = checkpoints.save_raw(tmp_path / "in.safetensors", tensors, pad)
+    tensors = {
+        "before": ("U8", [pad], bytes(pad)),
+        "first.weight": (dtype, list(weight.shape), data),
+        "last": ("U8", [3], b"abc"),
+    }
+    source = checkpoints.save_raw(tmp_path / "in.safetensors", tensors, 8 - pad)
     before = source.read_bytes()
     prune_file(source, tmp_path / "out.safetensors", HAAR)
     prune_file(source, None, HAAR, dry_run=True)
-    after = (tmp_path / "out.safetensors").read_bytes()
+    _, after = parts_of(tmp_path / "out.safetensors")
     state, _ = checkpoints.pruned({"wavelet": "haar"}, weight.dtype)
-    start, stop = len(before) - len(data) - 3, len(before) - 3
-    found = torch.tensor(list(after[start:stop]), dtype=torch.uint8).view(weight.dtype)
+    found = torch.tensor(list(after[pad:-3]), dtype=torch.uint8).view(weight.dtype)
     found = found.view(weight.shape)
     checkpoints.assert_same({"first.weight": found}, {"first.weight": state["first.weight"]})
-    assert after == before[:start] + after[start:stop] + b"abc"
+    assert after == bytes(pad) + after[pad:-3] + b"abc"
     assert source.read_bytes() == before
 
 

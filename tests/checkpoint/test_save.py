@@ -172,7 +172,7 @@ def test_one_slope_gives_every_layer_its_share(tmp_path: Path) -> None:
     net = nn.Sequential(nn.Conv2d(64, 64, 3), nn.Conv2d(64, 64, 3, groups=64))
     saved = checkpoint.save(net, tmp_path / "x.safetensors", step=1e-3)
     large, small = saved.layers
-    assert large.bits_per_weight < small.bits_per_weight
+    assert large.bits_per_coded_weight < small.bits_per_coded_weight
     assert small.relative_error < large.relative_error / 4
 
 

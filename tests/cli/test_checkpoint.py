@@ -37,6 +37,9 @@ def test_pruning_and_json(tmp_path: Path, source: Path, capsys: pytest.CaptureFi
     assert facts["layers"] == 1
     assert facts["bytes"] == small.stat().st_size
     assert 0.3 < facts["relative_error"] < 1
+    elements = sum(tensor.numel() for tensor in checkpoints.state().values())
+    assert facts["bits_per_weight"] == 8 * facts["bytes"] / elements
+    assert facts["times_smaller"] == facts["uncompressed"] / facts["bytes"]
 
 
 @pytest.mark.parametrize(
@@ -46,6 +49,9 @@ def test_pruning_and_json(tmp_path: Path, source: Path, capsys: pytest.CaptureFi
         (["--wavelet", "dtc"], "unknown wavelet 'dtc'"),
         (["--target-bytes", "1"], "no step brings the file to 1 bytes"),
         (["--sparsity", "1.5"], "sparsity must be in [0, 1)"),
+        (["--samples", "5"], "--samples goes with --calibration"),
+        (["--image-size", "32"], "--image-size goes with --calibration"),
+        (["--model", "mine:network"], "nothing runs the network"),
     ],
     ids=str,
 )

@@ -6,12 +6,14 @@ import errno
 import json
 import os
 import pty
+import shlex
 import subprocess
 import sys
 import termios
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from tests.support import checkpoints
@@ -171,3 +173,35 @@ def test_what_was_written_before_an_error_is_named(
         "written before that: out.safetensors\n"
     )
     assert listing() == {"in.safetensors", "out.safetensors"}
+
+
+def test_the_last_lines_say_what_the_file_costs_and_the_command_that_makes_it_small(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["prune", "in.safetensors", "-o", "out it.safetensors", "--sparsity", "0.9"]) == 0
+    *_, pruned, text, command = capsys.readouterr().out.splitlines()
+    size = Path("out it.safetensors").stat().st_size
+    assert pruned == f"pruned: out it.safetensors, {size:,} bytes"
+    estimate = text.removeprefix(
+        "the pruned file is as large as its input; this makes it small, about "
+    ).removesuffix(" bytes:")
+    program, *line = shlex.split(command)
+    assert program == "wavprune"
+    assert main(line) == 0
+    small = Path("out it-small.safetensors").stat().st_size
+    assert int(estimate.replace(",", "")) == pytest.approx(small, rel=0.25)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "in.pt -o out.pt",
+        "in.safetensors -o out.safetensors --wavelet db2 --mode zero --level 1 --force-level",
+    ],
+)
+def test_where_a_file_does_not_tell_what_was_kept_its_input_is_to_be_compressed(
+    line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save(checkpoints.state(), "in.pt")
+    assert main(["prune", *line.split()]) == 0
+    assert "not tell what was kept; `wavprune compress` of the input" in capsys.readouterr().out

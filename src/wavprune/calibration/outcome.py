@@ -62,6 +62,7 @@ def report_of(
         bases={layer.name: layer.basis for layer in layers},
         masks={ref.name: mask for ref, mask in zip(refs, masks, strict=True)},
         decision=decision,
+        coverage=plan.coverage,
     )
 
 

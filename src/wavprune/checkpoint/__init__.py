@@ -6,7 +6,17 @@ and backend: those that ``save`` has reported.
 
 from .attached import Attached, attach
 from .loading import decompress, load
+from .pruned import pruned_metadata
 from .report import SavedLayer, SaveReport
 from .saving import save
 
-__all__ = ["Attached", "SaveReport", "SavedLayer", "attach", "decompress", "load", "save"]
+__all__ = [
+    "Attached",
+    "SaveReport",
+    "SavedLayer",
+    "attach",
+    "decompress",
+    "load",
+    "pruned_metadata",
+    "save",
+]

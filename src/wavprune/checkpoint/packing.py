@@ -231,6 +231,7 @@ def finish(
         path=path,
         bytes=size,
         uncompressed=source.size,
+        elements=source.elements,
         layers=tuple(done.layers()),
         step=step,
         seconds=time.perf_counter() - begin,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -19,10 +20,12 @@ from ..engine.auto import bases_for
 from ..engine.layers import LayerRef, non_finite
 from ..errors import WavpruneError
 from ..report import PruneReport
-from .formats.names import Weight, layer_name, select
+from .formats.names import Weight, describe_skipped, layer_name, select
 from .formats.safetensors import DTYPE_NAMES
 from .layer import Layer, transform
-from .quantisers import exponent_for
+from .pruned import PrunedLayer
+from .quantisers import TRELLIS, exponent_for
+from .recorded import ChangedLayerWarning, kept_by_record, still_pruned
 from .records import CHUNK, DTYPES
 from .selection import Kept, axis_functions, kept_by_report, prune_with_masks
 from .sources import Source, Tensor
@@ -44,11 +47,13 @@ class Plan:
         config: prune, and store what is kept.
         report: store what was pruned.
         quantised: prune nothing; the basis, targets and ignore of these settings count.
+        recorded: with ``quantised``: layers that a file says were pruned, which keep their zeros.
     """
 
     config: PruneConfig | None = None
     report: PruneReport | None = None
     quantised: PruneConfig | None = None
+    recorded: Mapping[str, PrunedLayer] = field(default_factory=dict)
 
     def layer(self, tensor: Tensor) -> Layer:
         """A weight, ready to be stored.
@@ -69,7 +74,49 @@ class Plan:
             stats = self.report[_reported_name(name, self.report)]
             return _layer(ref, kept_by_report(ref, stats, self.report), size)
         assert self.quantised is not None
+        if name in self.recorded:
+            return _layer(ref, kept_by_record(ref, self.recorded[name]), size)
         return _layer(ref, Kept(_cheapest_basis(ref.weight, self.quantised)), size)
+
+
+def with_record(plan: Plan, source: Source) -> Plan:
+    """The plan, with what the file says was pruned where that counts."""
+    if plan.quantised is None or plan.quantised.wavelet != AUTO:
+        return plan
+    return replace(plan, recorded=source.pruned)
+
+
+def verified(plan: Plan, tensors: Sequence[Tensor], whole_matrices: bool) -> Plan:
+    """The plan, without the records of layers that have changed since; a warning names these.
+
+    Args:
+        plan: with what the file says.
+        tensors: that are compressed.
+        whole_matrices: True where a matrix can be stored in a basis other than the identity.
+    """
+    recorded: dict[str, PrunedLayer] = {}
+    lost: dict[str, str] = {}
+    for tensor in tensors:
+        name = layer_name(tensor.name)
+        if name not in plan.recorded:
+            continue
+        if len(tensor.shape) == 2 and plan.recorded[name].level_used and not whole_matrices:
+            lost[name] = f"the coder {TRELLIS!r} stores matrices as they are"
+            continue
+        try:
+            if still_pruned(plan.layer(tensor)):
+                recorded[name] = plan.recorded[name]
+            else:
+                lost[name] = "its weight has changed since"
+        except WavpruneError as error:
+            lost[name] = str(error)
+    if lost:
+        warnings.warn(
+            f"what was pruned is not known of {describe_skipped(lost)}; stored as they are now",
+            ChangedLayerWarning,
+            stacklevel=3,
+        )
+    return replace(plan, recorded=recorded)
 
 
 def plan_of(
@@ -120,7 +167,7 @@ def choose_tensors(source: Source, plan: Plan) -> list[Tensor]:
     else:
         config = plan.config or plan.quantised
         assert config is not None
-        chosen = select(source.weights, config, source.prefix)
+        chosen = select(source.weights, config, source.prefix, also=plan.recorded)
         if not chosen:
             two_axes = [weight.layer for weight in source.weights]
             hint = f"; targets can name its 2-D ones: {', '.join(two_axes[:8])}" if two_axes else ""

@@ -27,6 +27,8 @@ from .formats import (
 )
 from .formats.directory import copy_others
 from .formats.names import warn_skipped
+from .formats.safetensors import SafetensorsFile
+from .pruned import make_room, note
 
 
 @neutral()
@@ -70,16 +72,22 @@ def prune_file(
         check_target(checkpoint.path, target, force)
     warn_skipped(checkpoint.path, checkpoint.skipped)
     if target is None or dry_run:
-        return _prune(checkpoint.files, [None] * len(checkpoint.files), chosen, config, progress)
+        nowhere = [None] * len(checkpoint.files)
+        report = _prune(checkpoint.files, nowhere, chosen, config, progress)
+        report.coverage = checkpoint.coverage(report)
+        return report
     with replaced(target, overwrite=force) as new:
         if not checkpoint.path.is_dir():
-            return _prune(checkpoint.files, [new], chosen, config, progress)
+            report = _prune(checkpoint.files, [new], chosen, config, progress)
+            report.coverage = checkpoint.coverage(report)
+            return report
         new.mkdir()
         names = [file.path.name for file in checkpoint.files]
         copies = [new / name for name in names]
         report = _prune(checkpoint.files, copies, chosen, config, progress)
         in_place = target.exists() and target.samefile(source)
         copy_others(checkpoint.path, new, names, checkpoint.index, in_place=in_place)
+    report.coverage = checkpoint.coverage(report)
     return report
 
 
@@ -104,13 +112,20 @@ def _prune(
         return _merged([report for report in reports if report.layers])
     with ExitStack() as stack:
         refs: list[LayerRef] = []
+        noted: list[tuple[SafetensorsFile, Path]] = []
         for file, copy in zip(files, copies, strict=True):
-            layers = [weight.layer for weight in file.weights if weight.layer in chosen]
-            refs += stack.enter_context(file.open(layers, copy))
+            weights = [weight for weight in file.weights if weight.layer in chosen]
+            if copy is not None and weights and isinstance(file, SafetensorsFile):
+                make_room(file, weights, config)
+                noted.append((file, copy))
+            refs += stack.enter_context(file.open([weight.layer for weight in weights], copy))
         if not refs:
             return PruneReport(Outcome((), 0.0, 0.0), RunSettings.of(config))
         # Read before the file appears: an error must leave nothing.
-        return prune_layers(unique_layers(refs), config, progress=progress).wait()
+        report = prune_layers(unique_layers(refs), config, progress=progress).wait()
+        for file, copy in noted:
+            note(file, copy, report)
+        return report
 
 
 def _merged(reports: Sequence[PruneReport]) -> PruneReport:

@@ -55,8 +55,10 @@ class Quantiser:
                 rows = float(np.linalg.norm(layer.analysis, axis=1).max())
             scale = np.float32(layer.norm * max(self.step, rows / LARGEST_SYMBOL))
             return np.array([scale if scale > 0 else 1], dtype=np.float32)
-        per_channel = len(layer.kernels) // layer.shape[0]
-        peaks = np.zeros(layer.shape[0], dtype=np.float32)
+        # A matrix that is one kernel has one scale.
+        count = min(layer.shape[0], len(layer.kernels))
+        per_channel = len(layer.kernels) // count
+        peaks = np.zeros(count, dtype=np.float32)
         for start, chunk in layer.chunks():
             starts, channel = channels(start, chunk.shape[1], per_channel)
             found = np.maximum.reduceat(np.abs(chunk).max(axis=0), starts)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..common.tables import SHORT_ROWS, as_html, as_text
+from ..common.tables import SHORT_ROWS, as_html, as_text, layers_table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -51,8 +51,8 @@ class SavedLayer:
         return math.prod(self.shape)
 
     @property
-    def bits_per_weight(self) -> float:
-        """Bits that are stored for each weight."""
+    def bits_per_coded_weight(self) -> float:
+        """Bits of the layer for each of its weights."""
         return 8 * self.bytes / self.numel
 
     @property
@@ -74,6 +74,7 @@ class SaveReport:
         path: where it is.
         bytes: of the whole file.
         uncompressed: bytes of all tensors as they were, tied ones once.
+        elements: of all tensors, tied ones once.
         layers: one entry a compressed layer.
         step: the step that a target came to, or that was asked for; else None.
         seconds: wall time.
@@ -88,6 +89,7 @@ class SaveReport:
     path: Path
     bytes: int
     uncompressed: int
+    elements: int
     layers: tuple[SavedLayer, ...]
     step: float | None
     seconds: float
@@ -103,8 +105,18 @@ class SaveReport:
 
     @property
     def bits_per_weight(self) -> float:
-        """Bits of the compressed layers for each of their weights."""
-        return 8 * sum(layer.bytes for layer in self.layers) / self.numel
+        """Bits of the whole file for each element of all tensors."""
+        return 8 * self.bytes / self.elements if self.elements else 0.0
+
+    @property
+    def bits_per_coded_weight(self) -> float:
+        """Bits of the compressed layers for each of their own weights."""
+        return 8 * sum(layer.bytes for layer in self.layers) / self.numel if self.numel else 0.0
+
+    @property
+    def times_smaller(self) -> float:
+        """``uncompressed / bytes``."""
+        return self.uncompressed / self.bytes
 
     @property
     def relative_error(self) -> float:
@@ -120,49 +132,27 @@ class SaveReport:
             max_layers: of more layers than that the table has the first ones and a count of the
                 others; None has all.
         """
-        from rich.markup import escape
-        from rich.table import Table
-
-        times = self.uncompressed / self.bytes
-        title = f"{self.path.name}: {self.bytes:,} bytes, {times:.1f} times smaller"
-        table = Table(title=escape(title), title_justify="left", caption_justify="left")
-        table.add_column("layer", overflow="fold")
-        for column in ("shape", "basis", "kept", "values", "coder", "bytes", "bits", "error"):
-            table.add_column(column, justify="right", no_wrap=True)
-        shown = self.layers if max_layers is None else self.layers[:max_layers]
-        for layer in shown:
-            table.add_row(
-                escape(layer.name),
-                "x".join(map(str, layer.shape)),
-                layer.wavelet,
-                f"{layer.kept:,}",
-                layer.values,
-                layer.coder,
-                f"{layer.bytes:,}",
-                _bits(layer.bytes, layer.numel),
-                f"{layer.relative_error:.4f}",
-            )
-        if len(shown) < len(self.layers):
-            left = len(self.layers) - len(shown)
-            table.add_row(f"{left} more", *[""] * (len(table.columns) - 1))
-        table.add_section()
-        table.add_row(
-            "total",
-            f"{self.numel:,}",
-            "",
-            f"{sum(layer.kept for layer in self.layers):,}",
-            "",
-            "",
-            f"{sum(layer.bytes for layer in self.layers):,}",
-            _bits(sum(layer.bytes for layer in self.layers), self.numel),
-            f"{self.relative_error:.4f}",
-        )
         stored = [f"{name}: {reason}" for name, reason in self.skipped.items()]
-        table.caption = escape(
-            "bits: stored for each weight of the layer. error: relative change of the weights."
-            + (f" Stored as they are: {'; '.join(stored)}." if stored else "")
+        return layers_table(
+            f"{self.path.name}: {self.bytes:,} bytes, {self.times_smaller:.1f} times smaller, "
+            f"{self.bits_per_weight:.2f} bits per weight",
+            ("shape", "basis", "kept", "values", "coder", "bytes", "bits", "error"),
+            self.layers,
+            _cells,
+            (
+                f"{self.numel:,}",
+                "",
+                f"{sum(layer.kept for layer in self.layers):,}",
+                "",
+                "",
+                f"{sum(layer.bytes for layer in self.layers):,}",
+                f"{self.bits_per_coded_weight:.2f}",
+                f"{self.relative_error:.4f}",
+            ),
+            caption="bits: stored for each weight of the layer. error: relative change of the "
+            "weights." + (f" Stored as they are: {'; '.join(stored)}." if stored else ""),
+            max_layers=max_layers,
         )
-        return table
 
     def __repr__(self) -> str:
         longest = max((len(layer.name) for layer in self.layers), default=0)
@@ -172,5 +162,15 @@ class SaveReport:
         return as_html(self.to_table(SHORT_ROWS))
 
 
-def _bits(size: int, weights: int) -> str:
-    return f"{8 * size / weights:.2f}" if weights else ""
+def _cells(layer: SavedLayer) -> tuple[str, ...]:
+    return (
+        layer.name,
+        "x".join(map(str, layer.shape)),
+        layer.wavelet,
+        f"{layer.kept:,}",
+        layer.values,
+        layer.coder,
+        f"{layer.bytes:,}",
+        f"{layer.bits_per_coded_weight:.2f}",
+        f"{layer.relative_error:.4f}",
+    )

@@ -25,7 +25,7 @@ from .container import KEY, Writer, tensor_writer
 from .encoding import BasisStore, Encoded, encode
 from .formats.names import layer_name, warn_skipped
 from .from_weights import save_from_weights
-from .plan import Plan, choose_tensors, plan_of
+from .plan import Plan, choose_tensors, plan_of, verified, with_record
 from .quantisers import AUTO, BATCH_NORMS, FOLD, TRELLIS, Quantiser, quantiser_of
 from .rate import COARSEST, FINEST, Rate
 from .records import SYMBOLS, Contents, Record
@@ -63,7 +63,8 @@ def save(
     The chosen layers are stored as coefficients of a basis, quantized and entropy-coded; all other
     tensors as they are, tied ones once. With ``config`` the layers are pruned first, the model
     itself is not changed; with ``report`` they were pruned before, and what was kept is stored.
-    With neither, nothing is pruned but what is rounded to 0.
+    With neither, nothing is pruned but what is rounded to 0; layers that ``wavprune prune`` pruned
+    in the file are stored as what was kept of them, as its metadata says, where that still holds.
 
     One of five arguments says how exact the values are; without any, ``bits=8``. With ``step`` or a
     target, the steps of all layers follow from one number: a layer's step is that number times the
@@ -149,7 +150,9 @@ def save(
             "target_bits_per_weight"
         )
     source = tensors_of(model, scratch=target.parent)
+    plan = with_record(plan, source)
     chosen = choose_tensors(source, plan) if calibration is None else []
+    plan = verified(plan, chosen, whole_matrices=coder != TRELLIS)
     warn_skipped("model" if isinstance(model, nn.Module | Mapping) else model, source.skipped)
     goal = _goal(target_bytes, target_bits_per_weight, source)
     if calibration is not None:
@@ -234,8 +237,7 @@ def _goal(
 ) -> float | None:
     if target_bits_per_weight is None:
         return target_bytes
-    elements = sum(math.prod(tensor.shape) for tensor in source.tensors.values())
-    return target_bits_per_weight * elements / 8
+    return target_bits_per_weight * source.elements / 8
 
 
 @dataclass(frozen=True)
@@ -280,6 +282,7 @@ def _run(job: _Job, target: Path, start: float) -> SaveReport:
         path=target,
         bytes=size,
         uncompressed=job.source.size,
+        elements=job.source.elements,
         layers=tuple(layers),
         step=quantiser.step,
         seconds=time.perf_counter() - start,

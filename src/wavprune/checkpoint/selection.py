@@ -74,26 +74,37 @@ def kept_by_report(ref: LayerRef, stats: LayerStats, report: PruneReport) -> Kep
             f"layer {ref.name!r}: what was kept cannot be told from weights that were pruned in "
             f"{stats.wavelet!r}; give the weights before that, and config"
         )
+    return Kept(basis, by_importance, largest(ref, basis, by_importance, stats.kept))
+
+
+def largest(ref: LayerRef, basis: Basis, by_importance: bool, count: int) -> torch.Tensor:
+    """The mask of the largest coefficients."""
     dtype = torch.float64 if ref.weight.dtype == torch.float64 else torch.float32
     layer = Layer(ref.name, ref.kernels(basis.kernel), basis, by_importance, dtype)
     with neutral([ref.weight]):
         backend = resolve("auto", [layer], masks=True)
-        threshold = backend.threshold([Job((layer,), Budget(keep=stats.kept))])
+        threshold = backend.threshold([Job((layer,), Budget(keep=count))])
         (mask,) = backend.masks([layer], threshold)
-    return Kept(basis, by_importance, mask)
+    return mask
 
 
 def _named_basis(ref: LayerRef, stats: LayerStats, report: PruneReport) -> Basis | None:
     """The basis of a report that was read from JSON; None where only its weights would tell."""
     if family_of(stats.wavelet).data_driven:
         return None
-    if stats.wavelet == "identity":
+    return basis_by_name(
+        ref, stats.wavelet, stats.level_requested, stats.mode, report.settings.force_level
+    )
+
+
+def basis_by_name(
+    ref: LayerRef, wavelet: str, level: int | None, mode: str | None, force_level: bool
+) -> Basis:
+    """The basis of a layer whose name and settings are known, and which no weight tells."""
+    if wavelet == "identity":
         return basis_for(PruneConfig(method="min_weight"), ref.weight)
     config = PruneConfig(
-        wavelet=stats.wavelet,
-        level=stats.level_requested,
-        mode=stats.mode or "periodization",
-        force_level=report.settings.force_level,
+        wavelet=wavelet, level=level, mode=mode or "periodization", force_level=force_level
     )
     return basis_for(config, ref.weight)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +20,8 @@ from .formats.names import Weight, weights_of
 from .formats.nesting import Nested, flatten
 from .formats.safetensors import BITS, DTYPE_NAMES, METADATA, SafetensorsFile, reader_of
 from .formats.torchfile import TorchFile
+from .pruned import KEY as PRUNED
+from .pruned import PrunedLayer, pruned_of
 
 # What other libraries look for.
 PLAIN = {"format": "pt"}
@@ -55,6 +59,7 @@ class Source(NamedTuple):
         left_out: entries of a nested checkpoint that are not stored: no tensors, or beside the
             state dict.
         prefix: what was taken off every name.
+        pruned: layers that the file says were pruned; that entry is not in ``metadata``.
     """
 
     tensors: dict[str, Tensor]
@@ -65,11 +70,17 @@ class Source(NamedTuple):
     skipped: dict[str, str]
     left_out: tuple[str, ...] = ()
     prefix: str = ""
+    pruned: Mapping[str, PrunedLayer] = MappingProxyType({})
 
     @property
     def size(self) -> int:
         """Bytes of all tensors."""
         return sum(tensor.size for tensor in self.tensors.values())
+
+    @property
+    def elements(self) -> int:
+        """Elements of all tensors."""
+        return sum(math.prod(tensor.shape) for tensor in self.tensors.values())
 
 
 def tensors_of(
@@ -98,18 +109,21 @@ def tensors_of(
     checkpoint = open_checkpoint(model, scratch)
     tensors: dict[str, Tensor] = {}
     metadata: dict[str, str] = {}
+    pruned: dict[str, PrunedLayer] = {}
     for file in checkpoint.files:
         if isinstance(file, TorchFile):
             return _of_nested(file.nested)
         assert isinstance(file, SafetensorsFile)
         metadata |= file.metadata
+        pruned |= pruned_of(file)
         tensors |= {
             name: Tensor(name, e.dtype, e.shape, e.size, reader_of(file.path, e))
             # In the order of their bytes.
             for name, e in sorted(file.tensors.items(), key=lambda item: item[1].start)
         }
     weights, skipped = weights_of({name: tensor.shape for name, tensor in tensors.items()})
-    return Source(tensors, {}, list(tensors), weights, metadata, skipped)
+    metadata.pop(PRUNED, None)
+    return Source(tensors, {}, list(tensors), weights, metadata, skipped, pruned=pruned)
 
 
 def _of_nested(nested: Nested) -> Source:

@@ -10,10 +10,12 @@ import torch
 
 from ..common.atomic import recover, replaced
 from ..errors import WavpruneError
+from ..report import PruneReport
 from .formats import open_checkpoint
 from .formats.directory import copy_others
 from .formats.safetensors import SafetensorsFile
 from .prune import check_target
+from .pruned import entry_of
 
 
 def update_directory(
@@ -21,6 +23,7 @@ def update_directory(
     target: str | os.PathLike[str],
     tensors: Mapping[str, torch.Tensor],
     *,
+    report: PruneReport | None = None,
     force: bool = False,
 ) -> None:
     """Copy a model directory, with new values in some tensors of its safetensors files.
@@ -30,6 +33,7 @@ def update_directory(
         target: the directory to write, which appears when it is complete and not before; it may be
             ``source`` itself, with ``force``.
         tensors: by name, each of the shape in the file; stored in the file's dtype.
+        report: what was pruned, which the files' metadata then say.
         force: replace what is at ``target``.
 
     Raises:
@@ -51,6 +55,7 @@ def update_directory(
         new.mkdir()
         names = [file.path.name for file in files]
         for file in files:
-            file.rewrite(new / file.path.name, tensors)
+            metadata = {} if report is None else entry_of(file, report)
+            file.rewrite(new / file.path.name, tensors, metadata)
         in_place = target.exists() and target.samefile(source)
         copy_others(source, new, names, checkpoint.index, in_place=in_place)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ..sweep.data import Loader
-
-Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 class Inputs(NamedTuple):
@@ -78,81 +77,85 @@ def _numbers(context: click.Context, parameter: click.Parameter, text: str) -> t
     return values
 
 
-def image_options(command: Command) -> Command:
-    """Add what says how many inputs are read, and how images are prepared."""
-    for option in (
-        click.option(
-            "--std",
-            default="1",
-            metavar="NUMBERS",
-            callback=_numbers,
-            help="Likewise: (x-mean)/std.",
-        ),
-        click.option(
-            "--mean",
-            default="0",
-            metavar="NUMBERS",
-            callback=_numbers,
-            help="Of the channels of images whose values are from 0 to 1, such as .48,.46,.41.",
-        ),
-        click.option(
-            "--image-size",
-            metavar="SIZE",
-            callback=_size,
-            help="Of the images of a folder.  [default: the model directory's own preprocessing]",
-        ),
-        click.option(
-            "--samples",
-            type=click.IntRange(min=2),
-            default=2048,
-            help="How many inputs are read at most.",
-        ),
-    ):
-        command = option(command)
-    return command
+def calibration_options(*, levels: bool) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Add ``--calibration`` and what belongs to it; the command gets all of it as ``inputs``.
+
+    Args:
+        levels: True adds ``--calibration-level``.
+    """
+
+    def add(command: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(command)
+        def run(**options: Any) -> None:
+            own = {name: options.pop(name) for name in _OPTIONS if name in options}
+            command(inputs=_inputs_of(own), **options)
+
+        added: Callable[..., None] = run
+        for name, option in reversed(_OPTIONS.items()):
+            if levels or name != "calibration_level":
+                added = option(added)
+        return added
+
+    return add
 
 
-def calibration_options(command: Command) -> Command:
-    """Add ``--calibration`` and what belongs to it; the command gets them as ``inputs``."""
-    for option in (
-        image_options,
-        click.option(
-            "--calibration-level",
-            type=click.Choice(LEVELS),
-            default="full",
-            help="Solve for the values alone, choose what is kept too, or also layer after layer.",
-        ),
-        click.option(
-            "--calibration",
-            metavar="INPUTS",
-            help="Prune from a few unlabelled inputs: a folder of images, an .npz file with "
-            "images, or package.module:function that returns a loader.",
-        ),
-    ):
-        command = option(command)
-    return command
+_OPTIONS = {
+    "calibration": click.option(
+        "--calibration",
+        metavar="INPUTS",
+        help="Learn from a few unlabelled inputs: a folder of images, an .npz file with images, or "
+        "package.module:function that returns a loader.",
+    ),
+    "calibration_level": click.option(
+        "--calibration-level",
+        type=click.Choice(LEVELS),
+        default="full",
+        help="Solve for the values alone, choose what is kept too, or also layer after layer.",
+    ),
+    "samples": click.option(
+        "--samples",
+        type=click.IntRange(min=2),
+        default=2048,
+        help="How many inputs are read at most.",
+    ),
+    "image_size": click.option(
+        "--image-size",
+        metavar="SIZE",
+        callback=_size,
+        help="Of the images of a folder.  [default: the model directory's own preprocessing]",
+    ),
+    "mean": click.option(
+        "--mean",
+        default="0",
+        metavar="NUMBERS",
+        callback=_numbers,
+        help="Of the channels of images whose values are from 0 to 1, such as .48,.46,.41.",
+    ),
+    "std": click.option(
+        "--std", default="1", metavar="NUMBERS", callback=_numbers, help="Likewise: (x-mean)/std."
+    ),
+}
 
 
-def inputs_of(
-    calibration: str | None,
-    calibration_level: str,
-    samples: int,
-    image_size: tuple[int, ...] | None,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-) -> Inputs | None:
+def _inputs_of(options: Mapping[str, Any]) -> Inputs | None:
     """What the options say; None without ``--calibration``.
 
     Raises:
         click.UsageError: others were given without it.
     """
-    if calibration is not None:
-        return Inputs(calibration, calibration_level, samples, image_size, mean, std)
+    if options["calibration"] is not None:
+        return Inputs(
+            source=options["calibration"],
+            level=options.get("calibration_level", "full"),
+            samples=options["samples"],
+            size=options["image_size"],
+            mean=options["mean"],
+            std=options["std"],
+        )
     context = click.get_current_context()
-    for name in ("calibration_level", "samples", "image_size", "mean", "std"):
+    for name in options:
         if context.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE:
-            option = name.replace("_", "-")
-            raise click.UsageError(f"--{option} goes with --calibration.")
+            raise click.UsageError(f"--{name.replace('_', '-')} goes with --calibration.")
     return None
 
 
@@ -199,6 +202,7 @@ def prune_calibrated(
         OSError: writing failed. Nothing is left behind.
     """
     from ..calibration.prune import prune_calibrated as prune
+    from ..checkpoint.pruned import pruned_metadata
     from ..checkpoint.update import update_directory
 
     if output is not None:
@@ -214,12 +218,12 @@ def prune_calibrated(
     if directory is not None:
         after = model.state_dict()
         changed = {name: after[name] for name in after if not after[name].equal(before[name])}
-        update_directory(directory, output, changed, force=force)
+        update_directory(directory, output, changed, report=report, force=force)
         return report
     from safetensors.torch import save_model
 
     with replaced(output, overwrite=force) as new:
-        save_model(model, str(new))
+        save_model(model, str(new), metadata={"format": "pt", **pruned_metadata(report)})
     return report
 
 

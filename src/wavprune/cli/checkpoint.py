@@ -16,7 +16,7 @@ from ..checkpoint.records import FLOATS
 from ..checkpoint.report import SaveReport
 from ..config import PruneConfig
 from ..errors import WavpruneError
-from .calibration import Inputs, image_options
+from .calibration import Inputs, calibration_options
 from .networks import load_network
 from .options import SOURCE
 from .output import check_replaceable, expect_output
@@ -72,13 +72,7 @@ FORCE = click.option("--force", is_flag=True, help="Replace OUT if it exists; it
     default=AUTO,
     help="What codes the values.",
 )
-@click.option(
-    "--calibration",
-    metavar="INPUTS",
-    help="Learn from a few unlabelled inputs: a folder of images, an .npz file with images, or "
-    "package.module:function that returns a loader.",
-)
-@image_options
+@calibration_options(levels=False)
 @click.option(
     "--model",
     "factory",
@@ -107,11 +101,7 @@ def compress(
     target_bytes: int | None,
     target_bits_per_weight: float | None,
     coder: str,
-    calibration: str | None,
-    samples: int,
-    image_size: tuple[int, ...] | None,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
+    inputs: Inputs | None,
     factory: str | None,
     target_kl: float | None,
     batchnorm: str | None,
@@ -131,10 +121,10 @@ def compress(
     check_replaceable(output, force)
     expect_output(output)
     model: Path | nn.Module = source
-    inputs = None
-    if calibration is not None:
+    loader = None
+    if inputs is not None:
         model, directory = load_network(source, factory)
-        inputs = Inputs(calibration, "full", samples, image_size, mean, std).load(directory)
+        loader = inputs.load(directory)
     elif factory is not None:
         raise WavpruneError(f"--model {factory} without --calibration: nothing runs the network")
     config = None
@@ -158,7 +148,7 @@ def compress(
             target_bytes=target_bytes,
             target_bits_per_weight=target_bits_per_weight,
             coder=coder,
-            calibration=inputs,
+            calibration=loader,
             target_kl=target_kl,
             batchnorm=batchnorm,
         )
@@ -187,7 +177,9 @@ def _facts(saved: SaveReport) -> dict[str, object]:
         "uncompressed": saved.uncompressed,
         "layers": len(saved.layers),
         "weights": saved.numel,
+        "times_smaller": saved.times_smaller,
         "bits_per_weight": saved.bits_per_weight,
+        "bits_per_coded_weight": saved.bits_per_coded_weight,
         "relative_error": saved.relative_error,
         "step": saved.step,
         "predicted_kl": saved.predicted_kl,
@@ -200,9 +192,10 @@ def _facts(saved: SaveReport) -> dict[str, object]:
 
 def _summary(saved: SaveReport) -> str:
     lines = [
-        f"compressed: {saved.path}, {saved.bytes:,} of {saved.uncompressed:,} bytes; "
-        f"{len(saved.layers)} layers at {saved.bits_per_weight:.2f} bits a weight, relative error "
-        f"{saved.relative_error:.4f}"
+        f"compressed: {saved.path}, {saved.bytes:,} of {saved.uncompressed:,} bytes: "
+        f"{saved.times_smaller:.1f} times smaller, {saved.bits_per_weight:.2f} bits per weight",
+        f"{len(saved.layers)} layers at {saved.bits_per_coded_weight:.2f} bits for each of their "
+        f"weights, relative error {saved.relative_error:.4f}",
     ]
     if saved.measured_kl is not None:
         lines.append(

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
+from ..checkpoint.formats import STATE_DICTS
+from ..checkpoint.plan import LARGEST_KERNEL
 from ..checkpoint.prune import prune_file
 from ..config import RULES, SCOPES, PruneConfig
 from ..engine.patterns import pattern_method
 from ..report import PruneReport
-from .calibration import calibration_options, inputs_of, prune_calibrated
+from .calibration import Inputs, calibration_options, prune_calibrated
 from .options import (
     DEFAULTS,
     IGNORE,
@@ -85,7 +88,7 @@ def _report_path(
     callback=_report_path,
     help="Write the report to a .csv or .json file.",
 )
-@calibration_options
+@calibration_options(levels=True)
 @JSON
 @click.option(
     "--force", is_flag=True, help="Replace OUT and FILE if they exist; OUT may be IN itself."
@@ -101,12 +104,7 @@ def prune(
     targets: tuple[str, ...],
     ignore: tuple[str, ...],
     pattern: str | None,
-    calibration: str | None,
-    calibration_level: str,
-    samples: int,
-    image_size: tuple[int, ...] | None,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
+    inputs: Inputs | None,
     **settings: Any,
 ) -> None:
     """Prune the convolutions of a checkpoint: its weights of three to five axes.
@@ -124,7 +122,6 @@ def prune(
         check_replaceable(report, force)
     for path in (output, report):
         expect_output(path)
-    inputs = inputs_of(calibration, calibration_level, samples, image_size, mean, std)
     if pattern is not None:
         if settings["sparsity"] is not None or settings["percentile"] is not None:
             raise click.UsageError("--pattern says itself how much is pruned.")
@@ -146,4 +143,34 @@ def prune(
     write_table(result.to_table())
     if result.decision is not None:
         write(f"{result.decision}\n")
-    write("dry run: no file was written\n" if dry_run else f"pruned: {output}\n")
+    if dry_run:
+        write("dry run: no file was written\n")
+        return
+    assert output is not None
+    write(f"pruned: {output}, {_size_of(output):,} bytes\n{_how_to_compress(output, result)}\n")
+
+
+def _size_of(path: Path) -> int:
+    """Bytes of a file, or of all files of a directory."""
+    paths = path.rglob("*") if path.is_dir() else [path]
+    return sum(entry.stat().st_size for entry in paths if entry.is_file())
+
+
+def _how_to_compress(output: Path, report: PruneReport) -> str:
+    """That the file is not small yet, and the command that makes it so."""
+    text = "the pruned file is as large as its input"
+    bases = report.bases.values()
+    is_told = all(not basis.expansive and basis.num_values <= LARGEST_KERNEL for basis in bases)
+    if output.suffix.lower() in STATE_DICTS or not is_told:
+        what = "its weights do" if not is_told else "such a file does"
+        return (
+            f"{text}, and {what} not tell what was kept; `wavprune compress` of the input with the "
+            "same settings makes it small"
+        )
+    small = output.with_name(f"{output.stem}-small{output.suffix}")
+    if output.is_dir():
+        small = output.with_name(f"{output.name}-small")
+    command = shlex.join(["wavprune", "compress", str(output), "-o", str(small)])
+    size = report.estimated_bytes()
+    assert size is not None
+    return f"{text}; this makes it small, about {size:,} bytes:\n    {command}"

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import html
 import io
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+Row = TypeVar("Row")
 
 # Above this a table names the first layers and counts the others.
 SHORT_ROWS = 20
@@ -52,6 +54,53 @@ def as_html(table: Table) -> str:
     if table.caption:
         parts.append(f"<p><small>{_escaped(table.caption)}</small></p>")
     return "".join(parts)
+
+
+def layers_table(
+    title: str,
+    columns: Sequence[str],
+    layers: Sequence[Row],
+    cells: Callable[[Row], Sequence[str]],
+    totals: Sequence[str],
+    *,
+    caption: str,
+    max_layers: int | None = None,
+    has_note: bool = False,
+) -> Table:
+    """A table of layers and, last, their totals.
+
+    Args:
+        title: above it.
+        columns: headings of what stands beside the names.
+        layers: one a row.
+        cells: a layer's name and what stands beside it.
+        totals: likewise, without the name.
+        caption: below it.
+        max_layers: of more layers than that the first ones and a count of the others; None: all.
+        has_note: True where the last column is text.
+    """
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(
+        title=escape(title),
+        caption=escape(caption),
+        title_justify="left",
+        caption_justify="left",
+    )
+    table.add_column("layer", overflow="fold")
+    for i, column in enumerate(columns):
+        is_note = has_note and i == len(columns) - 1
+        table.add_column(column, justify="left" if is_note else "right", no_wrap=not is_note)
+    shown = layers if max_layers is None else layers[:max_layers]
+    for layer in shown:
+        table.add_row(*map(escape, cells(layer)))
+    if len(shown) < len(layers):
+        left = f"{len(layers) - len(shown)} more"
+        table.add_row(left, *[""] * (len(columns) - 1), "see to_table()" if has_note else "")
+    table.add_section()
+    table.add_row("total", *map(escape, totals))
+    return table
 
 
 def pairs(title: str, rows: Iterable[tuple[str, str]]) -> Table:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 
 from ..backends import Job, Layer
-from ..config import RULES
+from ..config import ALIASES, RULES
 from ..errors import WavpruneError
 from .layers import LayerRef
 from .rules import Rule, register
@@ -103,7 +103,8 @@ def pattern_method(pattern: object, method: str, wavelet: str) -> str:
     match = re.fullmatch(r"([1-9]\d{0,3}):([1-9]\d{0,3})", pattern)
     if match is None or int(match[1]) >= int(match[2]):
         raise WavpruneError(f"pattern must be 'N:M' with 0 < N < M, such as '2:4', not {pattern!r}")
-    if method not in ("min_weight", "magnitude") and (method, wavelet) != ("dwt", "identity"):
+    is_magnitude = ALIASES.get(method, method) == "min_weight"
+    if not is_magnitude and (method, wavelet) != ("dwt", "identity"):
         basis = f"wavelet={wavelet!r}" if method == "dwt" else f"method={method!r}"
         raise WavpruneError(
             f"pattern={pattern!r} is of zeros in the weights themselves, where hardware skips "

@@ -18,9 +18,11 @@ from ..backends import Backend, Budget, Layer, check_name, resolve
 from ..backends.registry import registered
 from ..bases import Basis, LevelCollapsedWarning, bases_of, family_of, request_for
 from ..config import AUTO, BASES, RULES, PruneConfig
+from ..coverage import Coverage
 from ..errors import WavpruneError
 from ..report import LayerStats, PruneReport
 from .auto import bases_for
+from .coverage import coverage_of, coverage_of_weights
 from .device import compute_device, warn
 from .layers import TRANSPOSED, LayerRef, check_finite, named_layers, select_layers
 from .rules import Rule, rule_for
@@ -41,6 +43,7 @@ class Plan:
         options: per layer, itself in each basis that it may get; one but for ``"auto"``.
         budget: what all layers share; None where each has its own.
         messages: warnings about levels, for every run.
+        coverage: the share of the model that the layers are.
         cacheable: True where the bases do not depend on values.
         backends: those that were asked for so far.
     """
@@ -51,6 +54,7 @@ class Plan:
     options: tuple[tuple[Layer, ...], ...]
     budget: Budget | None
     messages: tuple[Message, ...]
+    coverage: Coverage
     cacheable: bool
     backends: dict[tuple[object, ...], Backend]
 
@@ -90,6 +94,7 @@ def plan_layers(
     config: PruneConfig,
     match: PruneReport | None = None,
     bases: Sequence[Basis] | None = None,
+    coverage: Coverage | None = None,
 ) -> Plan:
     """The plan of some layers.
 
@@ -98,6 +103,7 @@ def plan_layers(
         config: what to do.
         match: a report whose kept counts to use in place of ``config.sparsity``.
         bases: each layer's basis where it is known; None takes them from ``config``.
+        coverage: of the model that they are of, where that is known.
 
     Raises:
         WavpruneError: the settings, or ``match``, do not fit the layers.
@@ -134,6 +140,7 @@ def plan_layers(
         options=tuple(options),
         budget=Budget(keep=sum(keeps)) if config.scope == "global" else None,
         messages=tuple(_level_messages(refs, first)),
+        coverage=coverage or coverage_of_weights(refs),
         cacheable=not any(layer.basis.data_driven for of_layer in options for layer in of_layer)
         and not any(as_sharded(ref.weight) is not None for ref in refs),
         backends={},
@@ -195,6 +202,7 @@ class _Known(NamedTuple):
     names: list[str]
     weights: list[weakref.ref[torch.Tensor]]
     signatures: list[tuple[Any, ...]]
+    coverage: Coverage
     plans: dict[object, Plan]
 
 
@@ -224,12 +232,12 @@ def plan_model(
         refs = select_layers(model, config)
         known = _remember(model, config, structure, refs)
     if match is not None:
-        return refs, plan_layers(refs, config, match)
+        return refs, plan_layers(refs, config, match, coverage=known.coverage)
     # Whatever is registered under a name now is what it stands for.
     key = (config, BASES.changes, RULES.changes)
     plan = known.plans.get(key)
     if plan is None:
-        plan = plan_layers(refs, config)
+        plan = plan_layers(refs, config, coverage=known.coverage)
         if plan.cacheable and len(known.plans) < _MOST_PLANS:
             known.plans[key] = plan
     return refs, plan
@@ -273,6 +281,7 @@ def _remember(
         [ref.name for ref in refs],
         [weakref.ref(ref.weight) for ref in refs],
         [_signature(ref.weight) for ref in refs],
+        coverage_of(model, refs),
         {},
     )
     if all(as_sharded(ref.weight) is None for ref in refs):

@@ -315,6 +315,7 @@ class _Run:
             _settings(plan.config, match),
             bases={layer.name: layer.basis for layer in self._layers},
             masks=None if self._masks is None else dict(zip(names, self._masks, strict=True)),
+            coverage=plan.coverage,
         )
 
 

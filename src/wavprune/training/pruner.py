@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from ..config import PruneConfig
+from ..engine.coverage import coverage_of
 from ..engine.layers import LayerRef, check_finite, non_finite, select_layers
 from ..engine.plan import plan_layers
 from ..engine.projection import checksum, distances, projection_plan, rounding
@@ -251,6 +252,7 @@ class Pruner:
             self._report.settings,
             dict(zip(masks, self._masked.bases, strict=True)),
             masks,
+            coverage=coverage_of(self.model, self._layers.refs),
         )
 
     def enforce(self) -> None:

@@ -12,13 +12,15 @@ from typing import NamedTuple, Protocol
 
 from ...common.atomic import left_behind
 from ...config import PruneConfig
+from ...coverage import Coverage, Skipped
 from ...engine.layers import DTYPES as PRUNABLE
 from ...engine.layers import LayerRef
 from ...errors import WavpruneError
+from ...report import PruneReport
 from .directory import INDEX, SINGLE, shards
 from .files import check_regular
 from .names import Weight, describe_skipped, select
-from .safetensors import DTYPES, SafetensorsFile
+from .safetensors import BITS, DTYPES, SafetensorsFile
 from .torchfile import TorchFile
 
 SAFETENSORS = (".safetensors",)
@@ -49,6 +51,10 @@ class WeightFile(Protocol):
 
     def dtype(self, layer: str) -> str:
         """The dtype of a layer's weight, as safetensors calls it where it has it."""
+        ...
+
+    def sizes(self) -> list[tuple[int, int]]:
+        """Elements and bytes of every tensor, each memory once."""
         ...
 
     def open(
@@ -113,6 +119,25 @@ class Checkpoint:
     def skipped(self) -> dict[str, str]:
         """Layers that cannot be pruned, and why."""
         return {name: reason for file in self.files for name, reason in file.skipped.items()}
+
+    def coverage(self, report: PruneReport) -> Coverage:
+        """What share of the tensors' elements the layers of a report are."""
+        sizes = [size for file in self.files for size in file.sizes()]
+        files = {weight.layer: file for file in self.files for weight in file.weights}
+        pruned = {layer.name: layer.numel for layer in report}
+        itemsizes = {name: BITS[files[name].dtype(name)] // 8 for name in pruned}
+        stored = sum(size for _, size in sizes)
+        left = [w for w in self.weights if w.layer not in pruned]
+        skipped = [Skipped(w.layer, f"{len(w.shape)}-D") for w in left]
+        skipped += [Skipped(name, "", reason) for name, reason in self.skipped.items()]
+        return Coverage(
+            pruned=sum(pruned.values()),
+            parameters=sum(count for count, _ in sizes),
+            bytes=stored,
+            other_bytes=stored - sum(n * itemsizes[name] for name, n in pruned.items()),
+            tensors=len(sizes),
+            skipped=tuple(skipped),
+        )
 
     def select(self, config: PruneConfig) -> list[str]:
         """The names of the layers that ``targets`` and ``ignore`` select.

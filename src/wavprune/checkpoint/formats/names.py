@@ -6,7 +6,7 @@ Every command asks here, so that a layer has one name and one answer in all of t
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -89,7 +89,9 @@ def weights_of(shapes: Mapping[str, Sequence[int]]) -> tuple[list[Weight], dict[
     return list(weights.values()), skipped
 
 
-def select(weights: Sequence[Weight], config: PruneConfig, prefix: str = "") -> list[Weight]:
+def select(
+    weights: Sequence[Weight], config: PruneConfig, prefix: str = "", also: Collection[str] = ()
+) -> list[Weight]:
     """The weights that ``targets`` and ``ignore`` select.
 
     Args:
@@ -98,11 +100,14 @@ def select(weights: Sequence[Weight], config: PruneConfig, prefix: str = "") -> 
             of three to five axes; 2-D ones only where they are named.
         prefix: what stands before every name in a nested file, such as ``"state_dict."``; patterns
             may have it or not, whether the layers' names here do or not.
+        also: layers that are selected like convolutions.
+        also: layers that are selected like convolutions.
 
     Raises:
         WavpruneError: a pattern matches nothing, or nothing is left.
     """
-    allowed = [w for w in weights if config.targets is not None or w.is_convolution]
+    named = config.targets is not None
+    allowed = [w for w in weights if named or w.is_convolution or w.layer in also]
     if not allowed:
         return []
     # Each layer under its name and, where the file nests, with and without the common prefix.

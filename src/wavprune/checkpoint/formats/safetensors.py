@@ -25,6 +25,7 @@ from .names import Weight, weights_of
 
 METADATA = "__metadata__"
 LARGEST_HEADER = 100_000_000
+COPIED_AT_ONCE = 1 << 22
 LARGEST_NUMBER = (1 << 63) - 1
 # Bits of one value of each dtype that the format has.
 BITS = {
@@ -84,7 +85,14 @@ class Entry(NamedTuple):
 
 
 class SafetensorsFile:
-    """A safetensors file; see ``formats.WeightFile``."""
+    """A safetensors file; see ``formats.WeightFile``.
+
+    Attributes:
+        tensors: by name, in the order of the header.
+        metadata: of the header.
+        header_room: bytes that the header of a copy gets, which ``note`` then writes; None copies
+            the header as it is.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -93,6 +101,7 @@ class SafetensorsFile:
             {name: tensor.shape for name, tensor in self.tensors.items()}
         )
         self._by_layer = {weight.layer: weight for weight in self.weights}
+        self.header_room: int | None = None
 
     @property
     def prefix(self) -> str:
@@ -102,6 +111,10 @@ class SafetensorsFile:
     def dtype(self, layer: str) -> str:
         """The dtype of a layer's weight, as safetensors calls it."""
         return self.tensors[self._by_layer[layer].key].dtype
+
+    def sizes(self) -> list[tuple[int, int]]:
+        """Elements and bytes of every tensor."""
+        return [(math.prod(entry.shape), entry.size) for entry in self.tensors.values()]
 
     @contextmanager
     def open(self, layers: Sequence[str], copy: Path | None) -> Iterator[list[LayerRef]]:
@@ -115,12 +128,12 @@ class SafetensorsFile:
         if copy is None:
             yield [LayerRef(layer, read_tensor(self.path, e)) for layer, e in entries.items()]
             return
-        content = self._copied(copy)
+        content, moved = self._copied(copy, self.header_room)
         refs, unaligned = [], []
         for layer, entry in entries.items():
             dtype = DTYPES[entry.dtype]
-            values = content[entry.start : entry.stop]
-            if entry.start % dtype.itemsize:
+            values = content[entry.start + moved : entry.stop + moved]
+            if (entry.start + moved) % dtype.itemsize:
                 mapped, values = values, values.clone()
                 unaligned.append((mapped, values))
             refs.append(LayerRef(layer, values.view(dtype).view(entry.shape)))
@@ -128,20 +141,85 @@ class SafetensorsFile:
         for mapped, values in unaligned:
             mapped.copy_(values)
 
-    def rewrite(self, copy: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Make a copy of the file, with other values in those of its tensors that are given."""
-        content = self._copied(copy)
+    def rewrite(
+        self, copy: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]
+    ) -> None:
+        """Make a copy of the file, with other values in some tensors, and metadata beside its own.
+
+        Args:
+            copy: the file to write.
+            tensors: by name.
+            metadata: replaces entries of the same name.
+        """
+        if metadata:
+            self.make_room(metadata)
+        content, moved = self._copied(copy, self.header_room)
+        if metadata:
+            self.note(copy, metadata)
         for name, entry in self.tensors.items():
             if name in tensors:
                 values = tensors[name].detach().cpu().to(DTYPES[entry.dtype]).contiguous()
-                content[entry.start : entry.stop] = values.view(-1).view(torch.uint8)
+                part = values.view(-1).view(torch.uint8)
+                content[entry.start + moved : entry.stop + moved] = part
 
-    def _copied(self, copy: Path) -> torch.Tensor:
-        """The bytes of a copy of the file, mapped."""
-        shutil.copyfile(self.path, copy)
-        if read_header(copy) != (self.tensors, self.metadata):
-            raise WavpruneError(f"{self.path} changed while it was read")
-        return torch.from_file(str(copy), shared=True, size=copy.stat().st_size, dtype=torch.uint8)
+    def make_room(self, metadata: Mapping[str, str], more: int = 0) -> None:
+        """Give copies room for such metadata beside its own, and for more bytes than these."""
+        self.header_room = _aligned(len(self._header_text(metadata)) + more)
+
+    def note(self, copy: Path, metadata: Mapping[str, str]) -> None:
+        """Write metadata beside its own into the header of a copy that was made with room."""
+        text = self._header_text(metadata)
+        assert self.header_room is not None
+        assert len(text) <= self.header_room, (len(text), self.header_room)
+        with copy.open("r+b") as file:
+            size = self.header_room.to_bytes(8, "little")
+            file.write(size + text + b" " * (self.header_room - len(text)))
+
+    def _header_text(self, metadata: Mapping[str, str]) -> bytes:
+        # Libraries look for the format as soon as there is metadata.
+        own = self.metadata or {"format": "pt"}
+        start = min((entry.start for entry in self.tensors.values()), default=0)
+        content: dict[str, Any] = {METADATA: {**own, **metadata}}
+        for name, entry in self.tensors.items():
+            content[name] = {
+                "dtype": entry.dtype,
+                "shape": entry.shape,
+                "data_offsets": [entry.start - start, entry.stop - start],
+            }
+        return json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode()
+
+    def _copied(self, copy: Path, room: int | None) -> tuple[torch.Tensor, int]:
+        """The bytes of a copy of the file, mapped, and by how many its tensors have moved.
+
+        Args:
+            copy: the file to write.
+            room: bytes of its header, which is to be written; None copies the header too.
+        """
+        if room is None:
+            shutil.copyfile(self.path, copy)
+            if read_header(copy) != (self.tensors, self.metadata):
+                raise WavpruneError(f"{self.path} changed while it was read")
+            moved = 0
+        else:
+            with self.path.open("rb") as source, copy.open("wb") as target:
+                before = 8 + int.from_bytes(source.read(8), "little")
+                if read_header(self.path) != (self.tensors, self.metadata):
+                    raise WavpruneError(f"{self.path} changed while it was read")
+                source.seek(before)
+                target.seek(8 + room)
+                shutil.copyfileobj(source, target, COPIED_AT_ONCE)
+            moved = 8 + room - before
+            last = max((entry.stop for entry in self.tensors.values()), default=before)
+            if copy.stat().st_size != last + moved:
+                raise WavpruneError(f"{self.path} changed while it was read")
+        mapped = torch.from_file(
+            str(copy), shared=True, size=copy.stat().st_size, dtype=torch.uint8
+        )
+        return mapped, moved
+
+
+def _aligned(size: int) -> int:
+    return -(-size // 8) * 8
 
 
 def read_tensor(path: Path, entry: Entry) -> torch.Tensor:

@@ -57,6 +57,11 @@ class TorchFile:
         dtype = self._tensors[layer].dtype
         return DTYPE_NAMES.get(dtype, str(dtype).removeprefix("torch."))
 
+    def sizes(self) -> list[tuple[int, int]]:
+        """Elements and bytes of every tensor, each memory once."""
+        tensors = {memory_key(tensor): tensor for tensor in self.nested.tensors.values()}
+        return [(t.numel(), t.numel() * t.element_size()) for t in tensors.values()]
+
     @contextmanager
     def open(self, layers: Sequence[str], copy: Path | None) -> Iterator[list[LayerRef]]:
         """The weights of some layers; see ``formats.WeightFile``."""
