@@ -120,10 +120,12 @@ def _summary_text(summary: Summary, output: Path) -> str:
         f"{summary.failed} failed, {summary.known} were there before"
     ]
     if summary.ok:
+        spent = summary.finish_seconds
+        finishing = f"training and storing {spent:.2f} s, " if spent >= 0.005 else ""
         lines.append(
             f"time of all runs: pruning {summary.prune_seconds:.2f} s "
             f"({summary.prune_share:.1%}), batch norms {summary.repair_seconds:.2f} s, "
-            f"evaluation {summary.evaluate_seconds:.2f} s"
+            f"{finishing}evaluation {summary.evaluate_seconds:.2f} s"
         )
         lines.append(parts_text(summary))
     return "\n".join(lines)
