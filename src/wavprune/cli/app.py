@@ -30,8 +30,8 @@ COMMANDS = {
     "bases": ("bases", "Show the bases of a kernel size: levels and coefficients."),
     "info": ("info", "Show versions, the instruction set, and which backends run here."),
     "sweep": ("sweep", "Run the grid of a sweep file, in parallel, into a results file."),
-    "export": ("sweep", "Write the runs of a results file as a table."),
-    "report": ("sweep", "Write a results file as one page: pictures and tables."),
+    "export": ("sweep", "Write the runs of a results file as a table, or for TensorBoard."),
+    "report": ("sweep", "Write a results file as one page: bytes, pictures and tables."),
     "compress": ("checkpoint", "Store the weights of a checkpoint in few bytes."),
     "decompress": ("checkpoint", "Write what compress stored as an ordinary safetensors file."),
 }

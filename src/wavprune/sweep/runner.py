@@ -7,6 +7,7 @@ So the workers may be on other machines, which need the models and data under th
 from __future__ import annotations
 
 import os
+import sys
 import time
 import uuid
 import warnings
@@ -17,7 +18,7 @@ from typing import Any
 
 from .._version import versions
 from ..common.checks import integer
-from ..common.progress import progress_bar
+from ..common.progress import progress_bar, progress_lines
 from ..errors import WavpruneError
 from . import schema
 from .data import data_identity, load_data
@@ -98,7 +99,8 @@ def run_sweep(
         cluster: ``"ray"`` or ``"dask"``; None means processes of this machine.
         address: the address of the cluster; None starts one on this machine.
         retry_failed: run again what failed before.
-        progress: show a progress bar with the time left on standard error.
+        progress: show a progress bar with the time left on standard error or, where that is no
+            terminal, a line every 30 s.
 
     Returns:
         How many runs there were, and where their time went.
@@ -123,7 +125,11 @@ def run_sweep(
         known = store.known(retry_failed)
         pending = {guid: job for guid, job in all_jobs.items() if guid not in known}
         shown = progress and bool(pending)
-        with progress_bar("sweep", len(pending), "runs", shown) as advance:
+        with (
+            progress_lines("sweep", len(pending), "runs")
+            if shown and not sys.stderr.isatty()
+            else progress_bar("sweep", len(pending), "runs", shown)
+        ) as advance:
 
             def is_wanted(guid: str) -> bool:
                 if not store.has(guid, retry_failed):

@@ -57,6 +57,11 @@ class Column:
     role: Role = ""
     since: int = 1
 
+    @property
+    def is_number(self) -> bool:
+        """Whether the page aligns its values as numbers."""
+        return self.kind in (int, float)
+
 
 def values(columns: Iterable[Column], source: object) -> dict[str, Any]:
     """The values of columns by name.
@@ -266,7 +271,7 @@ SETTINGS = (
         value=lambda run: run.epochs or None,
         heading="epochs",
         format="number",
-        role="variant",
+        role="panel",
         since=3,
     ),
     *(
@@ -277,7 +282,7 @@ SETTINGS = (
             value=_of_storage(name),
             heading=heading,
             format="number",
-            role="variant",
+            role="panel",
             since=3,
         )
         for name, kind, description, heading in (
