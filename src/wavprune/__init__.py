@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .evaluation.batchnorm import batchnorm_statistics, match_batchnorm, update_batchnorm
     from .evaluation.compare import compare
     from .evaluation.comparison import Comparison
+    from .evaluation.measure import Measure
     from .evaluation.metrics import Evaluation, evaluate
     from .evaluation.predictions import predict
     from .evaluation.size import stored_bytes
@@ -42,6 +43,7 @@ _PUBLIC = {
     "LayerRef": "engine.layers:LayerRef",
     "LayerStats": "report:LayerStats",
     "LevelCollapsedWarning": "bases:LevelCollapsedWarning",
+    "Measure": "evaluation.measure:Measure",
     "PruneConfig": "config:PruneConfig",
     "PruneReport": "report:PruneReport",
     "Pruner": "training.pruner:Pruner",
@@ -79,6 +81,7 @@ __all__ = [
     "LayerRef",
     "LayerStats",
     "LevelCollapsedWarning",
+    "Measure",
     "PruneConfig",
     "PruneReport",
     "Pruner",

@@ -236,7 +236,7 @@ def test_accuracy_recovers_on_digits() -> None:
     train, test = list(demo.digits("train", batch_size=300))[:2], demo.digits("test")
 
     def accuracy(model: nn.Module) -> float:
-        return wavprune.evaluate(model, test, timing=False).top1
+        return wavprune.evaluate(model, test, timing=False).value
 
     model = pruned_copy(unpruned, 0.9)
     lost = accuracy(model)

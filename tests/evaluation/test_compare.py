@@ -33,6 +33,7 @@ from wavprune import (
 from wavprune.config import RULES
 from wavprune.engine import rules
 from wavprune.errors import WavpruneError
+from wavprune.evaluation.predictions import Predictions
 
 TEST = demo.digits("test")
 TRAIN = [next(iter(demo.digits("train", batch_size=600)))]
@@ -195,13 +196,14 @@ def test_the_repairs_are_those_of_the_package() -> None:
     assert same(state(pruned), state(off))
     wavprune.update_batchnorm(pruned, TRAIN)
     assert same(state(pruned), state(update))
-    accuracies = [trial.evaluation.top1 for trial in found.values()]
+    accuracies = [trial.evaluation.value for trial in found.values()]
     assert accuracies[0] < 0.8 < 0.95 < min(accuracies[1:])
 
 
 def test_a_reference_is_measured_once_for_many() -> None:
     model = small()
     reference = DenseReference.measure(model, TEST)
+    assert isinstance(reference.predictions, Predictions)
     assert torch.equal(reference.predictions.logits, predict(model, TEST).logits)
     assert reference.statistics is not None
     assert reference.statistics.norms.keys() == batchnorm_statistics(model, TEST).norms.keys()
@@ -362,7 +364,7 @@ def test_the_table_shows_seeds_as_one_row_with_their_range(comparison: Compariso
     rows = [line for line in text.splitlines() if line.startswith("│")]
     lines = [line for line in text.splitlines() if "random" in line]
     assert len(lines) == 2
-    values = [100 * t.evaluation.top1 for t in kept(comparison) if t.basis == "random"][:3]
+    values = [100 * t.evaluation.value for t in kept(comparison) if t.basis == "random"][:3]
     shown = f"{sum(values) / 3:.2f} [{min(values):.2f}, {max(values):.2f}]"
     assert shown in lines[0]
     assert "3 seeds" in lines[0]
@@ -377,13 +379,13 @@ def test_a_level_that_collapsed_is_shown() -> None:
         result = compare(small(), TEST, sparsities=[0.5], wavelets=["bior4.4"], level=5, seeds=[0])
     text = str(result)
     assert "level 0 in 2 of 2 layers" in text
-    alike = [trial.evaluation.top1 for trial in result if trial.basis in ("bior4.4", "min_weight")]
+    alike = [trial.evaluation.value for trial in result if trial.basis in ("bior4.4", "min_weight")]
     assert alike[0] == alike[1]
 
 
 def test_uhaar_beats_min_weight_on_the_digits(comparison: Comparison) -> None:
     accuracy = {
-        trial.basis: trial.evaluation.top1
+        trial.basis: trial.evaluation.value
         for trial in kept(comparison)
         if trial.config and trial.config.sparsity == 0.9
     }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -97,7 +96,7 @@ def sweep(
         cluster=cluster,
         address=address,
         retry_failed=retry_failed,
-        progress=sys.stderr.isatty(),
+        progress=True,
     )
     if as_json:
         click.echo(json.dumps(dataclasses.asdict(summary), indent=2))
@@ -120,10 +119,12 @@ def _summary_text(summary: Summary, output: Path) -> str:
         f"{summary.failed} failed, {summary.known} were there before"
     ]
     if summary.ok:
+        spent = summary.finish_seconds
+        finishing = f"training and storing {spent:.2f} s, " if spent >= 0.005 else ""
         lines.append(
             f"time of all runs: pruning {summary.prune_seconds:.2f} s "
             f"({summary.prune_share:.1%}), batch norms {summary.repair_seconds:.2f} s, "
-            f"evaluation {summary.evaluate_seconds:.2f} s"
+            f"{finishing}evaluation {summary.evaluate_seconds:.2f} s"
         )
         lines.append(parts_text(summary))
     return "\n".join(lines)
@@ -142,16 +143,37 @@ def parts_text(summary: Summary) -> str:
 
 @click.command()
 @RESULTS
-@_output_option(required=True, metavar="FILE", help="A .csv, .parquet or .json file.")
+@_output_option(
+    required=True,
+    metavar="FILE",
+    help="A .csv, .parquet or .json file; for TensorBoard, a folder to make.",
+)
 @FORCE
+@click.option(
+    "--to",
+    type=click.Choice(("table", "tensorboard")),
+    default="table",
+    help="A table, or logs that TensorBoard compares by settings and measurements.",
+)
 @click.option("--layers", is_flag=True, help="One row per layer instead of one per run.")
 @click.option(
     "--wavelettransforms",
     is_flag=True,
     help="One row per layer, with the columns of WaveletTransforms' logs.",
 )
-def export(results: Path, output: Path, force: bool, layers: bool, wavelettransforms: bool) -> None:
-    """Write the runs of a results file as a table."""
+def export(
+    results: Path, output: Path, force: bool, to: str, layers: bool, wavelettransforms: bool
+) -> None:
+    """Write the runs of a results file as a table, or as logs for TensorBoard."""
+    if to == "tensorboard":
+        if layers or wavelettransforms:
+            raise click.UsageError("--layers and --wavelettransforms are tables; leave --to out")
+        check_replaceable(output, False)
+        from ..reporting.tensorboard import export_tensorboard
+
+        runs = export_tensorboard(results, output)
+        click.echo(f"{runs} runs: tensorboard --logdir {output}")
+        return
     check_replaceable(output, force)
     expect_output(output)
     from ..reporting.export import export
@@ -164,11 +186,17 @@ def export(results: Path, output: Path, force: bool, layers: bool, wavelettransf
 @RESULTS
 @_output_option(required=True, metavar="FILE", help="An .html file.")
 @FORCE
-def report(results: Path, output: Path, force: bool) -> None:
-    """Write a results file as one page: pictures, tables, settings, errors."""
+@click.option(
+    "--tolerance",
+    type=click.FloatRange(min=0),
+    help="How much worse than unpruned is as good.  [default: 0.01 of accuracy, or a hundredth of "
+    "another metric]",
+)
+def report(results: Path, output: Path, force: bool, tolerance: float | None) -> None:
+    """Write a results file as one page: bytes against the metric, pictures, tables, errors."""
     check_replaceable(output, force)
     expect_output(output)
     from ..reporting.page import write_page
 
-    write_page(results, output)
+    write_page(results, output, tolerance)
     click.echo(f"report: {output}")

@@ -13,6 +13,7 @@ from .progress import progress_bar
 
 INPUTS = "pixel_values"
 LABELS = ("labels", "label")
+TARGETS = (*LABELS, "targets", "target")
 _END = object()
 
 
@@ -30,7 +31,7 @@ def batches(loader: Iterable[Any], progress: bool = False, description: str = ""
     """
     check_loader(loader)
     empty = True
-    with progress_bar(description, _num_batches(loader), "batches", progress) as advance:
+    with progress_bar(description, num_batches(loader), "batches", progress) as advance:
         iterator = iter(loader)
         while True:
             with timed("loading"):
@@ -128,7 +129,67 @@ def inputs_and_labels(batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
     return inputs, labels.long()
 
 
-def _num_batches(loader: Iterable[Any]) -> int | None:
+def inputs_and_targets(batch: Any) -> tuple[Any, Any]:
+    """The inputs and the targets of a batch, whatever they are.
+
+    Args:
+        batch: ``(inputs, targets)``, or a mapping with ``pixel_values`` and ``labels`` or
+            ``targets``. The inputs are what the model is called with: a tensor, or a list or
+            mapping of tensors.
+
+    Raises:
+        TypeError: the batch is something else.
+        WavpruneError: the batch is empty.
+    """
+    if isinstance(batch, Mapping):
+        target = next((batch[key] for key in TARGETS if key in batch), None)
+        pair = batch.get(INPUTS), target
+    elif isinstance(batch, tuple | list) and len(batch) > 1:
+        pair = batch[0], batch[1]
+    else:
+        pair = None, None
+    inputs, targets = pair
+    if inputs is None or targets is None:
+        raise TypeError(
+            f"loader: a batch {_described(batch)} has no inputs and targets; allowed: (inputs, "
+            f"targets), or a mapping with {INPUTS!r} and {LABELS[0]!r} or {TARGETS[2]!r}"
+        )
+    if num_samples(inputs) == 0:
+        raise WavpruneError(f"loader: a batch {_described(batch)} holds no sample")
+    return inputs, targets
+
+
+def num_samples(value: Any) -> int:
+    """How many samples a tensor ``(N, ...)``, a list of N, or a mapping of these holds.
+
+    Raises:
+        TypeError: it is something else.
+    """
+    if isinstance(value, Mapping) and value:
+        return num_samples(next(iter(value.values())))
+    if isinstance(value, torch.Tensor) and value.ndim == 0:
+        return 1
+    if isinstance(value, Sized):
+        return len(value)
+    raise TypeError(
+        f"loader: a {type(value).__name__} has no samples; allowed: a tensor (N, ...), or a list "
+        "or mapping of tensors"
+    )
+
+
+def on_device(value: Any, device: torch.device) -> Any:
+    """A tensor, or each tensor of lists and mappings, on a device."""
+    if isinstance(value, torch.Tensor):
+        return value.to(device)
+    if isinstance(value, Mapping):
+        return {key: on_device(entry, device) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [on_device(entry, device) for entry in value]
+    return value
+
+
+def num_batches(loader: Iterable[Any]) -> int | None:
+    """How many batches a loader says it has; None where it does not say."""
     try:
         return len(loader) if isinstance(loader, Sized) else None
     except TypeError:

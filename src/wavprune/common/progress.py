@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime, timedelta
+
+# Seconds between two lines where there is no terminal.
+EVERY = 30.0
 
 
 @contextmanager
@@ -48,3 +55,46 @@ def progress_bar(
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task(description, total=total)
         yield lambda amount: bar.advance(task, amount)
+
+
+@contextmanager
+def progress_lines(description: str, total: int, unit: str) -> Iterator[Callable[[float], None]]:
+    """A line on standard error every 30 s, for logs: how much is done, and when it will end.
+
+    Args:
+        description: what is going on.
+        total: how much there is to do.
+        unit: of what there is to do, such as ``"runs"``.
+
+    Yields:
+        A function that advances by an amount.
+    """
+    start = time.monotonic()
+    done = 0.0
+    over = threading.Event()
+
+    def advance(amount: float) -> None:
+        nonlocal done
+        done += amount
+
+    def say() -> None:
+        while not over.wait(EVERY):
+            spent = time.monotonic() - start
+            text = f"{description}: {done:,.0f} of {total:,} {unit} in {_duration(spent)}"
+            if done:
+                left = spent * (total - done) / done
+                end = datetime.now().astimezone() + timedelta(seconds=left)
+                text += f", {_duration(left)} left, until {end:%Y-%m-%d %H:%M:%S}"
+            print(text, file=sys.stderr, flush=True)
+
+    thread = threading.Thread(target=say, daemon=True)
+    thread.start()
+    try:
+        yield advance
+    finally:
+        over.set()
+        thread.join()
+
+
+def _duration(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))

@@ -27,6 +27,7 @@ from ..engine.layers import select_layers
 from ..engine.rules import rule_for
 from ..errors import WavpruneError
 from .comparison import Comparison
+from .measure import measure_of
 from .size import basis_values
 from .trial import DenseReference, Trial, check_repair, fitting, run_trial
 
@@ -51,6 +52,7 @@ def compare(
     backend: str = "auto",
     timing: bool = False,
     progress: bool = False,
+    metric: object = None,
 ) -> Comparison:
     """Prune copies of a model by every method and basis, and evaluate each.
 
@@ -81,6 +83,7 @@ def compare(
         backend: ``"auto"`` or a name from ``wavprune.backends.names()``.
         timing: measure the time of the forward passes of every trial.
         progress: show a progress bar on standard error.
+        metric: what to measure them by; see ``evaluate``. None takes the model for a classifier.
 
     Returns:
         All trials, without their pruned copies.
@@ -98,6 +101,7 @@ def compare(
     """
     check_repair(batchnorm)
     check_name(backend)
+    measure = measure_of(metric)
     levels = tuple(choice("calibrated", level_, LEVELS) for level_ in calibrated)
     grid = _Grid(
         sparsities=tuple(
@@ -120,7 +124,9 @@ def compare(
     run_device = compute_device(device)
     with kept_memory():
         base = model if run_device is None else copy.deepcopy(model).to(run_device)
-        reference = DenseReference.measure(base, loader, batchnorm, calibration, progress=progress)
+        reference = DenseReference.measure(
+            base, loader, batchnorm, calibration, progress=progress, metric=measure
+        )
         trial = partial(
             run_trial,
             base,
@@ -129,6 +135,7 @@ def compare(
             calibration=calibration,
             reference=reference,
             timing=timing,
+            metric=measure,
         )
         unpruned = trial(None).evaluation
         if levels:

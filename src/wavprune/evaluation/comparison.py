@@ -6,6 +6,7 @@ import csv
 import io
 import itertools
 import json
+import math
 import os
 import statistics
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,6 +17,7 @@ from ..common.tables import as_html, as_text
 from ..common.text import csv_cell
 from ..report import data_frame, written
 from .metrics import Evaluation
+from .spread import ERRORS
 from .trial import Trial
 
 if TYPE_CHECKING:
@@ -24,24 +26,12 @@ if TYPE_CHECKING:
 
 # Width of the table that str() returns, in characters.
 TABLE_WIDTH = 200
-COLUMNS = (
-    "sparsity",
-    "basis",
-    "kept",
-    "bytes",
-    "top-1 %",
-    "change",
-    "loss",
-    "KL",
-    "agreement %",
-    "error",
-    "note",
-)
+LOGITS = "KL (nats) and agreement: with the unpruned model. "
 CAPTION = (
     "kept: values that a file must store. bytes: of the whole file; rows with the note 'same "
-    "bytes' keep what fits into min-weight's. change: of top-1, in points. KL (nats) and "
-    "agreement: with the unpruned model. error: relative change of the weights. Several seeds: the "
-    "mean, and for top-1 [smallest, largest]. level 0: no transform ran."
+    "bytes' keep what fits into min-weight's. change: {change}; ~ where it is within two standard "
+    "errors, which chance alone may make. {logits}error: relative change of the weights. Several "
+    "seeds: the mean, and [smallest, largest] of {metric}. level 0: no transform ran."
 )
 
 
@@ -108,8 +98,8 @@ class Comparison:
         from rich.table import Table
 
         table = Table(title=self._title(), title_justify="left", caption_justify="left")
-        table.caption = escape(" ".join((CAPTION, *self.notes)))
-        for column in COLUMNS:
+        table.caption = escape(" ".join((self._caption(), *self.notes)))
+        for column in self._columns():
             justify: Literal["left", "right"] = "left" if column in ("basis", "note") else "right"
             table.add_column(column, justify=justify, no_wrap=column != "note")
         table.add_row(*self._cells([self._unpruned()]))
@@ -148,26 +138,54 @@ class Comparison:
             f"{settings['mode']}; batch norm: {settings['batchnorm']}"
         )
 
+    def _columns(self) -> list[str]:
+        """The headings of the table: what was measured."""
+        unpruned = self.unpruned
+        measured = ["top-1 %" if unpruned.top1 is not None else unpruned.metric, "change"]
+        measured += ["loss"] if unpruned.loss is not None else []
+        measured += ["KL", "agreement %"] if unpruned.kl is not None else []
+        return ["sparsity", "basis", "kept", "bytes", *measured, "error", "note"]
+
+    def _caption(self) -> str:
+        if self.unpruned.top1 is not None:
+            metric, change = "top-1", "of top-1, in points"
+        else:
+            metric = self.unpruned.metric
+            better = "higher" if self.unpruned.higher_is_better else "lower"
+            change = f"of {metric}, of which {better} is better"
+        logits = "" if self.unpruned.kl is None else LOGITS
+        return CAPTION.format(metric=metric, change=change, logits=logits)
+
     def _cells(self, trials: Sequence[Trial]) -> list[str]:
         """One row of the table."""
         first = trials[0]
         evaluations = [trial.evaluation for trial in trials]
         reports = [trial.report for trial in trials if trial.report is not None]
-        top1 = [evaluation.top1 for evaluation in evaluations]
-        change = statistics.mean(top1) - self.unpruned.top1
-        return [
-            f"{first.evaluation.sparsity:.2%}",
-            first.basis,
-            f"{reports[0].kept:,}" if reports else "",
-            f"{first.evaluation.stored_bytes:,}",
-            _mean_and_range([100 * value for value in top1]),
-            f"{100 * change:+.2f}" if reports else "",
-            f"{_mean(evaluation.loss for evaluation in evaluations):.4f}",
-            f"{_mean(evaluation.kl for evaluation in evaluations):.4f}",
-            f"{100 * _mean(evaluation.agreement for evaluation in evaluations):.2f}",
-            f"{_mean(report.relative_error for report in reports):.4f}" if reports else "",
-            "; ".join(_notes(first, len(trials))),
-        ]
+        values = [evaluation.value for evaluation in evaluations]
+        change = statistics.mean(values) - self.unpruned.value
+        scale, digits = (100, 2) if self.unpruned.top1 is not None else (1, 4)
+        texts = {
+            "sparsity": f"{first.evaluation.sparsity:.2%}",
+            "basis": first.basis,
+            "kept": f"{reports[0].kept:,}" if reports else "",
+            "bytes": f"{first.evaluation.stored_bytes:,}",
+            "change": f"{scale * change:+.{digits}f}{_tie(evaluations, change)}" if reports else "",
+            "loss": f"{_mean(evaluation.loss for evaluation in evaluations):.4f}",
+            "KL": f"{_mean(evaluation.kl for evaluation in evaluations):.4f}",
+            "agreement %": f"{100 * _mean(evaluation.agreement for evaluation in evaluations):.2f}",
+            "error": f"{_mean(report.relative_error for report in reports):.4f}" if reports else "",
+            "note": "; ".join(_notes(first, len(trials))),
+        }
+        metric = _mean_and_range([scale * value for value in values], digits)
+        return [texts.get(column, metric) for column in self._columns()]
+
+
+def _tie(evaluations: Sequence[Evaluation], change: float) -> str:
+    """A mark where a mean change is no more than chance may make."""
+    spreads = [evaluation.change_spread for evaluation in evaluations]
+    known = [spread for spread in spreads if spread is not None]
+    tied = len(known) == len(spreads) and abs(change) <= ERRORS * statistics.mean(known)
+    return " ~" if tied else ""
 
 
 def _notes(trial: Trial, seeds: int) -> Iterator[str]:
@@ -184,9 +202,12 @@ def _notes(trial: Trial, seeds: int) -> Iterator[str]:
 
 
 def _mean(values: Iterable[float | None]) -> float:
-    return statistics.mean(value for value in values if value is not None)
+    known = [value for value in values if value is not None]
+    return statistics.mean(known) if known else math.nan
 
 
-def _mean_and_range(values: Sequence[float]) -> str:
-    mean = f"{statistics.mean(values):.2f}"
-    return mean if len(values) == 1 else f"{mean} [{min(values):.2f}, {max(values):.2f}]"
+def _mean_and_range(values: Sequence[float], digits: int) -> str:
+    mean = f"{statistics.mean(values):.{digits}f}"
+    if len(values) == 1:
+        return mean
+    return f"{mean} [{min(values):.{digits}f}, {max(values):.{digits}f}]"

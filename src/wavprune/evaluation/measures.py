@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from ..errors import WavpruneError
 from .predictions import Predictions
+from .spread import Parts
 
 # Samples that are looked at together: their logits are copied in float64.
 CHUNK = 4096
@@ -62,12 +63,7 @@ def against_reference(
     """
     if reference is None:
         return {"agreement": None, "kl": None}
-    logits = predictions.logits
     expected = reference if isinstance(reference, torch.Tensor) else reference[0]
-    if expected.shape != logits.shape:
-        raise WavpruneError(
-            f"reference: its logits are {tuple(expected.shape)}, the model's {tuple(logits.shape)}"
-        )
     if not isinstance(reference, torch.Tensor) and not torch.equal(
         reference[1], predictions.labels
     ):
@@ -75,13 +71,40 @@ def against_reference(
             "reference: the loader yields other labels than when it was measured; allowed: the "
             "same samples in the same order, so not shuffled"
         )
-    alike, divergence = 0, 0.0
+    return divergence(predictions.logits, expected)
+
+
+def divergence(logits: torch.Tensor, expected: torch.Tensor) -> dict[str, Any]:
+    """Agreement and KL(reference || model) of logits ``(N, C)``, by their names in ``Evaluation``.
+
+    Args:
+        logits: the model's.
+        expected: the reference's.
+
+    Raises:
+        WavpruneError: the shapes differ.
+    """
+    if expected.shape != logits.shape:
+        raise WavpruneError(
+            f"reference: its logits are {tuple(expected.shape)}, the model's {tuple(logits.shape)}"
+        )
+    alike, total = 0, 0.0
     for found, wanted in _chunks(logits, expected.detach().cpu()):
         alike += int((found.argmax(1) == wanted.argmax(1)).sum())
         log_p, log_q = (functional.log_softmax(values.double(), 1) for values in (wanted, found))
-        divergence += float(functional.kl_div(log_q, log_p, reduction="sum", log_target=True))
+        total += float(functional.kl_div(log_q, log_p, reduction="sum", log_target=True))
     # Rounding can leave a sum that should be 0 a little below it.
-    return {"agreement": alike / len(logits), "kl": max(divergence / len(logits), 0.0)}
+    return {"agreement": alike / len(logits), "kl": max(total / len(logits), 0.0)}
+
+
+def correct(predictions: Predictions) -> Parts:
+    """Which samples a classifier is right in, as parts of its accuracy."""
+    hits = [
+        (logits.float().argmax(1) == labels).double()
+        for logits, labels in _chunks(predictions.logits.detach().cpu(), predictions.labels)
+    ]
+    values = torch.cat(hits)
+    return Parts(values, torch.full_like(values, 1 / len(values)))
 
 
 def _chunks(*tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:

@@ -1,4 +1,4 @@
-"""Measures of a classifier: accuracy, agreement with the unpruned model, time and bytes."""
+"""Measures of a network: accuracy or any metric, agreement with the unpruned model, time, bytes."""
 
 from __future__ import annotations
 
@@ -13,31 +13,59 @@ from torch import nn
 
 from ..common.checks import integer
 from ..common.clock import timed
-from ..common.loaders import batches, inputs_and_labels
+from ..common.loaders import batches, on_device
 from ..common.tables import as_html, as_text, pairs
 from ..engine.ambient import neutral
 from ..engine.running import running
+from ..errors import WavpruneError
 from ..report import PruneReport
+from .answers import Answers, tally_of
 from .latency import Latency, Stopwatch
-from .measures import against_labels, against_reference
-from .predictions import Predictions, batch_predictions, joined
+from .measure import measure_of
+from .measures import against_labels, against_reference, correct, divergence
+from .predictions import Predictions
 from .size import exact_zeros, stored_bytes
+from .spread import paired_error, share_error, standard_error
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 TABLE_WIDTH = 80
+# The metric of a classifier.
+TOP1 = "top1"
+# What only a classifier is measured at.
+CLASSIFIER_FIELDS = (
+    "classes",
+    "top1",
+    "top5",
+    "loss",
+    "precision_macro",
+    "recall_macro",
+    "f1_macro",
+    "precision_weighted",
+    "recall_weighted",
+    "f1_weighted",
+    "confusion",
+)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Evaluation:
-    """A classifier on a data set; printed, and in a notebook, it is a table.
+    """A network on a data set; printed, and in a notebook, it is a table.
 
     Averages over classes leave out the classes that neither occur nor are predicted, as
-    scikit-learn does.
+    scikit-learn does. What only a classifier has, from ``classes`` to ``f1_weighted`` and
+    ``confusion``, is None where another metric was asked for.
 
     Attributes:
         samples: how many samples the loader yielded.
+        metric: the name of the metric, ``"top1"`` unless another one was asked for.
+        value: the metric's value.
+        higher_is_better: whether larger values of it are better.
+        spread: the standard error of ``value``: how far other samples would move it; None where it
+            is not known.
+        change_spread: the standard error of its difference from the reference model's on the same
+            samples; None without one.
         classes: how many classes the model tells apart.
         top1: fraction of the samples whose class has the largest logit.
         top5: fraction whose class is among the 5 largest, or among all where there are fewer.
@@ -62,16 +90,21 @@ class Evaluation:
     """
 
     samples: int
-    classes: int
-    top1: float
-    top5: float
-    loss: float
-    precision_macro: float
-    recall_macro: float
-    f1_macro: float
-    precision_weighted: float
-    recall_weighted: float
-    f1_weighted: float
+    metric: str
+    value: float
+    higher_is_better: bool
+    spread: float | None
+    change_spread: float | None
+    classes: int | None
+    top1: float | None
+    top5: float | None
+    loss: float | None
+    precision_macro: float | None
+    recall_macro: float | None
+    f1_macro: float | None
+    precision_weighted: float | None
+    recall_weighted: float | None
+    f1_weighted: float | None
     agreement: float | None
     kl: float | None
     latency_median: float | None
@@ -81,22 +114,31 @@ class Evaluation:
     sparsity: float
     weight_sparsity: float
     stored_bytes: int
-    confusion: tuple[tuple[int, ...], ...]
+    confusion: tuple[tuple[int, ...], ...] | None
 
     def to_dict(self) -> dict[str, Any]:
         """All fields by name, ready for JSON."""
-        return {**dataclasses.asdict(self), "confusion": [list(row) for row in self.confusion]}
+        confusion = None if self.confusion is None else [list(row) for row in self.confusion]
+        return {**dataclasses.asdict(self), "confusion": confusion}
 
     def to_table(self) -> Table:
         """A rich table of what was measured, without the confusion matrix."""
-        title = f"{self.samples:,} samples, {self.classes} classes"
+        title = f"{self.samples:,} samples"
+        if self.classes is not None:
+            title += f", {self.classes} classes"
         return pairs(title, [(name, text) for name, text in self._rows() if text])
 
     def _rows(self) -> Iterator[tuple[str, str]]:
-        yield "top-1", f"{self.top1:.2%}"
-        yield "top-5", f"{self.top5:.2%}" if self.classes > 5 else ""
-        yield "loss", f"{self.loss:.4f}"
-        yield "F1, mean over classes", f"{self.f1_macro:.4f}"
+        if self.top1 is None:
+            spread = "" if self.spread is None else f" ± {self.spread:.2g}"
+            yield self.metric, f"{self.value:.4g}{spread}"
+        else:
+            spread = "" if self.spread is None else f" ± {self.spread:.2%}"
+            yield "top-1", f"{self.top1:.2%}{spread}"
+        many = self.classes is not None and self.classes > 5
+        yield "top-5", f"{self.top5:.2%}" if many and self.top5 is not None else ""
+        yield "loss", "" if self.loss is None else f"{self.loss:.4f}"
+        yield "F1, mean over classes", "" if self.f1_macro is None else f"{self.f1_macro:.4f}"
         yield "agreement", "" if self.agreement is None else f"{self.agreement:.2%}"
         yield "KL, nats", "" if self.kl is None else f"{self.kl:.4f}"
         yield "samples/s", "" if self.throughput is None else f"{self.throughput:,.0f}"
@@ -115,32 +157,35 @@ class Evaluation:
 def evaluate(
     model: nn.Module,
     loader: Iterable[Any],
-    reference: nn.Module | torch.Tensor | Predictions | None = None,
+    reference: nn.Module | torch.Tensor | Predictions | Answers | None = None,
     report: PruneReport | None = None,
     device: str | torch.device | None = None,
     timing: bool = True,
     warmup: int = 3,
     progress: bool = False,
+    metric: object = None,
 ) -> Evaluation:
-    """Measure a classifier on a data set.
+    """Measure a network on a data set: a classifier, or by ``metric`` any other.
 
     The models run as they would outside of this function: under ``torch.autocast`` with autocast,
-    with TF32 where it is allowed. The measures are computed from their logits in float32 and
+    with TF32 where it is allowed. The measures are computed from their outputs in float32 and
     float64 whatever is switched on.
 
     Args:
         model: returns logits ``(N, C)``, or an object with them as ``.logits``, as Hugging Face
-            models do. It is in evaluation mode while it runs, and every module gets its own
-            training flag back.
-        loader: yields ``(inputs, labels)``, or mappings with ``pixel_values`` and ``labels``;
-            it can be read more than once.
-        reference: what ``agreement`` and ``kl`` compare with: the unpruned model, or what
-            ``predict`` returned for it on the same loader, or its logits alone.
+            models do; with ``metric``, whatever that takes. It is in evaluation mode while it runs,
+            and every module gets its own training flag back.
+        loader: yields ``(inputs, labels)``, or mappings with ``pixel_values`` and ``labels``; with
+            ``metric``, ``(inputs, targets)`` of any kind. It can be read more than once.
+        reference: what ``agreement``, ``kl`` and ``change_spread`` compare with: the unpruned
+            model, or what ``predict`` returned for it on the same loader, or its logits alone.
         report: what was pruned in ``model``, for its sparsity and stored bytes.
         device: where to run; None means where the model lives.
         timing: measure the time of the forward passes, at least 10 of them, without data loading.
         warmup: how many forward passes of the first batch precede the timed ones.
         progress: show a progress bar on standard error.
+        metric: a ``torchmetrics.Metric``, or a ``Measure`` of one or of a function; None measures
+            a classifier by its top-1 accuracy and more.
 
     Returns:
         All measures.
@@ -148,7 +193,7 @@ def evaluate(
     Raises:
         TypeError: the loader, a batch or an output is of another kind; the message says which.
         WavpruneError: the loader is empty, an output has another shape or is not finite, a label is
-            not a class of the model, or ``reference`` or ``report`` does not fit.
+            not a class of the model, the metric fails, or ``reference`` or ``report`` does not fit.
 
     Example:
         >>> data = [(torch.randn(32, 1, 8, 8), torch.arange(32) % 4)]
@@ -156,9 +201,15 @@ def evaluate(
         >>> result = evaluate(net, data, reference=net, timing=False)
         >>> result.samples, result.classes, result.agreement, result.kl
         (32, 4, 1.0, 0.0)
+        >>> import wavprune
+        >>> error = wavprune.Measure(lambda out, x: (out - x).abs().mean((1, 2, 3)), "L1", False)
+        >>> images = torch.ones(4, 1, 8, 8)
+        >>> evaluate(nn.Identity(), [(images, images)], metric=error, timing=False).value
+        0.0
     """
     warmup = integer("warmup", warmup)
-    if not (reference is None or isinstance(reference, nn.Module | torch.Tensor | tuple)):
+    measure = measure_of(metric)
+    if not isinstance(reference, nn.Module | torch.Tensor | tuple | Answers | None):
         raise TypeError(
             "reference must be a model, or what predict returned for it, not "
             f"{type(reference).__name__}"
@@ -171,36 +222,36 @@ def evaluate(
         nullcontext() if reference_model is None else running(reference_model, device) as other,
     ):
         num_bytes = stored_bytes(model, report)
-        outputs: list[Predictions] = []
-        reference_outputs: list[Predictions] = []
-        for inputs, labels in map(inputs_and_labels, batches(loader, progress, "evaluate")):
+        tally, reference_tally = tally_of(measure, loader), tally_of(measure, loader)
+        for batch in batches(loader, progress, "evaluate"):
+            inputs, targets = tally.read(batch)
             with timed("forward"):
-                outputs.append(batch_predictions(run(inputs.to(run_device)), labels))
+                tally.add(run(on_device(inputs, run_device)), targets)
             if reference_model is not None:
                 with timed("reference"):
-                    logits = reference_model(inputs.to(other))
-                    reference_outputs.append(batch_predictions(logits, labels))
+                    assert other is not None
+                    reference_tally.add(reference_model(on_device(inputs, other)), targets)
         with timed("forward"):
             latency = stopwatch.latency() if stopwatch else None
     if isinstance(reference, nn.Module):
-        reference = joined(reference_outputs)
-    return measured(model, joined(outputs), reference, report, num_bytes, latency)
+        reference = reference_tally.answers()
+    return measured(model, tally.answers(), reference, report, num_bytes, latency)
 
 
 def measured(
     model: nn.Module,
-    predictions: Predictions,
-    reference: torch.Tensor | Predictions | None,
+    answers: Predictions | Answers,
+    reference: torch.Tensor | Predictions | Answers | None,
     report: PruneReport | None,
     num_bytes: int,
     latency: Latency | None = None,
 ) -> Evaluation:
-    """The measures of a classifier that has run.
+    """The measures of a network that has run.
 
     Args:
-        model: the classifier.
-        predictions: what it predicted, and the labels.
-        reference: the predictions of the reference, or its logits alone.
+        model: the network.
+        answers: what it predicted, and the labels; or what it was measured at.
+        reference: the same of the reference, or its logits alone.
         report: what was pruned in the model.
         num_bytes: the model's ``stored_bytes``.
         latency: the times of its forward passes; None untimed.
@@ -210,14 +261,13 @@ def measured(
     """
     with timed("metrics"):
         with neutral():
-            measures = {
-                **against_labels(predictions),
-                **against_reference(predictions, reference),
-            }
+            measures = (
+                _by_metric(answers, reference)
+                if isinstance(answers, Answers)
+                else _of_classifier(answers, reference)
+            )
         zeros, weights = exact_zeros(model, report)
     return Evaluation(
-        samples=len(predictions.labels),
-        classes=predictions.logits.shape[1],
         **measures,
         latency_median=latency.median if latency else None,
         latency_p95=latency.p95 if latency else None,
@@ -227,3 +277,59 @@ def measured(
         weight_sparsity=zeros / weights if weights else 0.0,
         stored_bytes=num_bytes,
     )
+
+
+def _of_classifier(
+    predictions: Predictions, reference: torch.Tensor | Predictions | Answers | None
+) -> dict[str, Any]:
+    if isinstance(reference, Answers):
+        raise WavpruneError(
+            f"reference was measured by {reference.measure.name!r}; give metric= here too"
+        )
+    measures = against_labels(predictions)
+    compared = against_reference(predictions, reference)
+    change_spread = None
+    if reference is not None:
+        logits = reference if isinstance(reference, torch.Tensor) else reference[0]
+        others = Predictions(logits, predictions.labels)
+        change_spread = paired_error(correct(predictions), correct(others))
+    samples, classes = predictions.logits.shape
+    return {
+        "samples": samples,
+        "metric": TOP1,
+        "value": measures["top1"],
+        "higher_is_better": True,
+        "spread": share_error(measures["top1"], samples),
+        "change_spread": change_spread,
+        "classes": classes,
+        **measures,
+        **compared,
+    }
+
+
+def _by_metric(
+    answers: Answers, reference: torch.Tensor | Predictions | Answers | None
+) -> dict[str, Any]:
+    compared: dict[str, Any] = {"agreement": None, "kl": None}
+    parts, logits = None, None
+    if isinstance(reference, Answers):
+        if reference.samples != answers.samples:
+            raise WavpruneError(
+                f"reference was measured on {reference.samples} samples, the model on "
+                f"{answers.samples}; allowed: the same samples in the same order"
+            )
+        parts, logits = reference.parts, reference.logits
+    elif reference is not None:
+        logits = reference if isinstance(reference, torch.Tensor) else reference[0]
+    if logits is not None and answers.logits is not None:
+        compared = divergence(answers.logits, logits)
+    return {
+        "samples": answers.samples,
+        "metric": answers.measure.name,
+        "value": answers.value,
+        "higher_is_better": answers.measure.higher_is_better,
+        "spread": standard_error(answers.parts),
+        "change_spread": paired_error(answers.parts, parts),
+        **dict.fromkeys(CLASSIFIER_FIELDS),
+        **compared,
+    }

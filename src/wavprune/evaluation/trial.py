@@ -7,7 +7,7 @@ import copy
 import dataclasses
 import time
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,9 +29,11 @@ from ..engine.rules import rule_for
 from ..engine.run import prune_layers, prune_model
 from ..errors import WavpruneError
 from ..report import PruneReport
+from .answers import Answers, answers_of
 from .batchnorm import BatchnormStatistics, batchnorm_statistics, match_and_run, update_batchnorm
+from .measure import measure_of
 from .metrics import Evaluation, evaluate, measured
-from .predictions import Predictions, batch_predictions, predict
+from .predictions import Predictions, batch_predictions
 from .size import layer_bytes, stored_bytes
 
 REPAIRS = ("off", "update", "match")
@@ -42,11 +44,11 @@ class DenseReference:
     """The unpruned model, measured once for all trials on it.
 
     Attributes:
-        predictions: its logits and the labels.
+        predictions: its logits and the labels, or what it was measured at by another metric.
         statistics: the inputs of its batch norms; None where they are not matched.
     """
 
-    predictions: Predictions
+    predictions: Predictions | Answers
     statistics: BatchnormStatistics | None
 
     @classmethod
@@ -58,6 +60,7 @@ class DenseReference:
         calibration: Iterable[Any] | None = None,
         device: str | torch.device | None = None,
         progress: bool = False,
+        metric: object = None,
     ) -> DenseReference:
         """Measure the unpruned model.
 
@@ -69,14 +72,16 @@ class DenseReference:
             calibration: what they repair them on; None means ``loader``.
             device: where to run; None means where the model lives.
             progress: show progress bars on standard error.
+            metric: what the trials are measured by; see ``evaluate``.
 
         Raises:
-            TypeError, WavpruneError: as ``predict`` and ``batchnorm_statistics``.
+            TypeError, WavpruneError: as ``evaluate`` and ``batchnorm_statistics``.
         """
         check_repair(batchnorm)
+        measure = measure_of(metric)
         data = loader if calibration is None else calibration
         check_loader(data, "loader" if calibration is None else "calibration")
-        predictions = predict(model, loader, device, progress)
+        predictions = answers_of(model, loader, measure, device, progress)
         if batchnorm != "match":
             return cls(predictions, None)
         return cls(predictions, batchnorm_statistics(model, data, device, progress))
@@ -96,6 +101,8 @@ class Trial:
             empty string.
         prune_seconds: wall time of pruning.
         repair_seconds: wall time of the repair of the batch norms.
+        finish_seconds: wall time of what was done between repair and evaluation, such as training
+            and storing.
         evaluate_seconds: wall time of the evaluation. A forward pass that serves both, on data that
             is calibration and test at once, counts here.
         model: the pruned copy; None where it was not kept.
@@ -113,6 +120,7 @@ class Trial:
     evaluate_seconds: float
     model: nn.Module | None = field(repr=False)
     calibrated: str = ""
+    finish_seconds: float = 0.0
 
     @property
     def method(self) -> str:
@@ -139,7 +147,7 @@ class Trial:
         measures = self.evaluation.to_dict()
         del measures["confusion"]
         totals = ("numel", "kept", "weight_zeros", "relative_error")
-        times = ("prune_seconds", "repair_seconds", "evaluate_seconds")
+        times = ("prune_seconds", "repair_seconds", "finish_seconds", "evaluate_seconds")
         return {
             **_settings(self.config),
             "batchnorm": self.batchnorm,
@@ -165,6 +173,8 @@ def run_trial(
     timing: bool = True,
     device: str | torch.device | None = None,
     progress: bool = False,
+    metric: object = None,
+    finish: Callable[[nn.Module, PruneReport], None] | None = None,
 ) -> Trial:
     """Prune a copy of a model, repair its batch norms and evaluate it.
 
@@ -186,6 +196,9 @@ def run_trial(
         timing: measure the time of the forward passes.
         device: where to run; None means where the model lives.
         progress: show progress bars on standard error.
+        metric: what to measure it by; see ``evaluate``. A ``reference`` must have the same.
+        finish: called with the pruned copy and its report after the repair, to train or to store
+            it; what it leaves is evaluated.
 
     Returns:
         The trial, with the pruned copy.
@@ -210,10 +223,11 @@ def run_trial(
             raise WavpruneError(
                 f"calibrated={calibrated!r} needs a config, and does not go with match"
             )
+    measure = measure_of(metric)
     run_device = compute_device(device)
     if reference is None:
         reference = DenseReference.measure(
-            model, loader, batchnorm, calibration, run_device, progress
+            model, loader, batchnorm, calibration, run_device, progress, measure
         )
     if config is not None and batchnorm == "match" and reference.statistics is None:
         raise WavpruneError(
@@ -230,18 +244,28 @@ def run_trial(
             report = prune_calibrated(copied, config, collected or data, calibrated)
         elif config is not None:
             source = None if isinstance(match, int) else match
-            report = prune_model(copied, config, source).wait()
+            if finish is None:
+                report = prune_model(copied, config, source).wait()
+            else:
+                layers = select_layers(copied, config)
+                report = prune_layers(layers, config, source, masks=True).wait()
     pruned = time.perf_counter()
     # The unpruned model has answered already.
     answers = reference.predictions if config is None and not timing else None
     with Clock.running() as clock:
         if config is not None and not calibrated:
-            wanted = data is loader and not timing
+            wanted = data is loader and not timing and measure is None and finish is None
             answers = _repair(copied, batchnorm, reference, data, wanted)
     repaired = time.perf_counter()
+    if finish is not None and report is not None:
+        finish(copied, report.wait())
+    finished = time.perf_counter()
     if answers is None:
         evaluation = evaluate(
-            copied, loader, reference.predictions, report, timing=timing, progress=progress
+            *(copied, loader, reference.predictions, report),
+            timing=timing,
+            progress=progress,
+            metric=measure,
         )
     else:
         num_bytes = stored_bytes(copied, report)
@@ -257,9 +281,10 @@ def run_trial(
         matched=_matched(config, match),
         prune_seconds=pruned - start,
         repair_seconds=repaired - pruned - shared,
-        evaluate_seconds=evaluated - repaired + shared,
+        evaluate_seconds=evaluated - finished + shared,
         model=copied,
         calibrated=calibrated,
+        finish_seconds=finished - repaired,
     )
 
 

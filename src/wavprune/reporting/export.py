@@ -86,9 +86,15 @@ def wavelettransforms_table(store: Store) -> pd.DataFrame:
     return frame
 
 
-def _write_csv(frame: pd.DataFrame, path: Path) -> None:
+def csv_text(frame: pd.DataFrame) -> str:
+    """A table as CSV, in which no text is a formula."""
     texts = {name: column.map(csv_cell) for name, column in frame.items() if _is_text(column)}
-    frame.assign(**texts).to_csv(path, index=False)  # type: ignore[arg-type]  # names are strings
+    named = frame.assign(**texts)  # type: ignore[arg-type]  # names are strings
+    return named.to_csv(index=False)
+
+
+def _write_csv(frame: pd.DataFrame, path: Path) -> None:
+    path.write_text(csv_text(frame), encoding="utf-8")
 
 
 def _is_text(column: pd.Series[Any]) -> bool:

@@ -1,11 +1,13 @@
-"""The results of sweeps as one HTML page: main results, pictures, tables, settings.
+"""The results of sweeps as one HTML page: the smallest networks, pictures, tables, settings.
 
 The page contains everything that it shows and loads nothing from anywhere.
 """
 
 from __future__ import annotations
 
+import base64
 import json
+import math
 import os
 from dataclasses import dataclass
 from importlib import resources
@@ -20,10 +22,15 @@ from ..common.optional import require
 from ..errors import WavpruneError
 from ..sweep.store import Store
 from . import series, summary
-from .pictures import Picture, accuracy_pictures, layer_pictures, run_pictures
+from .front import headline
+from .pictures import Picture, accuracy_pictures, front_picture, layer_pictures, run_pictures
+from .scale import percent, percentage, size, with_metric
 from .series import UNPRUNED
-from .summary import Network, PanelSummary, percent
-from .tables import MAX_ROWS, Table, layers_table, runs_table, size
+from .summary import Network, PanelSummary
+from .tables import MAX_ROWS, Table, layers_table, runs_csv, runs_table
+
+# Panels of tables that are open at first.
+OPEN_PANELS = 2
 
 try:
     import jinja2
@@ -39,6 +46,9 @@ class Section:
     Attributes:
         network: its runs.
         id: the anchor of the section.
+        headline: the smallest network that is as good as the unpruned one.
+        about: what to know of it.
+        front: the picture of all runs' bytes; None where nothing was pruned.
         facts: sentences on the unpruned network.
         panels: the main results, panel by panel.
         chosen: which run is pictured, and why; empty where none is.
@@ -48,6 +58,9 @@ class Section:
 
     network: Network
     id: str
+    headline: str
+    about: str
+    front: Picture | None
     facts: str
     panels: list[PanelSummary]
     chosen: str
@@ -55,17 +68,24 @@ class Section:
     layers: Table | None
 
 
-def write_page(results: str | os.PathLike[str], output: str | os.PathLike[str]) -> None:
+def write_page(
+    results: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    tolerance: float | None = None,
+) -> None:
     """Write the results of sweeps as one self-contained HTML page.
 
-    For each network the page says which methods keep its accuracy up to which sparsity, and shows
-    accuracy against sparsity and stored size. Layers, coefficients, kernels and the confusion
-    matrix are those of one run: the sparsest whose accuracy is within a point of the unpruned
-    network's, beside the other methods at its sparsity.
+    For each network the page says which is the smallest that is as good as the unpruned one, shows
+    the front of bytes against the metric, and says which methods keep it up to which sparsity.
+    Differences that chance alone may make, of two standard errors, are ties. Layers, coefficients,
+    kernels and the confusion matrix are those of the smallest network, beside the other methods at
+    its sparsity.
 
     Args:
         results: a results file; a sweep may still be writing to it.
         output: the page; an existing file is replaced.
+        tolerance: how much worse than the unpruned network a run may be and still count as good;
+            None takes 0.01 of accuracy, and a hundredth of the value of any other metric.
 
     Raises:
         WavpruneError: ``results`` is not a results file, or has no run.
@@ -75,15 +95,19 @@ def write_page(results: str | os.PathLike[str], output: str | os.PathLike[str]) 
         runs, layers = store.runs(), store.layers()
         if runs.empty:
             raise WavpruneError(f"{os.fspath(results)} has no run; run a sweep into it first")
-        finished = runs[(runs["status"] == "ok") & runs["top1"].notna()]
+        runs = with_metric(runs)
+        runs["bytes"] = runs["file_bytes"].fillna(runs["stored_bytes"]).astype("float64")
+        finished = runs[(runs["status"] == "ok") & runs["value"].notna()]
         sections = [
             _section(network, layers, store, f"network-{i}")
-            for i, network in enumerate(summary.networks(finished), 1)
+            for i, network in enumerate(summary.networks(finished, tolerance), 1)
         ]
     failed = runs[runs["status"] != "ok"]
     shared, own = _settings(runs)
     content = _template().render(
-        title=Path(results).name,
+        title=_title_of(runs),
+        csv_name=f"{Path(results).stem}.csv",
+        csv=_data_uri(runs_csv(finished)),
         version=__version__,
         overview=_overview(runs, finished, failed),
         notes=summary.collapsed(finished, layers),
@@ -102,9 +126,21 @@ def _template() -> jinja2.Template:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"percent": percent, "percentage": summary.percentage}
+    environment.filters |= {"percent": percent, "percentage": percentage, "size": size}
+    environment.globals |= {"isnan": math.isnan, "open_panels": OPEN_PANELS}
     text = resources.files(__package__).joinpath("page.html.jinja").read_text(encoding="utf-8")
     return environment.from_string(text)
+
+
+def _title_of(runs: pd.DataFrame) -> str:
+    """The names of the sweeps."""
+    names = list(dict.fromkeys(runs["sweep"]))
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{', '.join(names[:3])}{more}" if more else series.listed(names)
+
+
+def _data_uri(text: str) -> str:
+    return f"data:text/csv;charset=utf-8;base64,{base64.b64encode(text.encode()).decode()}"
 
 
 def _overview(runs: pd.DataFrame, finished: pd.DataFrame, failed: pd.DataFrame) -> str:
@@ -113,13 +149,14 @@ def _overview(runs: pd.DataFrame, finished: pd.DataFrame, failed: pd.DataFrame) 
     if len(failed):
         count += f", {len(failed)} failed"
     names = list(dict.fromkeys(runs["sweep"]))
-    text = f"{count} of the {'sweep' if len(names) == 1 else 'sweeps'} {summary.listed(names)}, "
+    of = f" of {len(names)} sweeps" if len(names) > 1 else ""
+    text = f"{count}{of}, "
     text += (
         f"{runs['started'].min():%Y-%m-%d %H:%M} to {runs['finished'].max():%Y-%m-%d %H:%M} UTC."
     )
     if len(pruned):
-        methods = list(dict.fromkeys(series.lines(pruned, "sparsity", "top1")["basis"]))
-        text += f" Compared: {summary.listed(methods)}."
+        methods = list(dict.fromkeys(series.lines(pruned, "sparsity", "value")["basis"]))
+        text += f" Compared: {series.listed(methods)}."
     return text
 
 
@@ -137,9 +174,13 @@ def _section(network: Network, layers: pd.DataFrame, store: Store, anchor: str) 
             pictures += layer_pictures(rows, compared, float(run["sparsity"]))
             table = layers_table(rows, compared)
         pictures += run_pictures(store.pictures(run["guid"]), run, title)
+    line, about = headline(network.front, network.scale) if len(network.pruned) else ("", "")
     return Section(
         network=network,
         id=anchor,
+        headline=line,
+        about=about,
+        front=front_picture(network),
         facts=_facts(network),
         panels=summary.panel_summaries(network) if len(network.pruned) else [],
         chosen=chosen,
@@ -150,16 +191,16 @@ def _section(network: Network, layers: pd.DataFrame, store: Store, anchor: str) 
 
 def _facts(network: Network) -> str:
     example = (network.unpruned if len(network.unpruned) else network.pruned).iloc[0]
-    samples = int(example["samples"])
-    text = f"{int(example['parameters']):,} parameters. {samples:,} samples: one is "
-    text += f"{100 / samples:.2g} points."
+    scale, samples = network.scale, int(example["samples"])
+    text = f"{int(example['parameters']):,} parameters; {samples:,} samples"
+    text += f", of which one is {100 / samples:.2g} points." if scale.is_share else "."
     if network.unpruned.empty:
         return f"{text} The unpruned network has no finished run."
-    accuracy = network.unpruned["top1"]
-    text = f"Unpruned: {percent(accuracy.mean())} top-1, {size(example['stored_bytes'])}; {text}"
-    if accuracy.max() > accuracy.min():
-        text += f" The unpruned trainings are from {percent(accuracy.min())} to "
-        text += f"{percent(accuracy.max())}."
+    values = network.unpruned["value"]
+    text = f"Unpruned: {scale.text(values.mean())} {scale.name}, {size(example['bytes'])}; {text}"
+    if values.max() > values.min():
+        text += f" The unpruned trainings are from {scale.text(values.min())} to "
+        text += f"{scale.text(values.max())}."
     return text
 
 

@@ -8,12 +8,14 @@ not vary.
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterable
 from typing import Any
 
 import pandas as pd
 
 from ..config import WAVELETS
 from ..sweep.schema import SETTINGS
+from .scale import joint_error
 
 # The method of the rows that are the unpruned network.
 UNPRUNED = "none"
@@ -28,7 +30,7 @@ _STYLES = {
     "klt": ("#E69F00", "v"),
     "haar": ("#56B4E9", "D"),
     "identity": ("#666666", "d"),
-    "min-weight": ("#000000", "s"),
+    "min-weight": ("#111111", "s"),
     "random": ("#999999", "X"),
 }
 # The cycles of all others. Their lengths are coprime, so neighbors in PyWavelets' list differ.
@@ -40,6 +42,11 @@ _ORDER = {label: index for index, label in enumerate((*_STYLES, *WAVELETS))}
 _PANELS = tuple(column.name for column in SETTINGS if column.role == "panel")
 # ... those that differ in one of these are not one line, and what is left is repetition.
 _VARIANTS = tuple(column.name for column in SETTINGS if column.role == "variant")
+# What was done to a network beside pruning it.
+_DETAILS = ("epochs", "bits", "target_kl", "target_bits_per_weight")
+_UNITS = {"epochs": "{:g} epochs", "bits": "{:g} bits", "target_kl": "KL {:g}"}
+_UNITS["target_bits_per_weight"] = "{:g} bits per weight"
+_STORED = ("bits", "target_kl", "target_bits_per_weight")
 _REPAIRS = {"off": "not repaired", "update": "re-estimated", "match": "matched"}
 
 
@@ -103,13 +110,14 @@ def panels(runs: pd.DataFrame) -> dict[str, pd.DataFrame]:
         >>> list(panels(runs))
         ['scope global', 'scope layer']
     """
+    runs, whole = _comparable(runs), runs
     varying = [
         column for column in _PANELS if column in runs and runs[column].nunique(dropna=False) > 1
     ]
     if not varying:
-        return {"": runs}
+        return {"": whole}
     return {
-        ", ".join(_setting(column, value) for column, value in zip(varying, key, strict=True)): rows
+        _title(dict(zip(varying, key, strict=True))): whole.loc[rows.index]
         for key, rows in runs.groupby(varying, dropna=False)
     }
 
@@ -127,7 +135,8 @@ def lines(runs: pd.DataFrame, x: str, y: str) -> pd.DataFrame:
 
     Returns:
         One row per point, line by line, the baselines last: ``label``, ``basis``; ``x`` and ``y``,
-        the means; ``low`` and ``high``, the extremes of ``y``; ``runs``, the number of runs.
+        the means; ``low`` and ``high``, the extremes of ``y``; ``error``, the standard error of the
+        mean, NaN if it is not known; ``runs``, the number of runs.
 
     Example:
         >>> runs = pd.DataFrame({"method": "random", "wavelet": None, "sparsity": [0.5, 0.5]})
@@ -135,29 +144,63 @@ def lines(runs: pd.DataFrame, x: str, y: str) -> pd.DataFrame:
              x    y   low  high
         0  0.5  0.5  0.25  0.75
     """
-    named = runs.assign(label=labels(runs), basis=bases(runs), point=_points(runs, x))
-    points = named.groupby(["label", "basis", "point"], as_index=False).agg(
+    named = runs.assign(label=labels(runs), basis=bases(runs), point=points(runs, x))
+    if "spread" not in named:
+        named["spread"] = float("nan")
+    found = named.groupby(["label", "basis", "point"], as_index=False).agg(
         x=(x, "mean"), y=(y, "mean"), low=(y, "min"), high=(y, "max"), runs=(y, "size")
     )
-    points["rank"] = [
+    errors = {
+        key: joint_error(rows[y].tolist(), rows["spread"].tolist())
+        for key, rows in named.groupby(["label", "basis", "point"])
+    }
+    keys = zip(found["label"], found["basis"], found["point"], strict=True)
+    found["error"] = [errors[key] for key in keys]
+    found["rank"] = [
         (basis in BASELINES, _ORDER.get(basis, len(_ORDER)), label)
-        for basis, label in zip(points["basis"], points["label"], strict=True)
+        for basis, label in zip(found["basis"], found["label"], strict=True)
     ]
-    points = points.sort_values(["rank", "x"], ignore_index=True)
-    return points.drop(columns=["rank", "point"]).astype(
-        dict.fromkeys(("x", "y", "low", "high"), "float64")
+    found = found.sort_values(["rank", "x"], ignore_index=True)
+    return found.drop(columns=["rank", "point"]).astype(
+        dict.fromkeys(("x", "y", "low", "high", "error"), "float64")
     )
 
 
-def _points(runs: pd.DataFrame, x: str) -> list[str]:
-    """A key for each run that its repetitions share."""
-    points = []
+def listed(names: Iterable[str]) -> str:
+    """Names as an enumeration in a sentence.
+
+    Example:
+        >>> listed(["uhaar", "dct", "klt"])
+        'uhaar, dct and klt'
+    """
+    *most, last = names
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def details(run: pd.Series[Any]) -> str:
+    """How a run was calibrated, trained and stored, in a few words.
+
+    Example:
+        >>> details(pd.Series({"epochs": 5, "bits": 8, "calibrated": None}))
+        '5 epochs, 8 bits'
+    """
+    named = [
+        _setting(column, run[column])
+        for column in _DETAILS
+        if column in run and pd.notna(run[column]) and run[column] != ""
+    ]
+    return ", ".join(named)
+
+
+def points(runs: pd.DataFrame, x: str) -> list[str]:
+    """A key for each run that its repetitions share; see ``lines``."""
+    keys = []
     for row in runs.to_dict("records"):
         requested = ("sparsity_requested", "percentile") if not row.get("matched") else ()
         reached = "sparsity" if "sparsity" in row else x
         amount = next((name for name in requested if pd.notna(row.get(name))), reached)
-        points.append(f"{amount}={float(row[amount]):.3f}")
-    return points
+        keys.append(f"{amount}={float(row[amount]):.3f}")
+    return keys
 
 
 def _variant(column: str, method: str, value: Any) -> str:
@@ -171,9 +214,31 @@ def _variant(column: str, method: str, value: Any) -> str:
     return named.get(column, str(value))
 
 
+def _comparable(runs: pd.DataFrame) -> pd.DataFrame:
+    """Calibrated runs, which repair batch norms themselves, beside the others of one repair."""
+    if not {"calibrated", "batchnorm"} <= set(runs):
+        return runs
+    calibrated = runs["calibrated"].notna() & (runs["calibrated"] != "")
+    repairs = runs.loc[~calibrated, "batchnorm"].unique()
+    if not calibrated.any() or len(repairs) != 1:
+        return runs
+    return runs.assign(batchnorm=repairs[0])
+
+
+def _title(settings: dict[str, Any]) -> str:
+    """The settings of a panel; of those that say how it was stored, one has a value at most."""
+    stored = [_setting(c, v) for c, v in settings.items() if c in _STORED and pd.notna(v)]
+    named = [_setting(column, v) for column, v in settings.items() if column not in _STORED]
+    if not stored and any(column in settings for column in _STORED):
+        stored = ["not stored"]
+    return ", ".join(named + stored)
+
+
 def _setting(column: str, value: Any) -> str:
     if column == "batchnorm":
         return f"batch norm {_REPAIRS.get(value, value)}"
     if pd.isna(value) or value == "":
-        return f"no {column}"
+        return "not trained" if column == "epochs" else f"no {column}"
+    if column in _UNITS:
+        return "1 epoch" if (column, value) == ("epochs", 1) else _UNITS[column].format(value)
     return f"{column} {value}"

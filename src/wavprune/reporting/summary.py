@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Hashable, Iterable, Sequence
+import math
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeAlias
 
 import pandas as pd
 
 from . import series
-from .series import BASELINES, UNPRUNED
+from .front import Front, front, smallest_good
+from .scale import Scale, is_tie, percent, scale_of
+from .series import BASELINES, UNPRUNED, listed
 
-# How much accuracy a run may lose and still count as accurate as the unpruned network.
-TOLERANCE = 0.01
 # Settings of a model in which trainings of the same network may differ.
 _TRAINING = ("name", "seed", "weights", "arguments", "root")
 
@@ -29,20 +31,33 @@ class Network:
         data: the data that accuracy was measured on.
         unpruned: the finished runs of the unpruned networks.
         pruned: all other finished runs.
+        scale: of the metric that all were measured by.
     """
 
     models: tuple[str, ...]
     data: str
     unpruned: pd.DataFrame
     pruned: pd.DataFrame
+    scale: Scale
 
     @property
     def title(self) -> str:
-        """The trainings and the data."""
-        return f"{listed(self.models)} on {self.data}"
+        """The trainings, the data, and a metric that is not top-1 accuracy."""
+        title = f"{listed(self.models)} on {self.data}"
+        return title if self.scale.is_share else f"{title}: {self.scale.name}"
+
+    @property
+    def dense(self) -> float:
+        """The mean value of the unpruned networks; NaN without one."""
+        return float(self.unpruned["value"].mean())
+
+    @cached_property
+    def front(self) -> Front:
+        """The front of its runs."""
+        return front(self.unpruned, self.pruned, self.scale)
 
 
-def networks(runs: pd.DataFrame) -> list[Network]:
+def networks(runs: pd.DataFrame, tolerance: float | None = None) -> list[Network]:
     """The networks of a results file, in the order in which they first finished.
 
     Models with the same number of parameters that differ only in their seed, their weights or the
@@ -50,12 +65,15 @@ def networks(runs: pd.DataFrame) -> list[Network]:
     that lacks some of the others' runs would bias the mean, so it is a network of its own.
 
     Args:
-        runs: the finished runs.
+        runs: the finished runs, as ``scale.with_metric`` gives them.
+        tolerance: see ``Scale``.
     """
     keys = [
-        json.dumps([_architecture(model, settings), data, parameters], sort_keys=True)
-        for model, settings, data, parameters in zip(
-            runs["model"], runs["settings"], runs["data"], runs["parameters"].tolist(), strict=True
+        json.dumps([_architecture(model, settings), *others], sort_keys=True)
+        for model, settings, *others in zip(
+            *(runs["model"], runs["settings"], runs["data"], runs["metric"]),
+            *(runs["higher_is_better"].astype(bool).tolist(), runs["parameters"].tolist()),
+            strict=True,
         )
     ]
     result = []
@@ -64,7 +82,8 @@ def networks(runs: pd.DataFrame) -> list[Network]:
             rows = group[group["model"].isin(models)]
             unpruned = rows["method"] == UNPRUNED
             data = str(rows["data"].iloc[0])
-            result.append(Network(models, data, rows[unpruned], rows[~unpruned]))
+            scale = scale_of(rows, tolerance)
+            result.append(Network(models, data, rows[unpruned], rows[~unpruned], scale))
     return result
 
 
@@ -81,30 +100,39 @@ def _complete_and_others(runs: pd.DataFrame) -> list[tuple[str, ...]]:
 
 @dataclass(frozen=True)
 class PanelSummary:
-    """The accuracies of a panel: runs that differ in method, amount and repetition.
+    """The values of a panel: runs that differ in method, amount and repetition.
 
     Attributes:
         title: the settings of the panel; empty where it is the only one.
         sparsities: of the columns, ascending.
         rows: label -> one row of ``series.lines`` per sparsity, empty where it was not tried.
         sentences: the main results.
+        scale: of the values.
     """
 
     title: str
     sparsities: tuple[float, ...]
     rows: Rows
     sentences: tuple[str, ...]
+    scale: Scale
 
-    def best(self, column: int) -> float:
-        """The highest mean accuracy at a sparsity."""
-        return max(float(row[column]["y"]) for row in self.rows.values() if row[column])
+    def leads(self, column: int, label: str) -> bool:
+        """Whether no other label is better at a sparsity by more than chance."""
+        cells = {name: row[column] for name, row in self.rows.items() if row[column]}
+        return label in _leaders(cells, self.scale)
+
+
+def main_panels(network: Network) -> dict[str, pd.DataFrame]:
+    """The panels of a network's runs, those with the most runs first."""
+    panels = series.panels(network.pruned).items()
+    return dict(sorted(panels, key=lambda panel: -len(panel[1])))
 
 
 def panel_summaries(network: Network) -> list[PanelSummary]:
     """A summary of each panel of a network's runs."""
     summaries = []
-    for title, panel in series.panels(network.pruned).items():
-        points = series.lines(panel, "sparsity", "top1")
+    for title, panel in main_panels(network).items():
+        points = series.lines(panel, "sparsity", "value")
         points["at"] = points["x"].round(2)
         sparsities = tuple(sorted(points["at"].unique().tolist()))
         rows: Rows = {
@@ -113,31 +141,39 @@ def panel_summaries(network: Network) -> list[PanelSummary]:
             )
             for label, line in points.groupby("label", sort=False)
         }
-        sentences = (*_accurate_up_to(network, rows, sparsities), *_best_at_each(rows, sparsities))
-        summaries.append(PanelSummary(title, sparsities, rows, sentences))
+        sentences = (
+            *_good_up_to(network, rows, sparsities),
+            *_best_at_each(rows, sparsities, network.scale),
+        )
+        summaries.append(PanelSummary(title, sparsities, rows, sentences, network.scale))
     return summaries
 
 
 def chosen_run(network: Network) -> tuple[pd.Series[Any], str] | None:
-    """The run to picture, and why: the sparsest that is as accurate as the unpruned network.
+    """The run to picture, and why: the smallest that is as good as the unpruned network.
 
-    Random pruning is left out. Where no run is accurate enough, it is the most accurate one.
+    Random pruning is left out. Where no run is good enough, it is the best one.
     """
     runs = network.pruned[network.pruned["method"] != "random"]
     if runs.empty:
         return None
-    lost = _lost_accuracy(network, runs)
-    accurate = runs[lost <= TOLERANCE + 1e-9]
-    if accurate.empty:
-        candidates, order, reason = runs, ["top1", "sparsity"], "the most accurate"
-        if lost.notna().any():
-            reason += f", for none is within {_points(TOLERANCE)} of the unpruned network"
-    else:
-        candidates, order = accurate, ["sparsity", "top1"]
-        reason = f"the sparsest within {_points(TOLERANCE)} of the unpruned network"
-    keys = candidates[order].astype("float64").round(4)
-    best = keys.sort_values(order, ascending=False, kind="stable").index[0]
-    return candidates.loc[best], reason
+    scale = network.scale
+    others = (point for point in network.front.points if point.basis != "random")
+    chosen = smallest_good(others, network.dense, scale)
+    if chosen is not None:
+        within = scale.difference(scale.tolerance(network.dense))
+        reason = f"the smallest within {within} of the unpruned network"
+        return runs[runs["guid"] == chosen.runs[0]].iloc[0], reason
+    best = runs.assign(rank=scale.sign * runs["value"].round(4))
+    order = ["rank", "sparsity"]
+    first = (
+        best[order].astype("float64").sort_values(order, ascending=False, kind="stable").index[0]
+    )
+    reason = "the best"
+    if len(network.unpruned):
+        within = scale.difference(scale.tolerance(network.dense))
+        reason += f", for none is within {within} of the unpruned network"
+    return runs.loc[first], reason
 
 
 def companions(network: Network, chosen: pd.Series[Any], most: int = 8) -> pd.DataFrame:
@@ -162,8 +198,8 @@ def companions(network: Network, chosen: pd.Series[Any], most: int = 8) -> pd.Da
         is_other=like["guid"] != chosen["guid"],
         is_baseline=series.bases(like).isin(BASELINES),
     )
-    order = ["is_other", "is_baseline", "top1"]
-    like = like.sort_values(order, ascending=[True, False, False])
+    order = ["is_other", "is_baseline", "value"]
+    like = like.sort_values(order, ascending=[True, False, not network.scale.higher])
     like = like.drop_duplicates("label").head(most)
     # Baselines last, as in the other pictures.
     return pd.DataFrame(like).sort_values("is_baseline", kind="stable")
@@ -195,48 +231,6 @@ def collapsed(runs: pd.DataFrame, layers: pd.DataFrame) -> list[str]:
     ]
 
 
-def listed(names: Iterable[str]) -> str:
-    """Names as an enumeration in a sentence.
-
-    Example:
-        >>> listed(["uhaar", "dct", "klt"])
-        'uhaar, dct and klt'
-    """
-    *most, last = names
-    return f"{', '.join(most)} and {last}" if most else last
-
-
-def percentage(value: float) -> str:
-    """A fraction as a percentage for a column, always with one decimal.
-
-    Example:
-        >>> percentage(0.99)
-        '99.0%'
-    """
-    return f"{value:.1%}"
-
-
-def percent(value: float) -> str:
-    """A fraction as a percentage for a sentence, with one decimal unless it is 0.
-
-    Example:
-        >>> percent(0.5), percent(0.9817)
-        ('50%', '98.2%')
-    """
-    return f"{round(100 * value, 1):g}%"
-
-
-def _points(value: float) -> str:
-    """The difference of two fractions, in percentage points.
-
-    Example:
-        >>> _points(0.01), _points(0.179)
-        ('1 point', '17.9 points')
-    """
-    rounded = round(100 * value, 1)
-    return f"{rounded:g} {'point' if rounded == 1 else 'points'}"
-
-
 def _architecture(name: str, settings: str) -> Any:
     model = json.loads(settings).get("model")
     if not isinstance(model, dict):
@@ -244,26 +238,17 @@ def _architecture(name: str, settings: str) -> Any:
     return {key: value for key, value in model.items() if key not in _TRAINING}
 
 
-def _lost_accuracy(network: Network, runs: pd.DataFrame) -> pd.Series[float]:
-    """The accuracy that each run lost; NaN where its unpruned model has no finished run."""
-    known = network.unpruned.drop_duplicates("model").set_index("model")["top1"]
-    return runs["model"].map(known) - runs["top1"]
-
-
-def _accurate_up_to(
-    network: Network,
-    rows: Rows,
-    sparsities: Sequence[float],
-) -> list[str]:
-    """Up to which sparsity each label is as accurate as the unpruned network."""
+def _good_up_to(network: Network, rows: Rows, sparsities: Sequence[float]) -> list[str]:
+    """Up to which sparsity each label is as good as the unpruned network."""
     if network.unpruned.empty:
         return []
-    dense = float(network.unpruned["top1"].mean())
+    dense, scale = network.dense, network.scale
+    allowed = scale.tolerance(dense) + 1e-9
     reach: dict[float | None, list[str]] = {}
     for label, cells in rows.items():
         furthest = None
         for at, cell in zip(sparsities, cells, strict=True):
-            if cell and cell["y"] < dense - TOLERANCE - 1e-9:
+            if cell and scale.sign * (cell["y"] - dense) < -allowed:
                 break
             furthest = at if cell else furthest
         reach.setdefault(furthest, []).append(label)
@@ -274,29 +259,50 @@ def _accurate_up_to(
     if None in reach:
         parts.append(f"{listed(reach[None])} at no sparsity tried")
     return [
-        f"Within {_points(TOLERANCE)} of the unpruned network's {percent(dense)}: "
-        f"{'; '.join(parts)}."
+        f"Within {scale.difference(scale.tolerance(dense))} of the unpruned network's "
+        f"{scale.text(dense)}: {'; '.join(parts)}."
     ]
 
 
-def _best_at_each(rows: Rows, sparsities: Sequence[float]) -> list[str]:
+def _leaders(cells: Mapping[str, Mapping[Hashable, Any]], scale: Scale) -> list[str]:
+    """The labels that are best, as far as the samples show, the best one first."""
+    ranked = sorted(cells, key=lambda label: -scale.sign * cells[label]["y"])
+    best = cells[ranked[0]]
+    return [
+        label
+        for label in ranked
+        if is_tie(best["y"] - cells[label]["y"], _error(best, cells[label]))
+    ]
+
+
+def _error(one: Mapping[Hashable, Any], other: Mapping[Hashable, Any]) -> float:
+    """The standard error of a difference, as if on different samples."""
+    return math.hypot(one.get("error", math.nan), other.get("error", math.nan))
+
+
+def _best_at_each(rows: Rows, sparsities: Sequence[float], scale: Scale) -> list[str]:
     """The best at each sparsity, and how far minimum-weight pruning is behind."""
     sentences = []
-    baseline = rows.get("min-weight")
     for i, at in enumerate(sparsities):
-        tried = {label: cells[i]["y"] for label, cells in rows.items() if cells[i]}
-        if len(tried) < 2:
+        cells = {label: row[i] for label, row in rows.items() if row[i]}
+        if len(cells) < 2:
             continue
-        highest = max(tried.values())
-        best = [label for label, y in tried.items() if y >= highest - 1e-9]
-        others = [label for label in tried if label not in best]
-        named = listed(best)
-        if len(best) > 2 and len(others) < 2:
-            named = f"all but {others[0]}" if others else "all the same"
-        text = f"At {percent(at)}: {named}, {percent(highest)}"
-        if baseline and baseline[i] and "min-weight" not in best:
-            low = baseline[i]["y"]
-            text += f", {_points(highest - low)} above min-weight's {percent(low)}"
+        leaders = _leaders(cells, scale)
+        best = cells[leaders[0]]["y"]
+        others = [label for label in cells if label not in leaders]
+        named = listed(sorted(leaders, key=list(cells).index))
+        if len(leaders) > 2 and len(others) < 2:
+            named = f"all but {others[0]}" if others else "all"
+        text = f"At {percent(at)}: {named}, {scale.text(best)}"
+        low = min(scale.sign * cells[label]["y"] for label in leaders) * scale.sign
+        if len(leaders) > 1 and scale.text(low) != scale.text(best):
+            text = f"At {percent(at)} a tie of {named}, {scale.text(low)} to {scale.text(best)}"
+        if "min-weight" in others:
+            base = cells["min-weight"]["y"]
+            behind = scale.difference(abs(best - base))
+            text += (
+                f", {behind} {'above' if scale.higher else 'below'} min-weight's {scale.text(base)}"
+            )
         sentences.append(f"{text}.")
     return sentences
 

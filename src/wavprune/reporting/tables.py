@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from ..sweep.schema import LAYERS, RUNS, Column, Format
+from ..sweep.schema import LAYERS, RUNS, SNAPSHOTS, Column, Format
 from . import series
+from .export import csv_text
+from .scale import percentage, size
 from .series import UNPRUNED
-from .summary import percentage
 
 # The page shows this many runs at most; an export has all.
 MAX_ROWS = 2000
@@ -49,7 +50,12 @@ class Table:
 def runs_table(runs: pd.DataFrame) -> Table:
     """The finished runs; a setting that all of them share has no column."""
     pruned = runs[runs["method"] != UNPRUNED]
-    columns = [column for column in RUNS if not column.role or _varies(pruned, column.name)]
+    hidden = {"value"} if runs["top1"].notna().all() else set()
+    columns = [
+        column
+        for column in RUNS
+        if column.name not in hidden and (not column.role or _varies(pruned, column.name))
+    ]
     note = ""
     if len(runs) > MAX_ROWS:
         note = f"The last {MAX_ROWS:,} of {len(runs):,} runs; an export has all."
@@ -84,25 +90,18 @@ def _table(caption: str, columns: Iterable[Column], frame: pd.DataFrame, note: s
     return Table(caption, used, rows, note)
 
 
+def runs_csv(runs: pd.DataFrame) -> str:
+    """All finished runs as CSV, without their settings as JSON."""
+    left_out = {column.name for column in SNAPSHOTS} | {"traceback", "error"}
+    names = [column.name for column in RUNS if column.name not in left_out]
+    return csv_text(runs[names].dropna(axis="columns", how="all"))
+
+
 def _cell(value: Any, column: Column) -> Cell:
     if pd.isna(value) or value == "":
         return Cell("", None)
     text = _FORMATS[column.format](value)
     return Cell(text, value if isinstance(value, str) else float(value))
-
-
-def size(value: float) -> str:
-    """A number of bytes with a suitable unit.
-
-    Example:
-        >>> size(48_178), size(312)
-        ('48.2 kB', '312 B')
-    """
-    for unit in ("B", "kB", "MB"):
-        if value < 1000:
-            return f"{value:.3g} {unit}"
-        value /= 1000
-    return f"{value:.3g} GB"
 
 
 def _number(value: Any) -> str:

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import inspect
 import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.abc import MetaPathFinder
 from importlib.machinery import (
     EXTENSION_SUFFIXES,
@@ -48,6 +50,22 @@ def call_factory(source: Factory) -> Any:
             return function(**source.arguments)
         except (Exception, SystemExit) as error:
             raise WavpruneError(f"factory {source.factory!r} {_failure(error)}") from error
+
+
+def bound_factory(source: Factory) -> Any:
+    """An object of the class that a source names, or its function with the arguments bound.
+
+    Raises:
+        WavpruneError: it cannot be imported, or the class raises.
+        TypeError: it is neither.
+    """
+    with _imported(source) as (target, _):
+        if not inspect.isclass(target):
+            return partial(target, **source.arguments) if source.arguments else target
+        try:
+            return target(**source.arguments)
+        except (Exception, SystemExit) as error:
+            raise WavpruneError(f"{source.factory!r} {_failure(error)}") from error
 
 
 def factory_digest(source: Factory) -> str:

@@ -12,13 +12,13 @@ import json
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..backends.registry import check_name
 from ..calibration.prune import check_config, takes_calibration
 from ..config import PruneConfig
 from ..errors import WavpruneError
-from .sources import Data, Model
+from .sources import Data, MetricSource, Model, Training
 from .traits import reads_wavelet, unread_settings, uses_seed
 
 if TYPE_CHECKING:
@@ -26,8 +26,36 @@ if TYPE_CHECKING:
 
 # The namespace of the runs' ids. With another one, every run would get another id.
 NAMESPACE = uuid.UUID("6f1f3f0e-5b0e-5c6f-9a53-7d1f6c1f7a11")
-# What to prune, what it is matched to, what the two have in common, and the level of calibration.
-Pruning = tuple[PruneConfig, PruneConfig | None, str, str]
+
+
+class Storage(NamedTuple):
+    """How a pruned network is stored: one of these, as ``checkpoint.save`` takes them."""
+
+    bits: int | None = None
+    target_kl: float | None = None
+    target_bits_per_weight: float | None = None
+
+    @property
+    def label(self) -> str:
+        """What it is, in a few words."""
+        if self.bits is not None:
+            return f"{self.bits} bits"
+        if self.target_kl is not None:
+            return f"KL {self.target_kl:g}"
+        return f"{self.target_bits_per_weight:g} bits per weight"
+
+
+class Pruning(NamedTuple):
+    """What is done to a network; see ``Run``."""
+
+    config: PruneConfig
+    match: PruneConfig | None
+    matched: str
+    calibrated: str
+    epochs: int = 0
+    storage: Storage | None = None
+
+
 # The keys of a grid that are settings of PruneConfig, in the order in which they vary: the last
 # one fastest.
 AXES = (
@@ -64,6 +92,10 @@ class Run:
         matched: what the two have in common: ``"kept"``, ``"bytes"``, or an empty string where
             ``match`` is None.
         calibrated: the level of ``fast.prune``'s ``calibration_level``, or an empty string.
+        epochs: passes over the training data after pruning.
+        storage: how it is stored before it is evaluated; None evaluates it as it was pruned.
+        training: how it is trained; None where ``epochs`` is 0.
+        metric: what it is measured by; None takes it for a classifier.
     """
 
     sweep: str
@@ -78,6 +110,10 @@ class Run:
     match: PruneConfig | None = None
     matched: str = ""
     calibrated: str = ""
+    epochs: int = 0
+    storage: Storage | None = None
+    training: Training | None = None
+    metric: MetricSource | None = None
 
     @property
     def label(self) -> str:
@@ -97,6 +133,8 @@ class Run:
             f"calibrated {self.calibrated}" if self.calibrated else "",
             f"same {self.matched}" if self.matched else "",
             f"seed {config.seed}" if uses_seed(config) else "",
+            f"{self.epochs} epochs" if self.epochs else "",
+            self.storage.label if self.storage else "",
             f"batch norm {self.batchnorm}",
         ]
         parts = [f"{config.method}{basis}", amount, config.scope, *marks]
@@ -118,7 +156,8 @@ class Run:
         """The run's id: the same for the same settings, contents and versions, and only for them.
 
         Args:
-            identities: hashes of the contents of ``model``, ``data`` and ``calibration``.
+            identities: hashes of the contents of ``model``, ``data`` and ``calibration``, and of
+                ``training`` and ``metric`` where the run has them.
             versions: what else the result depends on.
 
         Returns:
@@ -140,9 +179,18 @@ class Run:
             "config": dataclasses.asdict(self.config) if self.config else None,
             "match": dataclasses.asdict(self.match) if self.match else None,
             "matched": self.matched,
-            # Runs without it keep the ids that they had before there was such a key.
+            # Runs without these keep the ids that they had before there were such keys.
             **({"calibrated": self.calibrated} if self.calibrated else {}),
+            **({"epochs": self.epochs} if self.epochs else {}),
+            **({"storage": self.storage._asdict()} if self.storage else {}),
+            **({"training": _settings_of(self.training)} if self.training else {}),
+            **({"metric": _settings_of(self.metric)} if self.metric else {}),
         }
+
+
+def _settings_of(source: Training | MetricSource) -> dict[str, Any]:
+    """Its settings; what its files and data hold is a part of a run's id by their hashes."""
+    return source.model_dump(mode="json", exclude={"root": True, "data": {"root"}})
 
 
 def expand(sweep: Sweep, where: str = "sweep") -> list[Run]:
@@ -171,21 +219,21 @@ def expand(sweep: Sweep, where: str = "sweep") -> list[Run]:
             timing=sweep.timing,
             device=sweep.device,
             config=None,
+            metric=sweep.metric,
         )
         runs.append(unpruned)
-        for config, match, matched, calibrated in prunings:
+        for pruning in prunings:
             # Calibrated pruning repairs the batch norms itself.
-            for repair in ("off",) if calibrated else sweep.batchnorm:
-                reads_nothing = repair == "off" and not calibrated
+            for repair in ("off",) if pruning.calibrated else sweep.batchnorm:
+                by_outputs = pruning.storage is not None and pruning.storage.bits is None
+                reads_nothing = repair == "off" and not pruning.calibrated and not by_outputs
                 runs.append(
                     dataclasses.replace(
                         unpruned,
-                        config=config,
-                        match=match,
-                        matched=matched,
+                        **pruning._asdict(),
                         batchnorm=repair,
                         calibration=None if reads_nothing else sweep.calibration,
-                        calibrated=calibrated,
+                        training=sweep.training if pruning.epochs else None,
                     )
                 )
     return runs
@@ -193,6 +241,32 @@ def expand(sweep: Sweep, where: str = "sweep") -> list[Run]:
 
 def _prunings(block: Grid, sweep: Sweep) -> Iterator[Pruning]:
     """All combinations of a block of the grid."""
+    if any(block.epochs) and sweep.training is None:
+        raise WavpruneError(
+            f"epochs={max(block.epochs)} needs data to train on; give training: {{data: ...}}"
+        )
+    storages = _storages(block)
+    for pruning in _selections(block, sweep):
+        for epochs, storage in itertools.product(block.epochs, storages):
+            yield pruning._replace(epochs=epochs, storage=storage)
+
+
+def _storages(block: Grid) -> list[Storage | None]:
+    """The ways to store that a block names; None, to store nothing, where it names that or none."""
+    given = {name: getattr(block, name) for name in Storage._fields}
+    named = [
+        Storage(**{name: value})
+        for name, values in given.items()
+        for value in values
+        if value is not None
+    ]
+    # The default of a key that was not given names nothing.
+    nothing = not named or any(None in values and len(values) > 1 for values in given.values())
+    return [*([None] if nothing else []), *named]
+
+
+def _selections(block: Grid, sweep: Sweep) -> Iterator[Pruning]:
+    """What is pruned, in all combinations of a block."""
     combinations = [
         dict(zip(AXES, values, strict=True))
         for values in itertools.product(*(getattr(block, axis) for axis in AXES))
@@ -206,7 +280,7 @@ def _prunings(block: Grid, sweep: Sweep) -> Iterator[Pruning]:
         is_dwt = values["method"] == "dwt"
         if matched == "bytes" and is_dwt:
             baseline = _config({**values, "method": "min_weight"}, sweep)
-            yield _config(values, sweep), baseline, matched, ""
+            yield Pruning(_config(values, sweep), baseline, matched, "")
         elif matched == "kept" and not is_dwt:
             for leader in leaders:
                 # Random pruning takes each layer's count, min-weight the sum in the same scope.
@@ -214,14 +288,14 @@ def _prunings(block: Grid, sweep: Sweep) -> Iterator[Pruning]:
                 amount = {"sparsity": None, "percentile": None, "scope": scope}
                 follower = _config({**values, **amount}, sweep)
                 if (leader.targets, leader.ignore) == (follower.targets, follower.ignore):
-                    yield follower, leader, matched, ""
+                    yield Pruning(follower, leader, matched, "")
         else:
             config = _config(values, sweep)
             for level in block.calibrated:
                 calibrated = level if takes_calibration(config) else ""
                 if calibrated:
                     check_config(config)
-                yield config, None, "", calibrated
+                yield Pruning(config, None, "", calibrated)
 
 
 def _config(values: Mapping[str, Any], sweep: Sweep) -> PruneConfig:

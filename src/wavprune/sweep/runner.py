@@ -7,6 +7,7 @@ So the workers may be on other machines, which need the models and data under th
 from __future__ import annotations
 
 import os
+import sys
 import time
 import uuid
 import warnings
@@ -17,15 +18,18 @@ from typing import Any
 
 from .._version import versions
 from ..common.checks import integer
-from ..common.progress import progress_bar
+from ..common.progress import progress_bar, progress_lines
 from ..errors import WavpruneError
 from . import schema
 from .data import data_identity, load_data
 from .executors import CLUSTERS, Job, num_processes, results
+from .factories import factory_digest
+from .finishing import loss_function
 from .grid import Run, expand
+from .metrics import load_metric, metric_identity
 from .models import identify, load_model
 from .settings import Sweep
-from .sources import Data, Model
+from .sources import Data, Factory, MetricSource, Model, Training
 from .store import Store
 from .worker import Result
 
@@ -42,6 +46,7 @@ class Summary:
         seconds: wall time.
         prune_seconds: time spent pruning, summed over all processes.
         repair_seconds: time spent repairing batch norms.
+        finish_seconds: time spent training and storing.
         evaluate_seconds: time spent evaluating.
         processes: how many processes did the runs; None on a cluster, or where none was left.
         parts: where all the time of these processes went, by the parts of ``evaluation.clock``;
@@ -56,6 +61,7 @@ class Summary:
     seconds: float
     prune_seconds: float
     repair_seconds: float
+    finish_seconds: float
     evaluate_seconds: float
     processes: int | None
     parts: dict[str, float]
@@ -69,7 +75,8 @@ class Summary:
     @property
     def prune_share(self) -> float:
         """The part of the runs' time that was spent pruning."""
-        spent = self.prune_seconds + self.repair_seconds + self.evaluate_seconds
+        spent = self.prune_seconds + self.repair_seconds + self.finish_seconds
+        spent += self.evaluate_seconds
         return self.prune_seconds / spent if spent else 0.0
 
 
@@ -92,7 +99,8 @@ def run_sweep(
         cluster: ``"ray"`` or ``"dask"``; None means processes of this machine.
         address: the address of the cluster; None starts one on this machine.
         retry_failed: run again what failed before.
-        progress: show a progress bar with the time left on standard error.
+        progress: show a progress bar with the time left on standard error or, where that is no
+            terminal, a line every 30 s.
 
     Returns:
         How many runs there were, and where their time went.
@@ -117,7 +125,11 @@ def run_sweep(
         known = store.known(retry_failed)
         pending = {guid: job for guid, job in all_jobs.items() if guid not in known}
         shown = progress and bool(pending)
-        with progress_bar("sweep", len(pending), "runs", shown) as advance:
+        with (
+            progress_lines("sweep", len(pending), "runs")
+            if shown and not sys.stderr.isatty()
+            else progress_bar("sweep", len(pending), "runs", shown)
+        ) as advance:
 
             def is_wanted(guid: str) -> bool:
                 if not store.has(guid, retry_failed):
@@ -174,6 +186,15 @@ def _jobs(runs: Sequence[Run]) -> dict[str, Job]:
         load_data(source, 1)
         return data_identity(source)
 
+    def of_metric(source: MetricSource) -> str:
+        load_metric(source)
+        return metric_identity(source)
+
+    def of_training(source: Training) -> str:
+        loss_function(source)
+        loss = Factory(factory=source.loss, root=source.root) if source.loss else None
+        return f"{of_data(source.data)} {factory_digest(loss) if loss else ''}"
+
     def identity(source: Any, compute: Callable[[Any], str]) -> str:
         key = source.model_dump_json()
         if key not in identities:
@@ -188,6 +209,9 @@ def _jobs(runs: Sequence[Run]) -> dict[str, Job]:
             "model": model,
             "data": identity(run.data, of_data),
             "calibration": identity(run.calibration or run.data, of_data),
+            # As in the settings of a run: only where there is one.
+            **({"training": identity(run.training, of_training)} if run.training else {}),
+            **({"metric": identity(run.metric, of_metric)} if run.metric else {}),
         }
         jobs[run.guid(contents, used)] = Job(run, model)
     return jobs

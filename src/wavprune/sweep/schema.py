@@ -57,6 +57,11 @@ class Column:
     role: Role = ""
     since: int = 1
 
+    @property
+    def is_number(self) -> bool:
+        """Whether the page aligns its values as numbers."""
+        return self.kind in (int, float)
+
 
 def values(columns: Iterable[Column], source: object) -> dict[str, Any]:
     """The values of columns by name.
@@ -75,7 +80,9 @@ def values(columns: Iterable[Column], source: object) -> dict[str, Any]:
     }
 
 
-def _attribute(owner: type, name: str, heading: str = "", format: Format = "number") -> Column:
+def _attribute(
+    owner: type, name: str, heading: str = "", format: Format = "number", since: int = 1
+) -> Column:
     """A column for a documented field or property, which states its type and meaning itself."""
     member = inspect.getattr_static(owner, name, None)
     if isinstance(member, property):
@@ -87,7 +94,7 @@ def _attribute(owner: type, name: str, heading: str = "", format: Format = "numb
     kind = _KINDS.get(annotation.removesuffix(" | None"), str)
     description = " ".join(description.split()).rstrip(".")
     description = description[:1].upper() + description[1:]
-    return Column(name, kind, description, heading=heading, format=format)
+    return Column(name, kind, description, heading=heading, format=format, since=since)
 
 
 @cache
@@ -113,6 +120,13 @@ def _of_config(
 def _patterns(name: str) -> Callable[[Any], Any]:
     def value(run: Any) -> Any:
         return None if run.config is None else " ".join(getattr(run.config, name) or ())
+
+    return value
+
+
+def _of_storage(name: str) -> Callable[[Any], Any]:
+    def value(run: Any) -> Any:
+        return None if run.storage is None else getattr(run.storage, name)
 
     return value
 
@@ -250,6 +264,33 @@ SETTINGS = (
         role="variant",
         since=2,
     ),
+    Column(
+        "epochs",
+        int,
+        "Passes over the training data after pruning",
+        value=lambda run: run.epochs or None,
+        heading="epochs",
+        format="number",
+        role="panel",
+        since=3,
+    ),
+    *(
+        Column(
+            name,
+            kind,
+            description,
+            value=_of_storage(name),
+            heading=heading,
+            format="number",
+            role="panel",
+            since=3,
+        )
+        for name, kind, description, heading in (
+            ("bits", int, "Bits of each stored value", "bits"),
+            ("target_kl", float, "Divergence that storing was to cost, in nats", "target KL"),
+            ("target_bits_per_weight", float, "Bits for each weight that were asked for", "rate"),
+        )
+    ),
 )
 
 # What was measured, from an ``Evaluation``.
@@ -257,6 +298,11 @@ EVALUATION = tuple(
     _attribute(Evaluation, *shown)
     for shown in (
         ("samples",),
+        ("metric", "", "text", 3),
+        ("value", "value", "number", 3),
+        ("higher_is_better", "", "number", 3),
+        ("spread", "± (1 s.e.)", "number", 3),
+        ("change_spread", "", "number", 3),
         ("classes",),
         ("sparsity", "sparsity", "percent"),
         ("top1", "top-1", "percent"),
@@ -291,8 +337,21 @@ TIMES = tuple(
     for shown in (
         ("prune_seconds", "prune ms", "milliseconds"),
         ("repair_seconds",),
+        ("finish_seconds", "", "number", 3),
         ("evaluate_seconds", "evaluate ms", "milliseconds"),
     )
+)
+
+# The file that a run stored; the worker states it.
+STORED = (
+    Column(
+        "file_bytes",
+        int,
+        "Bytes of the compressed file that was written and evaluated; empty where none was",
+        heading="file",
+        format="bytes",
+        since=3,
+    ),
 )
 
 # What it takes to repeat a run; the worker states these.
@@ -301,7 +360,7 @@ SNAPSHOTS = (
     Column("versions", str, "Versions that the result depends on, as JSON", True),
 )
 
-RUNS = (*IDENTITY, *SETTINGS, *EVALUATION, *TOTALS, *TIMES, *SNAPSHOTS)
+RUNS = (*IDENTITY, *SETTINGS, *EVALUATION, *TOTALS, *STORED, *TIMES, *SNAPSHOTS)
 
 # One row per layer of a pruned run, from its ``LayerStats``.
 LAYERS = (
@@ -342,6 +401,7 @@ def markdown() -> str:
         ("Runs: settings, empty where the method does not read them", SETTINGS),
         ("Runs: measurements", EVALUATION),
         ("Runs: totals over the pruned layers", TOTALS),
+        ("Runs: the stored file", STORED),
         ("Runs: times", TIMES),
         ("Runs: everything needed to repeat them", SNAPSHOTS),
         ("Layers: one row per layer of a pruned run", LAYERS),

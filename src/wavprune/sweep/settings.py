@@ -11,7 +11,16 @@ from ..calibration.run import Level
 from ..common.optional import require
 from ..errors import WavpruneError
 from .grid import expand
-from .sources import KINDS, DataSource, ModelSource, Settings, as_tuple
+from .sources import (
+    KINDS,
+    DataSource,
+    Metric,
+    MetricSource,
+    ModelSource,
+    Settings,
+    Training,
+    as_tuple,
+)
 from .yaml_file import read_yaml
 
 try:
@@ -50,9 +59,9 @@ BatchNorms = Annotated[
 class Grid(Settings):
     """A block of settings: every combination of its values is a run.
 
-    Each key but ``matched`` and ``calibrated`` is one of ``PruneConfig``'s, with a value or a list
-    of values; ``targets`` and ``ignore`` are patterns, or a list of lists of patterns. A setting
-    that a method does not read does not multiply its runs.
+    The keys up to ``ignore`` are those of ``PruneConfig``, with a value or a list of values;
+    ``targets`` and ``ignore`` are patterns, or a list of lists of patterns. A setting that a method
+    does not read does not multiply its runs.
 
     Attributes:
         matched: how much a run prunes. ``""``: what its own settings say. ``"kept"``: min_weight
@@ -63,6 +72,14 @@ class Grid(Settings):
             the inputs of ``calibration`` at that level, as ``fast.prune`` does by
             ``calibration_level``. Or a list of these. Such a run repairs its batch norms itself;
             random and matched runs are not calibrated.
+        epochs: passes over the data of ``training`` after pruning; 0 trains nothing.
+        bits: of each stored value: 32 or 16 (floating point), 8, 6 or 4. The network is written as
+            a compressed file, read again, and evaluated; ``file_bytes`` is the size of that file.
+            None writes none. The values of ``bits`` and of the two below are alternatives.
+        target_kl: the divergence of the outputs that quantising may cost, in nats: the file is
+            written from the inputs of ``calibration``, as by ``checkpoint.save(calibration=...)``.
+        target_bits_per_weight: the size of the file for each element of all tensors; written in the
+            same way.
     """
 
     method: Several[Any] = ("dwt",)
@@ -78,6 +95,10 @@ class Grid(Settings):
     ignore: Patterns = (None,)
     matched: Several[Literal["", "kept", "bytes"]] = ("",)
     calibrated: Several[Literal["", Level]] = ("",)
+    epochs: Several[Annotated[int, Field(ge=0)]] = (0,)
+    bits: Several[Literal[32, 16, 8, 6, 4] | None] = (None,)
+    target_kl: Several[Annotated[float, Field(gt=0)] | None] = (None,)
+    target_bits_per_weight: Several[Annotated[float, Field(gt=0)] | None] = (None,)
 
 
 class Sweep(Settings):
@@ -87,8 +108,12 @@ class Sweep(Settings):
         name: its name in the results.
         models: a model or a list of them.
         data: what accuracy is measured on.
+        metric: what to measure in place of accuracy: ``package.module:Class`` of a
+            ``torchmetrics.Metric`` or ``package.module:function`` of outputs and targets, or a
+            mapping with more settings (``MetricSource``).
         calibration: what the batch norms are repaired with, and what calibrated runs are pruned
             from; None means the inputs of ``data``.
+        training: how networks are fine-tuned; needed where the grid has ``epochs``.
         batch_size: samples per batch.
         batchnorm: ``"off"``, ``"update"`` or ``"match"``, or a list of them; see
             ``wavprune.compare``.
@@ -102,7 +127,9 @@ class Sweep(Settings):
     name: str = Field(default="sweep", min_length=1)
     models: Several[ModelSource] = Field(validation_alias=AliasChoices("models", "model"))
     data: DataSource
+    metric: Metric | None = None
     calibration: DataSource | None = None
+    training: Training | None = None
     batch_size: int = Field(default=256, ge=1)
     batchnorm: BatchNorms = ("match",)
     grid: Several[Grid]
@@ -154,18 +181,27 @@ def parse_sweep(content: object, root: str | os.PathLike[str] = ".", where: str 
     return sweep
 
 
+def _section(path: list[Any]) -> type[Settings]:
+    """The settings that a key is of."""
+    if len(path) == 1:
+        return Sweep
+    sections: dict[Any, type[Settings]] = {"metric": MetricSource, "training": Training}
+    return sections.get(path[0], Grid)
+
+
 def _explained(error: ValidationError, where: str) -> str:
     lines = []
     for entry in error.errors(include_url=False):
         # pydantic puts the kind of a source after its key; the file has no such key.
         path = list(entry["loc"])
-        kinds = [part for part in path[1:3] if path[0] in KINDS and part in KINDS[path[0]]]
+        owner: Any = path[1] if path[:1] == ["training"] and len(path) > 1 else next(iter(path), "")
+        kinds = [part for part in path[1:4] if owner in KINDS and part in KINDS[owner]]
         if kinds:
             path.remove(kinds[0])
         key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
         problem = entry["msg"]
         if entry["type"] == "extra_forbidden":
-            model = KINDS[path[0]][kinds[0]] if kinds else Grid if len(path) > 1 else Sweep
+            model = KINDS[owner][kinds[0]] if kinds else _section(path)
             problem = f"unknown key; allowed: {', '.join(model.model_fields)}"
         given = (
             "" if entry["type"] in ("missing", "extra_forbidden") else f", not {entry['input']!r}"

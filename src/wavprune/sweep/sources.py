@@ -223,6 +223,27 @@ class FactoryData(Factory):
     """
 
 
+class MetricSource(Factory):
+    """What the networks are measured by, in place of the measures of classifiers.
+
+    Attributes:
+        factory: ``package.module:Class`` of a ``torchmetrics.Metric``, such as
+            ``torchmetrics.image:PeakSignalNoiseRatio``, or ``package.module:function`` of outputs
+            and targets; the sweep file's folder is searched first. ``arguments`` are those of the
+            class, or further ones of the function.
+        name: what the results call it; by default the name of the class or function.
+        higher_is_better: needed where the metric does not say it itself.
+        logits: whether agreement and KL are measured; see ``wavprune.Measure``.
+        output: the key or index of the network's output in what it returns.
+        result: the entry to take where the metric computes a mapping.
+    """
+
+    higher_is_better: bool | None = None
+    logits: bool | None = None
+    output: str | int | None = None
+    result: str | None = None
+
+
 Model = BuiltinModel | DirectoryModel | FactoryModel
 Data = BuiltinData | FolderData | NpzData | FactoryData
 
@@ -246,6 +267,37 @@ DataSource = Annotated[
     _kind("builtin", "images", "npz", "factory"),
     BeforeValidator(_builtin),
 ]
+
+
+def _factory(value: object) -> object:
+    return {"factory": value} if isinstance(value, str) else value
+
+
+Metric = Annotated[MetricSource, BeforeValidator(_factory)]
+
+
+class Training(Settings):
+    """How networks are fine-tuned after pruning, while what was pruned stays pruned.
+
+    Attributes:
+        data: what they are trained on.
+        batch_size: samples per batch.
+        optimizer: ``"sgd"``, with Nesterov's momentum of 0.9, or ``"adamw"``.
+        learning_rate: at the start; it falls to 0 along a cosine.
+        weight_decay: of the optimizer.
+        loss: ``package.module:function`` of outputs and targets; None is the cross entropy.
+        seed: of the order of the batches, and of dropout.
+        root: the sweep file's folder.
+    """
+
+    data: DataSource
+    batch_size: int = Field(default=64, ge=1)
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    learning_rate: float = Field(default=0.01, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    loss: str | None = Field(default=None, pattern=FACTORY)
+    seed: int = Field(default=0, ge=0)
+    root: Annotated[Path, BeforeValidator(_resolved)] = Field(default=Path(), validate_default=True)
 
 
 _DATA: dict[Any, type[Settings]] = {

@@ -28,14 +28,18 @@ from ..common.clock import Clock, Part, timed
 from ..common.memory import kept_memory
 from ..engine.run import prune_model
 from ..errors import WavpruneError
+from ..evaluation.answers import Answers, answers_of
 from ..evaluation.batchnorm import BatchnormStatistics, batchnorm_statistics
-from ..evaluation.predictions import Predictions, predict
+from ..evaluation.measure import Measure
+from ..evaluation.predictions import Predictions
 from ..evaluation.size import stored_bytes
 from ..evaluation.trial import DenseReference, Trial, run_trial
 from ..report import LayerStats, PruneReport
 from . import schema
 from .data import Loader, load_data
+from .finishing import fine_tune, store
 from .grid import Run
+from .metrics import load_metric
 from .models import identify, load_model
 from .pictures import picture_data
 from .sources import Data
@@ -91,7 +95,8 @@ class _Workload:
     Attributes:
         key: which model, data, batch size and device.
         model: the unpruned model.
-        loader: the data that accuracy is measured on.
+        loader: the data that it is measured on.
+        measure: what it is measured by; None for a classifier.
         predictions: what the model predicts on it.
         statistics: of its batch norms, by the source of the data that they are repaired on.
         collected: what pruning from data reads, by its source, ``targets`` and ``ignore``.
@@ -100,7 +105,8 @@ class _Workload:
     key: str
     model: nn.Module
     loader: Loader
-    predictions: Predictions
+    measure: Measure | None
+    predictions: Predictions | Answers
     statistics: dict[str, BatchnormStatistics]
     collected: dict[object, Calibration]
 
@@ -129,7 +135,7 @@ def _executed(task: Task, started: datetime) -> Result:
             torch.set_num_threads(task.threads)
         try:
             workload = _workload(task)
-            trial = _trial(task, workload)
+            trial, file_bytes = _trial(task, workload)
             pictures = picture_data(workload.model, trial)
         except (Exception, SystemExit) as error:
             described = f"{type(error).__name__}: {error}"
@@ -140,6 +146,7 @@ def _executed(task: Task, started: datetime) -> Result:
         **schema.values(schema.EVALUATION, trial.evaluation),
         **({} if report is None else schema.values(schema.TOTALS, report)),
         **schema.values(schema.TIMES, trial),
+        "file_bytes": file_bytes,
     }
     warned = tuple(
         (_importable(entry.category), str(entry.message))
@@ -176,7 +183,8 @@ def _workload(task: Task) -> _Workload:
     global _current
     run = task.run
     sources = [run.model.model_dump_json(), run.data.model_dump_json()]
-    key = json.dumps([*sources, run.batch_size, run.device, task.model, task.sweep])
+    metric = run.metric.model_dump_json() if run.metric else ""
+    key = json.dumps([*sources, metric, run.batch_size, run.device, task.model, task.sweep])
     if _current is None or _current.key != key:
         _current = None
         with timed("loading"):
@@ -187,16 +195,18 @@ def _workload(task: Task) -> _Workload:
                     "files have changed since, or its factory returns another network each time"
                 )
             loader = _batches(task, run.data)
-        predictions = predict(model, loader, run.device)
-        _current = _Workload(key, model, loader, predictions, {}, {})
+            measure = load_metric(run.metric)
+        predictions = answers_of(model, loader, measure, run.device)
+        _current = _Workload(key, model, loader, measure, predictions, {}, {})
     return _current
 
 
-def _batches(task: Task, source: Data) -> Loader:
+def _batches(task: Task, source: Data, batch_size: int | None = None) -> Loader:
     """The batches of a source, loaded once per process."""
-    key = (source.model_dump_json(), task.run.batch_size, task.sweep)
+    size = batch_size or task.run.batch_size
+    key = (source.model_dump_json(), size, task.sweep)
     with timed("loading"):
-        return _data.get(key, lambda: _in_memory(load_data(source, task.run.batch_size)))
+        return _data.get(key, lambda: _in_memory(load_data(source, size)))
 
 
 def _in_memory(loader: Loader) -> Loader:
@@ -255,8 +265,10 @@ def _collected(run: Run, workload: _Workload, calibration: Loader) -> Calibratio
     return workload.collected[key]
 
 
-def _trial(task: Task, workload: _Workload) -> Trial:
+def _trial(task: Task, workload: _Workload) -> tuple[Trial, int | None]:
+    """The trial of a run, and the bytes of the file that it stored."""
     run = task.run
+    file_bytes: int | None = None
     calibration = workload.loader if run.calibration is None else _batches(task, run.calibration)
     reference = _reference(task, workload, calibration)
     match: PruneReport | int | None = None
@@ -265,6 +277,16 @@ def _trial(task: Task, workload: _Workload) -> Trial:
             other = copy.deepcopy(workload.model)
             report = prune_model(other, run.match).wait()
             match = report if run.matched == "kept" else stored_bytes(other, report)
+
+    def finish(model: nn.Module, report: PruneReport) -> None:
+        nonlocal file_bytes
+        if run.training is not None and run.config is not None:
+            training = run.training
+            data = _batches(task, training.data, training.batch_size)
+            fine_tune(model, run.config, report, training, data, run.epochs)
+        if run.storage is not None:
+            file_bytes = store(model, report, run.storage, calibration)
+
     trial = run_trial(
         workload.model,
         workload.loader,
@@ -277,10 +299,12 @@ def _trial(task: Task, workload: _Workload) -> Trial:
         collected=_collected(run, workload, calibration),
         timing=run.timing,
         device=run.device,
+        metric=workload.measure,
+        finish=finish if run.training or run.storage else None,
     )
     if trial.report is not None:
         trial.report.wait()
-    return trial
+    return trial, file_bytes
 
 
 def _row(task: Task, started: datetime, status: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Accuracy against sparsity and against stored size."""
+"""Accuracy, or any other metric, against sparsity and against stored size."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from matplotlib.ticker import EngFormatter, FixedLocator, NullLocator
 
 from ...errors import WavpruneError
 from .. import series
+from ..scale import Scale, scale_of, with_metric
 from ..series import BASELINES, UNPRUNED
-from .style import PERCENT, STRETCHED, check_columns, panels, short, styled
+from .style import PERCENT, STRETCHED, WIDTH, check_columns, panels, short, styled
 
-_ACCURACY = "top-1 accuracy (stretched towards 100%)"
 _TICKS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 1.0)
 
 
-def accuracy_by_sparsity(runs: pd.DataFrame) -> Figure:
+def accuracy_by_sparsity(runs: pd.DataFrame, width: float = WIDTH) -> Figure:
     """Top-1 accuracy against the pruned share of the weights, one line per basis or method.
 
     Runs that differ only in their seed or model are one point: their mean, in a band from the
@@ -30,7 +30,9 @@ def accuracy_by_sparsity(runs: pd.DataFrame) -> Figure:
     Args:
         runs: one row per run, with the columns ``method``, ``wavelet``, ``sparsity`` and ``top1``
             (both from 0 to 1) and the settings that vary, as in a sweep's results file. Rows with
-            the method ``"none"`` are the unpruned network.
+            the method ``"none"`` are the unpruned network. In place of ``top1`` another metric:
+            ``metric``, its name, ``value`` and ``higher_is_better``.
+        width: inches.
 
     Raises:
         WavpruneError: a column is missing, or no run has an accuracy.
@@ -52,14 +54,16 @@ def accuracy_by_sparsity(runs: pd.DataFrame) -> Figure:
         ax.set_xscale("function", functions=STRETCHED)
         ax.xaxis.set_major_formatter(PERCENT)
 
-    return _accuracy(runs, "sparsity", "sparsity (pruned share of the weights)", format_x)
+    label = "sparsity (pruned share of the weights)"
+    return _accuracy(runs, "sparsity", label, format_x, width)
 
 
-def accuracy_by_bytes(runs: pd.DataFrame) -> Figure:
+def accuracy_by_bytes(runs: pd.DataFrame, width: float = WIDTH) -> Figure:
     """Top-1 accuracy against what a file of the network must store, one line per basis or method.
 
     Args:
         runs: as for ``accuracy_by_sparsity``, with a column ``stored_bytes``.
+        width: inches.
 
     Raises:
         WavpruneError: a column is missing, or no run has an accuracy.
@@ -76,52 +80,67 @@ def accuracy_by_bytes(runs: pd.DataFrame) -> Figure:
         >>> accuracy_by_bytes(runs).axes[0].get_xlabel()
         'stored size of the network (log scale)'
     """
-
-    def format_x(ax: Axes) -> None:
-        ax.set_xscale("log")
-        ax.xaxis.set_major_formatter(EngFormatter(unit="B", places=0))
-        ax.xaxis.set_minor_locator(NullLocator())
-
-    return _accuracy(runs, "stored_bytes", "stored size of the network (log scale)", format_x)
+    label = "stored size of the network (log scale)"
+    return _accuracy(runs, "stored_bytes", label, format_bytes, width)
 
 
-def _accuracy(runs: pd.DataFrame, x: str, label: str, format_x: Callable[[Axes], None]) -> Figure:
-    check_columns(runs, ("method", "wavelet", x, "top1"))
-    runs = runs[runs["top1"].notna() & runs[x].notna()]
+def format_bytes(ax: Axes) -> None:
+    """An axis of sizes."""
+    ax.set_xscale("log")
+    ax.xaxis.set_major_formatter(EngFormatter(unit="B", places=None))
+    ax.xaxis.set_minor_locator(NullLocator())
+
+
+def _accuracy(
+    runs: pd.DataFrame, x: str, label: str, format_x: Callable[[Axes], None], width: float
+) -> Figure:
+    check_columns(runs, ("method", "wavelet", x))
+    if "value" not in runs:
+        check_columns(runs, ("top1",))
+    runs = with_metric(runs)
+    runs = runs[runs["value"].notna() & runs[x].notna()]
     unpruned = runs[runs["method"] == UNPRUNED]
     pruned = runs[runs["method"] != UNPRUNED]
     if pruned.empty:
         raise WavpruneError("runs has no pruned run with an accuracy; picture a sweep that has one")
+    if runs["metric"].nunique() > 1:
+        raise WavpruneError(
+            f"runs were measured by {', '.join(map(str, runs['metric'].unique()))}; picture those "
+            "of one metric"
+        )
+    scale = scale_of(runs)
     split = series.panels(pruned)
+    narrow = width < WIDTH
     alone = len(split) == 1
-    low = float(runs["top1"].min())
-    low = max(low - 0.08 * (1 - low) - 0.001, 0.0)
+    low, high = limits(runs["value"].tolist(), math.nan, scale)
     with styled():
-        figure, axes = panels(len(split), columns=2, height=3.8 if alone else 2.6)
+        columns = 1 if narrow else 2
+        figure, axes = panels(len(split), columns, 3.8 if alone else 2.6, width)
         handles: dict[str, Any] = {}
         for ax, (title, panel) in zip(axes, split.items(), strict=True):
-            points = series.lines(panel, x, "top1")
+            points = series.lines(panel, x, "value")
             baseline = unpruned
             if "data" in runs:
                 baseline = unpruned[unpruned["data"].isin(panel["data"].unique())]
-            _unpruned_line(ax, baseline["top1"], handles)
+            _unpruned_line(ax, baseline["value"], handles)
             _lines(ax, points, handles)
-            ax.set_title(short(title, 56), parse_math=False)
-            _format_accuracy(ax, low, 0.04 if alone else 0.07)
+            ax.set_title(short(title, 40 if narrow else 56), parse_math=False)
+            format_metric(ax, low, high, 0.04 if alone else 0.07, scale)
             format_x(ax)
-            ticks = _spaced(ax, points["x"], 0.09 if alone else 0.16)
+            ticks = spaced(ax, points["x"], 0.09 if alone and not narrow else 0.16)
             ax.xaxis.set_major_locator(FixedLocator(ticks))
         if alone:
             axes[0].set_xlabel(label)
-            axes[0].set_ylabel(_ACCURACY)
+            axes[0].set_ylabel(label_of(scale))
         else:
             figure.supxlabel(label, fontsize="medium")
-            figure.supylabel(_ACCURACY, fontsize="medium")
+            figure.supylabel(label_of(scale), fontsize="medium")
         has_bands = any(ax.collections for ax in axes)
         figure.legend(
             list(handles.values()),
             list(handles),
-            loc="outside right upper",
+            loc="outside upper left" if narrow else "outside right upper",
+            ncols=3 if narrow else 1,
             frameon=False,
             title="line: mean\nband: range" if has_bands else None,
             alignment="left",
@@ -129,7 +148,28 @@ def _accuracy(runs: pd.DataFrame, x: str, label: str, format_x: Callable[[Axes],
     return figure
 
 
-def _format_accuracy(ax: Axes, low: float, distance: float) -> None:
+def label_of(scale: Scale) -> str:
+    """The label of the axis of a metric."""
+    if scale.is_share:
+        return "top-1 accuracy (stretched towards 100%)"
+    return f"{short(scale.name)} ({'higher' if scale.higher else 'lower'} is better)"
+
+
+def limits(values: list[float], dense: float, scale: Scale) -> tuple[float, float]:
+    """The ends of the axis of a metric."""
+    shown = [value for value in (*values, dense) if not math.isnan(value)]
+    low, high = min(shown), max(shown)
+    if scale.is_share:
+        return max(low - 0.08 * (1 - low) - 0.001, 0.0), 1.0
+    margin = 0.06 * (high - low) or 0.05 * abs(high) or 1.0
+    return low - margin, high + margin
+
+
+def format_metric(ax: Axes, low: float, high: float, distance: float, scale: Scale) -> None:
+    """The axis of a metric, with labels at least this fraction of it apart."""
+    if not scale.is_share:
+        ax.set_ylim(low, high)
+        return
     ax.set_yscale("function", functions=STRETCHED)
     ax.set_ylim(low, 1.0)
     ax.yaxis.set_major_locator(FixedLocator(_ticks(low, distance)))
@@ -181,7 +221,7 @@ def _unpruned_line(ax: Axes, accuracies: pd.Series[float], handles: dict[str, An
         ax.axhspan(float(low), float(high), color="#666666", alpha=0.12, lw=0)
 
 
-def _spaced(ax: Axes, values: Iterable[float], distance: float) -> list[float]:
+def spaced(ax: Axes, values: Iterable[float], distance: float) -> list[float]:
     """The values along x without those closer to the one before than this fraction of the axis."""
     chosen: list[float] = []
     last = -math.inf

@@ -149,6 +149,10 @@ def confusion_matrix(confusion: npt.ArrayLike, names: Sequence[str] | None = Non
                 "ticks": [0.0, 0.01, 0.05, 0.2, 0.5, 1.0],
             },
         )
+        for text in ax.texts:
+            if text.get_color() == ".15":
+                # Cells are as pale in the dark.
+                text.set_color("#272727")
         _label_classes(ax, labels, longest)
         ax.set_xlabel("predicted class")
         ax.set_ylabel("true class")

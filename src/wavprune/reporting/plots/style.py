@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-# Inches: the width of a column of the page.
+# Inches: the width of a column of the page, and of a phone's.
 WIDTH = 7.6
+NARROW = 4.3
 # An axis that is linear in sqrt(1 - value): it spreads values near 100% as a logarithmic axis
 # would, but has room for 100% itself.
 STRETCHED = (
@@ -42,11 +43,13 @@ def styled() -> Iterator[None]:
         yield
 
 
-def panels(count: int, columns: int, height: float) -> tuple[Figure, list[Axes]]:
+def panels(
+    count: int, columns: int, height: float, width: float = WIDTH
+) -> tuple[Figure, list[Axes]]:
     """A figure with ``count`` panels, row by row, each ``height`` inches high."""
     columns = min(columns, count)
     rows = math.ceil(count / columns)
-    figure = Figure(figsize=(WIDTH, height * rows + 0.3), layout="constrained")
+    figure = Figure(figsize=(width, height * rows + 0.3), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False)
     axes: list[Axes] = list(grid.flat)
     for ax in axes[count:]:

@@ -1,0 +1,65 @@
+"""How far chance alone may move a metric: standard errors from its parts."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+
+# A difference of more standard errors is not chance, in 19 of 20 cases.
+ERRORS = 2.0
+
+
+class Parts(NamedTuple):
+    """A metric on disjoint parts of the data: single inputs, batches, or groups of inputs.
+
+    Attributes:
+        values: ``(P,)``, float64.
+        weights: ``(P,)``, float64: the share of the inputs in each part.
+    """
+
+    values: torch.Tensor
+    weights: torch.Tensor
+
+
+def standard_error(parts: Parts | None) -> float | None:
+    """The standard error of the whole, by the random-group method; None for fewer than two parts.
+
+    Wolter, "Introduction to Variance Estimation", 2nd edition 2007, chapter 2: how much the values
+    of disjoint groups differ says how much the value of all of them would in other data.
+
+    Example:
+        >>> values = torch.tensor([1.0, 3.0], dtype=torch.float64)
+        >>> standard_error(Parts(values, torch.tensor([0.5, 0.5], dtype=torch.float64)))
+        1.0
+    """
+    if parts is None or len(parts.values) < 2:
+        return None
+    values, weights = parts
+    mean = (weights * values).sum()
+    count = len(values)
+    variance = (weights.square() * (values - mean).square()).sum() * count / (count - 1)
+    return math.sqrt(float(variance))
+
+
+def paired_error(parts: Parts | None, reference: Parts | None) -> float | None:
+    """The standard error of the difference of two networks on the same parts; None if unknown."""
+    if parts is None or reference is None or len(parts.values) != len(reference.values):
+        return None
+    return standard_error(Parts(parts.values - reference.values, parts.weights))
+
+
+def share_error(share: float, samples: int) -> float:
+    """The standard error of a share of samples.
+
+    Two successes and two failures are added (Agresti and Coull 1998, "Approximate is better than
+    exact"), so that it is not 0 where all samples are alike.
+
+    Example:
+        >>> round(share_error(0.98, 1800), 4), round(share_error(1.0, 1800), 4)
+        (0.0034, 0.0008)
+    """
+    samples += 4
+    share = (share * (samples - 4) + 2) / samples
+    return math.sqrt(share * (1 - share) / samples)
