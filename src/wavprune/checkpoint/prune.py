@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 
 from ..common.atomic import recover, replaced
@@ -19,9 +19,10 @@ from ..errors import WavpruneError
 from ..report import Outcome, PruneReport
 from .formats import (
     INDEX,
-    SAFETENSORS,
+    KINDS,
+    ONNX,
     SINGLE,
-    STATE_DICTS,
+    Checkpoint,
     WeightFile,
     open_checkpoint,
 )
@@ -71,7 +72,7 @@ def prune_file(
     warn_skipped(checkpoint.path, checkpoint.skipped)
     if target is None or dry_run:
         return _prune(checkpoint.files, [None] * len(checkpoint.files), chosen, config, progress)
-    with replaced(target, overwrite=force) as new:
+    with replaced(target, overwrite=force) as new, beside(checkpoint, target, force):
         if not checkpoint.path.is_dir():
             return _prune(checkpoint.files, [new], chosen, config, progress)
         new.mkdir()
@@ -81,6 +82,17 @@ def prune_file(
         in_place = target.exists() and target.samefile(source)
         copy_others(checkpoint.path, new, names, checkpoint.index, in_place=in_place)
     return report
+
+
+def beside(checkpoint: Checkpoint, target: Path, force: bool) -> AbstractContextManager[object]:
+    """For the time of a block, what has to appear beside the target: external data of ONNX."""
+    if checkpoint.path.suffix.lower() not in ONNX or checkpoint.path.is_dir():
+        return nullcontext()
+    from .formats.onnxfile import OnnxFile
+
+    (file,) = checkpoint.files
+    assert isinstance(file, OnnxFile)
+    return file.beside(target, force=force)
 
 
 def _scratch(target: Path | None, dry_run: bool) -> Path | None:
@@ -131,11 +143,11 @@ def check_target(source: Path, target: Path, force: bool) -> None:
         raise WavpruneError(f"{target}: there is no directory {target.parent}")
     suffix = target.suffix.lower()
     if source.is_dir():
-        if suffix in (*SAFETENSORS, *STATE_DICTS) or target.is_file():
+        if any(suffix in kind for kind in KINDS) or target.is_file():
             raise WavpruneError(f"{target} names a file, but {source} is a directory; name one too")
         _check_directory(source, target)
     else:
-        kind = SAFETENSORS if source.suffix.lower() in SAFETENSORS else STATE_DICTS
+        kind = next(kind for kind in KINDS if source.suffix.lower() in kind)
         if suffix not in kind:
             raise WavpruneError(f"{target} must end in {' or '.join(kind)}, as {source} does")
         if target.is_dir():
