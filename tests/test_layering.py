@@ -25,6 +25,7 @@ ORDER = (
     ("ops",),
     ("backends",),
     ("engine",),
+    # ONNX graphs are models: what prunes, calibrates and stores them reads them here.
     ("graph",),
     ("calibration",),
     ("fast",),

@@ -18,6 +18,7 @@ from ..common.checks import choice, positive
 from ..config import PruneConfig
 from ..engine.ambient import neutral
 from ..errors import WavpruneError
+from ..graph import Model as Graph
 from ..report import PruneReport
 from .calibrated import Target, save_calibrated
 from .compressor import bytes_of, zstandard
@@ -32,7 +33,7 @@ from .records import SYMBOLS, Contents, Record
 from .report import SavedLayer, SaveReport
 from .sources import Source, Tensor, tensors_of
 
-Model = nn.Module | Mapping[str, torch.Tensor] | str | os.PathLike[str]
+Model = nn.Module | Mapping[str, torch.Tensor] | Graph | str | os.PathLike[str]
 
 
 @neutral()
@@ -147,7 +148,7 @@ def save(
         )
     source = tensors_of(model, scratch=target.parent)
     chosen = choose_tensors(source, plan) if calibration is None else []
-    warn_skipped("model" if isinstance(model, nn.Module | Mapping) else model, source.skipped)
+    warn_skipped(model if isinstance(model, str | os.PathLike) else "model", source.skipped)
     goal = _goal(target_bytes, target_bits_per_weight, source)
     if calibration is not None:
         assert isinstance(model, nn.Module)

@@ -17,6 +17,7 @@ from ..common.loaders import batches, inputs_and_labels
 from ..common.tables import as_html, as_text, pairs
 from ..engine.ambient import neutral
 from ..engine.running import running
+from ..graph import as_module
 from ..report import PruneReport
 from .latency import Latency, Stopwatch
 from .measures import against_labels, against_reference
@@ -24,6 +25,7 @@ from .predictions import Predictions, batch_predictions, joined
 from .size import exact_zeros, stored_bytes
 
 if TYPE_CHECKING:
+    from onnx import ModelProto
     from rich.table import Table
 
 TABLE_WIDTH = 80
@@ -113,7 +115,7 @@ class Evaluation:
 
 
 def evaluate(
-    model: nn.Module,
+    model: nn.Module | ModelProto,
     loader: Iterable[Any],
     reference: nn.Module | torch.Tensor | Predictions | None = None,
     report: PruneReport | None = None,
@@ -130,8 +132,8 @@ def evaluate(
 
     Args:
         model: returns logits ``(N, C)``, or an object with them as ``.logits``, as Hugging Face
-            models do. It is in evaluation mode while it runs, and every module gets its own
-            training flag back.
+            models do; or an ``onnx.ModelProto``. It is in evaluation mode while it runs, and every
+            module gets its own training flag back.
         loader: yields ``(inputs, labels)``, or mappings with ``pixel_values`` and ``labels``;
             it can be read more than once.
         reference: what ``agreement`` and ``kl`` compare with: the unpruned model, or what
@@ -158,6 +160,7 @@ def evaluate(
         (32, 4, 1.0, 0.0)
     """
     warmup = integer("warmup", warmup)
+    model = as_module(model)
     if not (reference is None or isinstance(reference, nn.Module | torch.Tensor | tuple)):
         raise TypeError(
             "reference must be a model, or what predict returned for it, not "

@@ -6,13 +6,14 @@ transposed, and how many groups they have.
 
 from .layers import GraphWeight, find_weights, parameters
 from .model import Model, as_model, check_valid, read_model
-from .module import GraphModule
+from .module import GraphModule, as_module
 
 __all__ = [
     "GraphModule",
     "GraphWeight",
     "Model",
     "as_model",
+    "as_module",
     "check_valid",
     "find_weights",
     "parameters",

@@ -23,6 +23,8 @@ from .tensors import (
 if TYPE_CHECKING:
     from onnx import ModelProto
 
+# In the metadata of a graph whose weights are in a compressed file.
+KEY = "wavprune"
 # What a protocol buffer can have.
 LARGEST_FILE = (1 << 31) - 1
 
@@ -71,6 +73,12 @@ class Model:
         """True where bytes lie in other files."""
         return any(map(is_external, all_tensors(self.proto)))
 
+    def copy(self) -> Model:
+        """The same model, in messages of its own."""
+        proto: ModelProto = onnx().ModelProto()
+        proto.CopyFrom(self.proto)
+        return Model(proto, self.folder)
+
     def skeleton(self) -> ModelProto:
         """A copy without any values, with its local functions written out."""
         proto: ModelProto = onnx().ModelProto()
@@ -108,6 +116,11 @@ def read_model(path: Path) -> Model:
     except (decode_error, ValueError) as error:
         raise WavpruneError(f"{path} cannot be read as an ONNX model: {_line(error)}") from error
     model = Model(proto, path.parent)
+    if stored_in(proto) is not None:
+        raise WavpruneError(
+            f"{path} is a graph whose weights are compressed in a file beside it; wavprune "
+            "decompress makes an ordinary model of both"
+        )
     try:
         # Before the checker opens any file that a tensor names.
         _check_tensors(model)
@@ -117,7 +130,12 @@ def read_model(path: Path) -> Model:
     return model
 
 
-def as_model(value: ModelProto | Model, copy: bool = False) -> Model:
+def stored_in(proto: ModelProto) -> str | None:
+    """What the metadata of a graph say of the compressed file of its weights; None without one."""
+    return next((entry.value for entry in proto.metadata_props if entry.key == KEY), None)
+
+
+def as_model(value: ModelProto | Model) -> Model:
     """A checked model in memory.
 
     Raises:
@@ -125,10 +143,6 @@ def as_model(value: ModelProto | Model, copy: bool = False) -> Model:
     """
     if isinstance(value, Model):
         return value
-    if copy:
-        other: ModelProto = onnx().ModelProto()
-        other.CopyFrom(value)
-        value = other
     model = Model(value)
     _check_tensors(model)
     check_valid(value)

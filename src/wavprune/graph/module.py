@@ -6,6 +6,7 @@ names of the layers are those that pruning the graph itself reports.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,6 +16,7 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..common.optional import is_onnx
 from ..errors import WavpruneError
 from . import shapes
 from .layers import STANDARD, GraphWeight, Tracer, attribute, find_weights, parameters
@@ -84,6 +86,15 @@ class _Norm(_BatchNorm):
         del input
 
 
+def as_module(model: nn.Module | ModelProto) -> nn.Module:
+    """The network of an ONNX model; anything else as it is.
+
+    Raises:
+        WavpruneError: as for ``GraphModule``.
+    """
+    return GraphModule(model) if is_onnx(model) else model
+
+
 class GraphModule(nn.Module):
     """The network of an ONNX graph.
 
@@ -123,6 +134,15 @@ class GraphModule(nn.Module):
         self._named: dict[str, tuple[str, Place]] = {}
         self._steps: list[_Step] = builder.steps(self._fixed, self._named)
         self._inputs, self._outputs = builder.inputs, builder.outputs
+
+    def extra_repr(self) -> str:
+        """The graph, which two networks of equal layers may still differ in."""
+        told = [
+            (step.operator, step.inputs, step.outputs, sorted(step.attributes.items(), key=str))
+            for step in self._steps
+        ]
+        digest = hashlib.sha256(repr((told, sorted(self._fixed.items()))).encode()).hexdigest()
+        return f"{len(self._steps)} operators, {digest[:16]}"
 
     def forward(self, *inputs: torch.Tensor) -> Any:
         """The output of the graph, or a tuple of several.

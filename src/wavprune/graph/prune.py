@@ -96,10 +96,15 @@ def write(model: Model, tensors: Mapping[str, torch.Tensor]) -> None:
     Raises:
         WavpruneError: the model has no such tensor, or one of another shape; nothing has changed.
     """
+    check(model, tensors)
+    for name, values in tensors.items():
+        set_values(model.tensors[name].proto, values)
+
+
+def check(model: Model, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Raise WavpruneError where tensors are not those of a model."""
     for name, values in tensors.items():
         known = model.tensors.get(name)
         if known is None or known.shape != tuple(values.shape):
             there = "no such tensor" if known is None else f"one of {known.shape}"
             raise WavpruneError(f"tensor {name!r} is {tuple(values.shape)}; the graph has {there}")
-    for name, values in tensors.items():
-        set_values(model.tensors[name].proto, values)

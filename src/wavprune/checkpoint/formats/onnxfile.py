@@ -14,8 +14,8 @@ import torch
 
 from ...engine.layers import LayerRef
 from ...graph import GraphWeight, Model, find_weights, read_model
-from ...graph.tensors import GraphTensor, set_values
-from ...graph.writing import DataFile, data_file, write_model
+from ...graph.tensors import set_values
+from ...graph.writing import DataFile, data_file, part, write_model
 from .names import Weight
 from .safetensors import DTYPE_NAMES
 
@@ -62,9 +62,7 @@ class OnnxFile:
         if copy is None:
             yield [_ref(weight, self.model.tensors[weight.tensor].read()) for weight in chosen]
             return
-        proto = type(self.model.proto)()
-        proto.CopyFrom(self.model.proto)
-        model, data = Model(proto, self.path.parent), self._data
+        model, data = self.model.copy(), self._data
         tensors = model.tensors
         mapped = None
         if data is not None:
@@ -76,7 +74,7 @@ class OnnxFile:
             if tensor.path is None or data is None or mapped is None:
                 values = tensor.read()
             else:
-                values = _part(tensor, mapped, data.place(tensor))
+                values = part(tensor, mapped, data.place(tensor))
             opened.append((weight, tensor, values, _ref(weight, values)))
         yield [ref for *_, ref in opened]
         for weight, tensor, values, ref in opened:
@@ -84,15 +82,10 @@ class OnnxFile:
                 values.copy_(weight.back(ref.weight))
             if tensor.path is None:
                 set_values(tensor.proto, values)
-        write_model(proto, copy, data)
+        write_model(model.proto, copy, data)
 
 
 def _ref(weight: GraphWeight, values: torch.Tensor) -> LayerRef:
     """The values as torch has them: themselves, or a copy."""
     ordered = values if weight.in_order else weight.of(values).contiguous()
     return LayerRef(weight.layer, ordered, weight.transposed)
-
-
-def _part(tensor: GraphTensor, mapped: torch.Tensor, start: int) -> torch.Tensor:
-    assert tensor.dtype is not None
-    return mapped[start : start + tensor.size].view(tensor.dtype).view(tensor.shape)
