@@ -134,6 +134,8 @@ class GraphModule(nn.Module):
         self._named: dict[str, tuple[str, Place]] = {}
         self._steps: list[_Step] = builder.steps(self._fixed, self._named)
         self._inputs, self._outputs = builder.inputs, builder.outputs
+        # As the graph is: for inference.
+        self.eval()
 
     def extra_repr(self) -> str:
         """The graph, which two networks of equal layers may still differ in."""

@@ -270,12 +270,8 @@ def _instance_norm(
 def _group_norm(
     attributes: Attributes, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor
 ) -> torch.Tensor:
-    groups = attributes["num_groups"]
-    if attributes["opset"] < 21:
-        # Before opset 21, of each group.
-        repeat = x.shape[1] // groups
-        weight, bias = weight.repeat_interleave(repeat), bias.repeat_interleave(repeat)
-    return functional.group_norm(x, groups, weight, bias, attributes.get("epsilon", 1e-5))
+    eps = attributes.get("epsilon", 1e-5)
+    return functional.group_norm(x, attributes["num_groups"], weight, bias, eps)
 
 
 @operator("LayerNormalization")

@@ -121,7 +121,7 @@ def _gather(attributes: Attributes, x: torch.Tensor, indices: torch.Tensor) -> t
     axis = attributes.get("axis", 0) % x.ndim
     flat = indices.to(x.device).reshape(-1)
     taken = x.index_select(axis, torch.where(flat < 0, flat + x.shape[axis], flat))
-    return taken.reshape(*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :])
+    return taken.reshape([*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :]])
 
 
 @operator("Pad")
