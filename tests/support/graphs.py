@@ -16,7 +16,6 @@ import onnx
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 OPSET = 20
-GENERATOR = np.random.default_rng
 
 
 def parse(body: str, opset: int = OPSET, ir: int = 10) -> ModelProto:
@@ -42,7 +41,7 @@ def initializer(
     name: str, shape: Sequence[int], seed: int = 0, dtype: str = "float32"
 ) -> TensorProto:
     """A tensor of random values."""
-    values = GENERATOR([seed, len(name)]).normal(size=shape).astype(dtype)
+    values = np.random.default_rng([seed, len(name)]).normal(0, 0.3, shape).astype(dtype)
     return numpy_helper.from_array(values, name)
 
 
