@@ -40,7 +40,7 @@ def prune_file(
     dry_run: bool = False,
     progress: bool = False,
 ) -> PruneReport:
-    """Prune the ``*.weight`` tensors of a checkpoint into a new one.
+    """Prune the ``*.weight`` tensors of a checkpoint, or the weights of a graph, into a new one.
 
     All of three to five axes without ``targets``; 2-D ones only where ``targets`` names them.
 
