@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ._version import __version__
 
 if TYPE_CHECKING:
-    from . import backends, bases, checkpoint, demo, errors, fast, ops, reference
+    from . import backends, bases, checkpoint, demo, errors, fast, onnx, ops, reference
     from .bases import Basis, LevelCollapsedWarning, basis_for
     from .calibration.collect import calibrate
     from .calibration.collected import Calibration
@@ -61,6 +61,7 @@ _PUBLIC = {
     "evaluate": "evaluation.metrics:evaluate",
     "fast": "fast",
     "match_batchnorm": "evaluation.batchnorm:match_batchnorm",
+    "onnx": "onnx",
     "ops": "ops",
     "plots": "reporting.plots",
     "predict": "evaluation.predictions:predict",
@@ -100,6 +101,7 @@ __all__ = [
     "evaluate",
     "fast",
     "match_batchnorm",
+    "onnx",
     "ops",
     "plots",
     "predict",

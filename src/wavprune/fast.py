@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from .common.optional import is_onnx
 from .config import RULES, PruneConfig
 from .engine.patterns import pattern_method
-from .engine.run import prune_model
+from .engine.run import prune_layers, prune_model
 from .errors import WavpruneError
 from .report import PruneReport
 
 if TYPE_CHECKING:
+    from onnx import ModelProto
+
     from .calibration.collected import Calibration
 
 
 def prune(
-    model: nn.Module,
+    model: nn.Module | ModelProto,
     method: str = "dwt",
     wavelet: str = "uhaar",
     level: int | None = None,
@@ -49,7 +53,8 @@ def prune(
 
     Args:
         model: any module; every convolution in it, of one to three axes, transposed or not, is
-            pruned, unless ``targets`` says otherwise.
+            pruned, unless ``targets`` says otherwise. Or an ``onnx.ModelProto``, with its external
+            data loaded, whose convolutions are pruned alike (extra ``onnx``).
         method: ``"dwt"`` prunes in the basis ``wavelet``, ``"min_weight"`` (or ``"magnitude"``)
             the smallest weights, ``"random"`` weights drawn at random.
         wavelet: any name of ``pywt.wavelist(kind="discrete")``, ``"uhaar"`` (orthonormal Haar for
@@ -133,11 +138,25 @@ def prune(
         ignore=ignore,  # type: ignore[arg-type]
         seed=seed,
     )
-    if calibration is None:
-        return prune_model(model, config, match, progress)
-    if match is not None:
+    if calibration is not None and match is not None:
         raise WavpruneError("match and calibration were both given; give one of them")
-    # What a run without calibration does not need is not imported for it.
+    # What a run does not need is not imported for it.
+    if is_onnx(model):
+        from .graph.prune import prune_as_module, prune_graph
+
+        if calibration is None:
+            return prune_graph(
+                model, config, partial(prune_layers, config=config, match=match, progress=progress)
+            )
+    elif calibration is None:
+        return prune_model(model, config, match, progress)
     from .calibration.prune import prune_calibrated
 
-    return prune_calibrated(model, config, calibration, calibration_level, progress)
+    run = partial(
+        prune_calibrated,
+        config=config,
+        calibration=calibration,
+        level=calibration_level,
+        progress=progress,
+    )
+    return prune_as_module(model, run) if is_onnx(model) else run(model)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -19,6 +19,7 @@ from ..engine.projection import checksum
 from ..engine.running import running
 from ..engine.sharding import as_sharded
 from ..errors import WavpruneError
+from ..graph import as_module
 from .calls import Call, Tap
 from .collected import MOST_MATCHED, Calibration
 from .network import Measuring, Network, Site, check_outputs
@@ -33,6 +34,9 @@ from .statistics import (
     sampled_positions,
 )
 
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
 # Below this many inputs there are none to spare for probes.
 FEW = 64
 # Parts of the inputs: for statistics, to probe layers one by one, to compare candidates.
@@ -46,7 +50,7 @@ PER_COLUMN_HELD = 50
 
 
 def calibrate(
-    model: nn.Module,
+    model: nn.Module | ModelProto,
     loader: Iterable[Any],
     *,
     samples: int = 2048,
@@ -63,7 +67,7 @@ def calibrate(
     layers, and a comparison of what came out. Labels are never looked at. The model is not changed.
 
     Args:
-        model: the unpruned model.
+        model: the unpruned model, or an ``onnx.ModelProto``.
         loader: batches of inputs ``(N, ...)``, alone, first in a tuple, or as ``pixel_values``.
         samples: how many inputs are read at most.
         targets: as ``fast.prune`` takes it: the layers that may be pruned.
@@ -90,6 +94,7 @@ def calibrate(
         torch.Size([1, 9])
     """
     config = PruneConfig(targets=targets, ignore=ignore)  # type: ignore[arg-type]
+    model = as_module(model)
     refs = select_layers(model, config)
     integer("samples", samples, 2)
     integer("max_memory", max_memory, 1)

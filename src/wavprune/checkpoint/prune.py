@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 
 from ..common.atomic import recover, replaced
@@ -19,9 +19,10 @@ from ..errors import WavpruneError
 from ..report import Outcome, PruneReport
 from .formats import (
     INDEX,
-    SAFETENSORS,
+    KINDS,
+    ONNX,
     SINGLE,
-    STATE_DICTS,
+    Checkpoint,
     WeightFile,
     open_checkpoint,
 )
@@ -41,7 +42,7 @@ def prune_file(
     dry_run: bool = False,
     progress: bool = False,
 ) -> PruneReport:
-    """Prune the ``*.weight`` tensors of a checkpoint into a new one.
+    """Prune the ``*.weight`` tensors of a checkpoint, or the weights of a graph, into a new one.
 
     All of three to five axes without ``targets``; 2-D ones only where ``targets`` names them.
 
@@ -76,7 +77,7 @@ def prune_file(
         report = _prune(checkpoint.files, nowhere, chosen, config, progress)
         report.coverage = checkpoint.coverage(report)
         return report
-    with replaced(target, overwrite=force) as new:
+    with replaced(target, overwrite=force) as new, beside(checkpoint, target, force):
         if not checkpoint.path.is_dir():
             report = _prune(checkpoint.files, [new], chosen, config, progress)
             report.coverage = checkpoint.coverage(report)
@@ -89,6 +90,17 @@ def prune_file(
         copy_others(checkpoint.path, new, names, checkpoint.index, in_place=in_place)
     report.coverage = checkpoint.coverage(report)
     return report
+
+
+def beside(checkpoint: Checkpoint, target: Path, force: bool) -> AbstractContextManager[object]:
+    """For the time of a block, what has to appear beside the target: external data of ONNX."""
+    if checkpoint.path.suffix.lower() not in ONNX or checkpoint.path.is_dir():
+        return nullcontext()
+    from .formats.onnxfile import OnnxFile
+
+    (file,) = checkpoint.files
+    assert isinstance(file, OnnxFile)
+    return file.beside(target, force=force)
 
 
 def _scratch(target: Path | None, dry_run: bool) -> Path | None:
@@ -146,11 +158,11 @@ def check_target(source: Path, target: Path, force: bool) -> None:
         raise WavpruneError(f"{target}: there is no directory {target.parent}")
     suffix = target.suffix.lower()
     if source.is_dir():
-        if suffix in (*SAFETENSORS, *STATE_DICTS) or target.is_file():
+        if any(suffix in kind for kind in KINDS) or target.is_file():
             raise WavpruneError(f"{target} names a file, but {source} is a directory; name one too")
         _check_directory(source, target)
     else:
-        kind = SAFETENSORS if source.suffix.lower() in SAFETENSORS else STATE_DICTS
+        kind = next(kind for kind in KINDS if source.suffix.lower() in kind)
         if suffix not in kind:
             raise WavpruneError(f"{target} must end in {' or '.join(kind)}, as {source} does")
         if target.is_dir():

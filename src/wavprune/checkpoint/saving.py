@@ -18,6 +18,7 @@ from ..common.checks import choice, positive
 from ..config import PruneConfig
 from ..engine.ambient import neutral
 from ..errors import WavpruneError
+from ..graph import Model as Graph
 from ..report import PruneReport
 from .calibrated import Target, save_calibrated
 from .compressor import bytes_of, zstandard
@@ -33,7 +34,7 @@ from .report import SavedLayer, SaveReport
 from .search import search_bytes
 from .sources import Source, Tensor, tensors_of
 
-Model = nn.Module | Mapping[str, torch.Tensor] | str | os.PathLike[str]
+Model = nn.Module | Mapping[str, torch.Tensor] | Graph | str | os.PathLike[str]
 # How far from its target a file may be.
 TOLERANCE = 0.015
 
@@ -153,7 +154,7 @@ def save(
     plan = with_record(plan, source)
     chosen = choose_tensors(source, plan) if calibration is None else []
     plan = verified(plan, chosen, whole_matrices=coder != TRELLIS)
-    warn_skipped("model" if isinstance(model, nn.Module | Mapping) else model, source.skipped)
+    warn_skipped(model if isinstance(model, str | os.PathLike) else "model", source.skipped)
     goal = _goal(target_bytes, target_bits_per_weight, source)
     if calibration is not None:
         assert isinstance(model, nn.Module)

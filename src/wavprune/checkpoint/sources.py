@@ -15,7 +15,8 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from ..common.tensors import memory_key
 from ..errors import WavpruneError
-from .formats import open_checkpoint
+from ..graph import Model, find_weights, parameters
+from .formats import ONNX, open_checkpoint
 from .formats.names import Weight, weights_of
 from .formats.nesting import Nested, flatten
 from .formats.safetensors import BITS, DTYPE_NAMES, METADATA, SafetensorsFile, reader_of
@@ -84,9 +85,10 @@ class Source(NamedTuple):
 
 
 def tensors_of(
-    model: nn.Module | Mapping[str, Any] | str | os.PathLike[str], scratch: Path | None = None
+    model: nn.Module | Mapping[str, Any] | Model | str | os.PathLike[str],
+    scratch: Path | None = None,
 ) -> Source:
-    """The tensors of a model, of a state dict or of a checkpoint on disk.
+    """The tensors of a model, of a state dict, of a graph or of a checkpoint on disk.
 
     Args:
         model: where they are.
@@ -101,10 +103,17 @@ def tensors_of(
         model = model.state_dict()
     if isinstance(model, Mapping):
         return _of_nested(flatten(model))
+    if isinstance(model, Model):
+        return _of_graph(model)
     if not isinstance(model, str | os.PathLike):
         raise TypeError(
             "model must be a torch.nn.Module, a state dict or the path of a checkpoint, not "
             f"{type(model).__name__}"
+        )
+    if Path(model).suffix.lower() in ONNX:
+        raise WavpruneError(
+            f"{model} is a graph, which a compressed file does not hold; wavprune.onnx.save stores "
+            "both"
         )
     checkpoint = open_checkpoint(model, scratch)
     tensors: dict[str, Tensor] = {}
@@ -124,6 +133,26 @@ def tensors_of(
     weights, skipped = weights_of({name: tensor.shape for name, tensor in tensors.items()})
     metadata.pop(PRUNED, None)
     return Source(tensors, {}, list(tensors), weights, metadata, skipped, pruned=pruned)
+
+
+def _of_graph(model: Model) -> Source:
+    found, skipped = find_weights(model)
+    names = parameters(model)
+    weights = []
+    for weight in found:
+        tensor = model.tensors[weight.tensor]
+        if weight.is_convolution and not weight.in_order:
+            skipped[weight.layer] = "its weight has another order of axes in the file"
+        elif weight.tensor in names:
+            weights.append(Weight(weight.layer, weight.tensor, tensor.shape))
+    tensors = {}
+    for name in names:
+        tensor = model.tensors[name]
+        assert tensor.dtype is not None
+        tensors[name] = Tensor(
+            name, DTYPE_NAMES[tensor.dtype], tensor.shape, tensor.size, tensor.read
+        )
+    return Source(tensors, {}, names, weights, dict(PLAIN), skipped)
 
 
 def _of_nested(nested: Nested) -> Source:

@@ -163,18 +163,22 @@ def load(source: Path) -> tuple[nn.Module, Path | None]:
     """The network that IN names, and its directory where it is one.
 
     Raises:
-        WavpruneError: it is neither a model directory nor a function.
+        WavpruneError: it is neither a graph, nor a model directory, nor a function.
     """
+    from ..checkpoint.formats import ONNX
+    from ..onnx import to_torch
     from ..sweep.models import load_model
     from ..sweep.sources import FACTORY, DirectoryModel, FactoryModel
 
+    if source.suffix.lower() in ONNX:
+        return to_torch(source), None
     if source.is_dir():
         return load_model(DirectoryModel.model_validate({"directory": source})), source
     if re.fullmatch(FACTORY, str(source)):
         return load_model(FactoryModel(factory=str(source))), None
     raise WavpruneError(
-        f"{source}: calibration runs the network, so its code is needed; allowed: a Hugging Face "
-        "directory, or package.module:function that returns the network"
+        f"{source}: calibration runs the network, so its code is needed; allowed: an .onnx model, "
+        "a Hugging Face directory, or package.module:function that returns the network"
     )
 
 
@@ -190,8 +194,8 @@ def prune_calibrated(
     """Prune a network from inputs and write it; see ``fast.prune``.
 
     Args:
-        source: a model directory or ``package.module:function``.
-        output: a directory, or for a function a ``.safetensors`` file; None writes nothing.
+        source: an ``.onnx`` model, a model directory or ``package.module:function``.
+        output: of the same kind, or for a function a ``.safetensors`` file; None writes nothing.
         config: what to do.
         inputs: what to prune from.
         force: replace what is at ``output``.
@@ -204,6 +208,8 @@ def prune_calibrated(
     from ..calibration.prune import prune_calibrated as prune
     from ..checkpoint.pruned import pruned_metadata
     from ..checkpoint.update import update_directory
+    from ..graph import GraphModule
+    from ..onnx.models import rewrite_changed
 
     if output is not None:
         _check_output(source, output, force)
@@ -220,6 +226,9 @@ def prune_calibrated(
         changed = {name: after[name] for name in after if not after[name].equal(before[name])}
         update_directory(directory, output, changed, report=report, force=force)
         return report
+    if isinstance(model, GraphModule):
+        rewrite_changed(source, output, model, force=force)
+        return report
     from safetensors.torch import save_model
 
     with replaced(output, overwrite=force) as new:
@@ -228,9 +237,10 @@ def prune_calibrated(
 
 
 def _check_output(source: Path, output: Path, force: bool) -> None:
+    from ..checkpoint.formats import ONNX
     from ..checkpoint.prune import check_target
 
-    if source.is_dir():
+    if source.is_dir() or source.suffix.lower() in ONNX:
         check_target(source, output, force)
     elif output.suffix.lower() != ".safetensors":
         raise WavpruneError(f"{output} must end in .safetensors, for {source} is a function")

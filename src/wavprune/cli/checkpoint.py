@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import click
 from torch import nn
 
 from ..checkpoint.coders import CODERS
+from ..checkpoint.formats import ONNX
 from ..checkpoint.formats.names import SkippedLayerWarning, describe_skipped
 from ..checkpoint.quantisers import AUTO, BATCH_NORMS, BITS, TRELLIS
 from ..checkpoint.records import FLOATS
@@ -27,7 +29,7 @@ OUTPUT = click.option(
     metavar="OUT",
     required=True,
     type=click.Path(path_type=Path),
-    help="The .safetensors file to write.",
+    help="The .safetensors file to write; for an .onnx model an .onnx file.",
 )
 FORCE = click.option("--force", is_flag=True, help="Replace OUT if it exists; it may be IN itself.")
 
@@ -115,18 +117,32 @@ def compress(
 
     IN is what `wavprune prune` takes; of several shards, OUT is one file. Without --sparsity
     nothing is pruned but what is rounded to 0.
+
+    Of an .onnx model, OUT is the .onnx file of a graph without weights; these are beside it, in a
+    .safetensors file of the same name. `wavprune.onnx.session(OUT)` runs both in onnxruntime.
     """
     from ..checkpoint.saving import save
+    from ..onnx.stored import paths_of
+    from ..onnx.stored import save as save_graph
 
-    check_replaceable(output, force)
-    expect_output(output)
+    is_graph = source.suffix.lower() in ONNX
+    outputs = paths_of(output) if is_graph else (output,)
+    for path in outputs:
+        check_replaceable(path, force)
+        expect_output(path)
     model: Path | nn.Module = source
     loader = None
-    if inputs is not None:
+    if is_graph:
+        if factory is not None:
+            raise WavpruneError(f"--model {factory}: {source} is a graph, which runs by itself")
+        if inputs is not None:
+            loader = inputs.load(None)
+    elif inputs is not None:
         model, directory = load_network(source, factory)
         loader = inputs.load(directory)
     elif factory is not None:
         raise WavpruneError(f"--model {factory} without --calibration: nothing runs the network")
+    store: Callable[..., SaveReport] = save_graph if is_graph else save
     config = None
     if sparsity is not None:
         config = PruneConfig(
@@ -135,7 +151,7 @@ def compress(
     with warnings.catch_warnings():
         # They are in the report.
         warnings.simplefilter("ignore", SkippedLayerWarning)
-        saved = save(
+        saved = store(
             model,
             output,
             config=config,
@@ -152,7 +168,15 @@ def compress(
             target_kl=target_kl,
             batchnorm=batchnorm,
         )
-    click.echo(json.dumps(_facts(saved), indent=2) if as_json else _summary(saved))
+    facts = _facts(saved)
+    if is_graph:
+        facts |= {"graph": str(output), "graph_bytes": output.stat().st_size}
+    if as_json:
+        click.echo(json.dumps(facts, indent=2))
+        return
+    click.echo(_summary(saved))
+    if is_graph:
+        click.echo(f"graph: {output}, {output.stat().st_size:,} bytes")
 
 
 @click.command()
@@ -161,12 +185,14 @@ def compress(
 @click.option("--max-bytes", type=int, help="Refuse a file that says its tensors have more.")
 @FORCE
 def decompress(source: Path, output: Path, max_bytes: int | None, force: bool) -> None:
-    """Write what `wavprune compress` stored as an ordinary safetensors file."""
+    """Write what `wavprune compress` stored as an ordinary file: safetensors, or an .onnx model."""
     from ..checkpoint.loading import decompress as run
+    from ..onnx.stored import decompress as run_graph
 
     check_replaceable(output, force)
     expect_output(output)
-    size = run(source, output, max_bytes=max_bytes)
+    is_graph = source.suffix.lower() in ONNX
+    size = (run_graph if is_graph else run)(source, output, max_bytes=max_bytes)
     click.echo(f"decompressed: {output}, {size:,} bytes")
 
 

@@ -109,12 +109,12 @@ def prune(
 ) -> None:
     """Prune the convolutions of a checkpoint: its weights of three to five axes.
 
-    IN is a .safetensors file, a .pt, .pth or .bin state dict, or a model directory that holds
-    model.safetensors or its shards and their index. OUT is of the same kind and appears when it
-    is complete.
+    IN is a .safetensors file, an .onnx model, a .pt, .pth or .bin state dict, or a model directory
+    that holds model.safetensors or its shards and their index. OUT is of the same kind and appears
+    when it is complete; external data of an .onnx model is beside it, as OUT.data.
 
-    With --calibration, IN is a Hugging Face directory, or package.module:function that returns the
-    network; then OUT is a .safetensors file with its weights.
+    With --calibration, IN is an .onnx model, a Hugging Face directory, or package.module:function
+    that returns the network; then OUT is a .safetensors file with its weights.
     """
     if output is None and not dry_run:
         raise click.UsageError("Missing option '-o': name OUT, or give --dry-run.")

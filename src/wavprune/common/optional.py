@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
 
 
 class MissingExtraError(ImportError):
     """Something is not installed that comes with an extra; the message says which."""
+
+
+def is_onnx(value: object) -> TypeGuard[ModelProto]:
+    """True for an ``onnx.ModelProto``; ``onnx`` is not imported.
+
+    Example:
+        >>> is_onnx("net.onnx")
+        False
+    """
+    kind = type(value)
+    return kind.__name__ == "ModelProto" and kind.__module__.split(".")[0] == "onnx"
 
 
 def require(*modules: str, extra: str, purpose: str | None = None) -> Any:

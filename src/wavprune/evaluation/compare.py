@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -26,14 +26,18 @@ from ..engine.device import compute_device
 from ..engine.layers import select_layers
 from ..engine.rules import rule_for
 from ..errors import WavpruneError
+from ..graph import as_module
 from .comparison import Comparison
 from .measure import measure_of
 from .size import basis_values
 from .trial import DenseReference, Trial, check_repair, fitting, run_trial
 
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
 
 def compare(
-    model: nn.Module,
+    model: nn.Module | ModelProto,
     loader: Iterable[Any],
     *,
     sparsities: Sequence[float] = (0.5, 0.7, 0.8, 0.9, 0.95),
@@ -61,7 +65,7 @@ def compare(
     for this count: it is tried once more with as many values as fit into the bytes of min-weight.
 
     Args:
-        model: the unpruned model; it is not changed.
+        model: the unpruned model, or an ``onnx.ModelProto``; it is not changed.
         loader: what to evaluate on; see ``evaluate``. The same batches in the same order every
             time.
         sparsities: pruned fractions relative to the weights, each in [0, 1).
@@ -120,6 +124,7 @@ def compare(
         },
     )
     plan = grid.plan()
+    model = as_module(model)
     select_layers(model, plan[0][0])
     run_device = compute_device(device)
     with kept_memory():

@@ -18,6 +18,7 @@ from ..common.tables import as_html, as_text, pairs
 from ..engine.ambient import neutral
 from ..engine.running import running
 from ..errors import WavpruneError
+from ..graph import as_module
 from ..report import PruneReport
 from .answers import Answers, tally_of
 from .latency import Latency, Stopwatch
@@ -28,6 +29,7 @@ from .size import exact_zeros, stored_bytes
 from .spread import paired_error, share_error, standard_error
 
 if TYPE_CHECKING:
+    from onnx import ModelProto
     from rich.table import Table
 
 TABLE_WIDTH = 80
@@ -155,7 +157,7 @@ class Evaluation:
 
 
 def evaluate(
-    model: nn.Module,
+    model: nn.Module | ModelProto,
     loader: Iterable[Any],
     reference: nn.Module | torch.Tensor | Predictions | Answers | None = None,
     report: PruneReport | None = None,
@@ -173,7 +175,7 @@ def evaluate(
 
     Args:
         model: returns logits ``(N, C)``, or an object with them as ``.logits``, as Hugging Face
-            models do; with ``metric``, whatever that takes. It is in evaluation mode while it runs,
+            models do; or an ``onnx.ModelProto``; with ``metric``, whatever that takes. It is in evaluation mode while it runs,
             and every module gets its own training flag back.
         loader: yields ``(inputs, labels)``, or mappings with ``pixel_values`` and ``labels``; with
             ``metric``, ``(inputs, targets)`` of any kind. It can be read more than once.
@@ -208,6 +210,7 @@ def evaluate(
         0.0
     """
     warmup = integer("warmup", warmup)
+    model = as_module(model)
     measure = measure_of(metric)
     if not isinstance(reference, nn.Module | torch.Tensor | tuple | Answers | None):
         raise TypeError(

@@ -14,8 +14,9 @@ from torch import nn
 
 from ..common.optional import require
 from ..errors import WavpruneError
+from ..onnx import to_torch
 from .factories import call_factory, factory_digest
-from .sources import BuiltinModel, DirectoryModel, FactoryModel, Model
+from .sources import BuiltinModel, DirectoryModel, FactoryModel, Model, OnnxModel
 
 
 def load_model(source: Model) -> nn.Module:
@@ -26,6 +27,8 @@ def load_model(source: Model) -> nn.Module:
         TypeError: a factory is not a function, or does not return a module.
         ImportError: an extra is not installed.
     """
+    if isinstance(source, OnnxModel):
+        return to_torch(source.onnx).eval()
     with torch.random.fork_rng(devices=[]):
         if isinstance(source, FactoryModel):
             # Importing its module may draw random numbers, but only the first time.

@@ -146,6 +146,19 @@ class FactoryModel(Factory):
         return self.weights.stem if self.weights else super()._default()
 
 
+class OnnxModel(_Source):
+    """The network of an ONNX model, as ``wavprune.onnx.to_torch`` gives it.
+
+    Attributes:
+        onnx: the ``.onnx`` file.
+    """
+
+    onnx: FilePath
+
+    def _default(self) -> str:
+        return self.onnx.stem
+
+
 class BuiltinData(_Source):
     """The digits of ``wavprune.demo``.
 
@@ -244,7 +257,7 @@ class MetricSource(Factory):
     result: str | None = None
 
 
-Model = BuiltinModel | DirectoryModel | FactoryModel
+Model = BuiltinModel | DirectoryModel | FactoryModel | OnnxModel
 Data = BuiltinData | FolderData | NpzData | FactoryData
 
 
@@ -255,8 +268,9 @@ def _builtin(value: object) -> object:
 ModelSource = Annotated[
     Annotated[BuiltinModel, Tag("builtin")]
     | Annotated[DirectoryModel, Tag("directory")]
-    | Annotated[FactoryModel, Tag("factory")],
-    _kind("builtin", "directory", "factory"),
+    | Annotated[FactoryModel, Tag("factory")]
+    | Annotated[OnnxModel, Tag("onnx")],
+    _kind("builtin", "directory", "factory", "onnx"),
     BeforeValidator(_builtin),
 ]
 DataSource = Annotated[
@@ -310,6 +324,7 @@ _MODELS: dict[Any, type[Settings]] = {
     "builtin": BuiltinModel,
     "directory": DirectoryModel,
     "factory": FactoryModel,
+    "onnx": OnnxModel,
 }
 KINDS: dict[Any, dict[Any, type[Settings]]] = {
     "models": _MODELS,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from ...common.atomic import left_behind
+from ...common.files import check_regular
 from ...config import PruneConfig
 from ...coverage import Coverage, Skipped
 from ...engine.layers import DTYPES as PRUNABLE
@@ -18,16 +19,18 @@ from ...engine.layers import LayerRef
 from ...errors import WavpruneError
 from ...report import PruneReport
 from .directory import INDEX, SINGLE, shards
-from .files import check_regular
 from .names import Weight, describe_skipped, select
 from .safetensors import BITS, DTYPES, SafetensorsFile
 from .torchfile import TorchFile
 
 SAFETENSORS = (".safetensors",)
 STATE_DICTS = (".pt", ".pth", ".bin")
+ONNX = (".onnx",)
+# The endings of each kind of file.
+KINDS = (SAFETENSORS, STATE_DICTS, ONNX)
 ALLOWED = (
-    "a .safetensors file, a .pt, .pth or .bin state dict, or a directory that holds "
-    f"{SINGLE} or {INDEX}"
+    "a .safetensors file, a .pt, .pth or .bin state dict, an .onnx model, or a directory that "
+    f"holds {SINGLE} or {INDEX}"
 )
 
 
@@ -159,6 +162,12 @@ class Checkpoint:
             hints.append(f"; its 2-D ones are used where targets names them: {names}{more}")
         if self.skipped:
             hints.append(f"; skipped: {describe_skipped(self.skipped)}")
+        if self.path.suffix.lower() in ONNX:
+            raise WavpruneError(
+                f"the graph of {self.path} has no convolution with a weight of its own"
+                f"{' and no matrix' if matrices else ''}, so there is nothing to prune"
+                f"{''.join(hints)}"
+            )
         raise WavpruneError(
             f"{self.path} holds no '*.weight' tensor of {2 if matrices else 3} to 5 axes, so there "
             f"is nothing to prune{''.join(hints)}"
@@ -183,9 +192,9 @@ def open_checkpoint(path: str | os.PathLike[str], scratch: Path | None = None) -
     """The checkpoint at a path, with the names of its layers.
 
     Args:
-        path: a ``.safetensors`` file; a ``.pt``, ``.pth`` or ``.bin`` file of ``torch.save``; or a
-            directory with ``model.safetensors``, or with ``model.safetensors.index.json`` and its
-            shards.
+        path: a ``.safetensors`` file; an ``.onnx`` model; a ``.pt``, ``.pth`` or ``.bin`` file of
+            ``torch.save``; or a directory with ``model.safetensors``, or with
+            ``model.safetensors.index.json`` and its shards.
         scratch: where a private copy of a file of ``torch.save`` may be made, to be mapped; None
             reads it into memory.
 
@@ -200,12 +209,21 @@ def open_checkpoint(path: str | os.PathLike[str], scratch: Path | None = None) -
         hint = "" if left is None else f"; an interrupted run left it at {left}"
         raise WavpruneError(f"{path} does not exist{hint}; allowed: {ALLOWED}")
     suffix = path.suffix.lower()
+    if suffix in ONNX:
+        return Checkpoint(path, [_onnx_file(path)])
     if suffix not in (*SAFETENSORS, *STATE_DICTS):
         raise WavpruneError(f"{path} is of no kind that can be pruned; allowed: {ALLOWED}")
     check_regular(path)
     return Checkpoint(
         path, [SafetensorsFile(path) if suffix in SAFETENSORS else TorchFile(path, scratch)]
     )
+
+
+def _onnx_file(path: Path) -> WeightFile:
+    # Other files need no graph.
+    from .onnxfile import OnnxFile
+
+    return OnnxFile(path)
 
 
 def _info(file: WeightFile, weight: Weight) -> LayerInfo:
@@ -222,6 +240,8 @@ def _info(file: WeightFile, weight: Weight) -> LayerInfo:
 __all__ = [
     "ALLOWED",
     "INDEX",
+    "KINDS",
+    "ONNX",
     "SAFETENSORS",
     "SINGLE",
     "STATE_DICTS",

@@ -9,8 +9,8 @@ import shutil
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
+from ...common.files import check_regular
 from ...errors import WavpruneError
-from .files import check_regular
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"

@@ -10,6 +10,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
+from ...common.skipped import SkippedLayerWarning as SkippedLayerWarning
+from ...common.skipped import describe_skipped as describe_skipped
+from ...common.skipped import warn_skipped as warn_skipped
 from ...config import PruneConfig
 from ...engine.layers import select_names
 from ...errors import WavpruneError
@@ -23,10 +26,6 @@ COMPUTED = {
     "parametrizations.weight.original": "is computed by a parametrization",
     "parametrizations.weight.original1": "is computed by a parametrization",
 }
-
-
-class SkippedLayerWarning(UserWarning):
-    """Layers of a checkpoint were left as they are although their kind is pruned or compressed."""
 
 
 class Weight(NamedTuple):
@@ -133,16 +132,3 @@ def select(
 def _check_ignore(names: Sequence[str], config: PruneConfig) -> None:
     # A name that is no layer's is never dropped, so that the patterns alone can be at fault.
     select_names([*names, "\0"], replace(config, targets=None, ignore=config.ignore))
-
-
-def warn_skipped(path: object, skipped: Mapping[str, str]) -> None:
-    """Warn of layers that are left as they are, by name and with the reason."""
-    if skipped:
-        message = f"{path}: left as they are: {describe_skipped(skipped)}"
-        warnings.warn(message, SkippedLayerWarning, stacklevel=3)
-
-
-def describe_skipped(skipped: Mapping[str, str], most: int = 8) -> str:
-    """Skipped layers and why, in one line."""
-    shown = [f"{name} ({reason})" for name, reason in list(skipped.items())[:most]]
-    return ", ".join(shown) + (f" and {len(skipped) - most} more" if len(skipped) > most else "")

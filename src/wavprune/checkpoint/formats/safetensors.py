@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ...common.files import check_regular, describe_content, read_exactly
 from ...engine.layers import LayerRef
 from ...errors import WavpruneError
-from .files import check_regular, describe_content, read_exactly
 from .names import Weight, weights_of
 
 METADATA = "__metadata__"

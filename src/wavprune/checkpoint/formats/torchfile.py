@@ -15,10 +15,10 @@ from typing import Any, BinaryIO
 import torch
 
 from ...common.atomic import scratch_file
+from ...common.files import check_regular, describe_content
 from ...common.tensors import memory_key
 from ...engine.layers import LayerRef
 from ...errors import WavpruneError
-from .files import check_regular, describe_content
 from .names import Weight
 from .nesting import Nested, flatten
 from .safetensors import DTYPE_NAMES

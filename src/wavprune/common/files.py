@@ -6,7 +6,7 @@ import os
 import stat
 from pathlib import Path
 
-from ...errors import WavpruneError
+from ..errors import WavpruneError
 
 KINDS = (
     (stat.S_ISFIFO, "a named pipe"),

@@ -1,0 +1,266 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import onnx
+import wavprune
+from onnx import ModelProto, TensorProto, helper, numpy_helper
+from tests.support import graphs
+from wavprune import PruneConfig
+from wavprune.checkpoint.formats import open_checkpoint
+from wavprune.checkpoint.prune import prune_file
+from wavprune.common.skipped import SkippedLayerWarning
+
+HALF = PruneConfig(sparsity=0.5)
+
+
+@pytest.fixture
+def inline(tmp_path: Path) -> Path:
+    path = tmp_path / "in.onnx"
+    onnx.save(graphs.network(), path)
+    return path
+
+
+def expected(config: PruneConfig = HALF) -> ModelProto:
+    model = graphs.network()
+    wavprune.fast.prune(model, sparsity=config.sparsity, targets=config.targets)
+    return model
+
+
+def assert_same(path: Path, model: ModelProto) -> None:
+    onnx.checker.check_model(str(path), full_check=True)
+    found = graphs.arrays(onnx.load(path))
+    for name, values in graphs.arrays(model).items():
+        np.testing.assert_array_equal(found[name], values, err_msg=name)
+
+
+def test_a_file_is_pruned_like_the_model_in_memory(inline: Path) -> None:
+    target = inline.with_name("out.onnx")
+    report = prune_file(inline, target, HALF)
+    assert [layer.name for layer in report] == ["first", "second", "up"]
+    assert_same(target, expected())
+    before, after = onnx.load(inline), onnx.load(target)
+    del before.graph.initializer[:], after.graph.initializer[:]
+    assert before == after
+
+
+def test_matrices_are_pruned_by_name_as_linear_layers_are(inline: Path) -> None:
+    config = PruneConfig(method="min_weight", sparsity=0.5, targets=("mat", "fc"))
+    target = inline.with_name("out.onnx")
+    report = prune_file(inline, target, config)
+    assert [(layer.name, layer.shape) for layer in report] == [("mat", (6, 8)), ("fc", (5, 6))]
+    arrays = graphs.arrays(onnx.load(target))
+    linear = torch.nn.Linear(8, 6, bias=False)
+    linear.weight.data = torch.from_numpy(graphs.arrays(graphs.network())["mat"].T.copy())
+    wavprune.fast.prune(linear, method="min_weight", targets="*")
+    np.testing.assert_array_equal(arrays["mat"].T, linear.weight.detach().numpy())
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_external_data_moves_beside_the_new_model(tmp_path: Path, several: bool) -> None:
+    source = graphs.external(graphs.network(), tmp_path / "in.onnx", several)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    prune_file(source, tmp_path / "out.onnx", HALF)
+    assert_same(tmp_path / "out.onnx", expected())
+    after = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert after.keys() - before.keys() == {"out.onnx", "out.onnx.data"}
+    assert {name: after[name] for name in before} == before
+    with pytest.raises(ValueError, match=r"out\.onnx exists already"):
+        prune_file(source, tmp_path / "out.onnx", HALF)
+    (tmp_path / "out.onnx").unlink()
+    with pytest.raises(ValueError, match=r"out\.onnx\.data exists already"):
+        prune_file(source, tmp_path / "out.onnx", HALF)
+
+
+def test_a_model_can_take_its_own_place(tmp_path: Path) -> None:
+    first = graphs.external(graphs.network(), tmp_path / "first.onnx")
+    prune_file(first, tmp_path / "net.onnx", PruneConfig(method="min_weight", sparsity=0))
+    prune_file(tmp_path / "net.onnx", tmp_path / "net.onnx", HALF, force=True)
+    assert_same(tmp_path / "net.onnx", expected())
+
+
+def test_external_data_is_mapped_and_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = graphs.external(graphs.network(), tmp_path / "in.onnx")
+    checkpoint = open_checkpoint(source)
+
+    def refuse(*args: object) -> None:
+        raise AssertionError("a tensor was read whole")
+
+    monkeypatch.setattr("wavprune.graph.tensors.read_exactly", refuse)
+    (file,) = checkpoint.files
+    target = tmp_path / "out.onnx"
+    with file.beside(target, force=False), file.open(["first"], target) as (ref,):  # type: ignore[attr-defined]
+        ref.weight.zero_()
+    assert not graphs.arrays(onnx.load(target))["first.weight"].any()
+
+
+def test_an_error_leaves_nothing_behind(tmp_path: Path) -> None:
+    model = graphs.network()
+    weight = np.full((8, 3, 3, 3), np.nan, dtype=np.float32)
+    model.graph.initializer[0].CopyFrom(numpy_helper.from_array(weight, "first.weight"))
+    source = graphs.external(model, tmp_path / "in.onnx")
+    before = sorted(path.name for path in tmp_path.iterdir())
+    with pytest.raises(ValueError, match="'first': 216 of 216 weights are NaN"):
+        prune_file(source, tmp_path / "out.onnx", HALF)
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+def test_every_float_is_pruned_in_its_own_dtype(tmp_path: Path, dtype: str) -> None:
+    kind = {"float16": 10, "bfloat16": 16, "float64": 11}[dtype]
+    values = torch.randn(4, 3, 3, 3, generator=torch.Generator().manual_seed(0))
+    values = values.to(getattr(torch, dtype))
+    weight = TensorProto(name="w", data_type=kind, dims=values.shape)
+    if dtype == "float64":
+        weight.double_data.extend(values.reshape(-1).tolist())
+    else:
+        # As integers of their bits, one of the two ways that there are.
+        weight.int32_data.extend(values.view(torch.uint16).to(torch.int32).reshape(-1).tolist())
+    graph = helper.make_graph(
+        [helper.make_node("Conv", ["x", "w"], ["y"])],
+        "net",
+        [helper.make_tensor_value_info("x", kind, [1, 3, 4, 4])],
+        [helper.make_tensor_value_info("y", kind, [1, 4, 2, 2])],
+        [weight],
+    )
+    opset = helper.make_opsetid("", 22)
+    onnx.save(helper.make_model(graph, opset_imports=[opset], ir_version=10), tmp_path / "in.onnx")
+    prune_file(tmp_path / "in.onnx", tmp_path / "out.onnx", HALF)
+    layer = torch.nn.Conv2d(3, 4, 3, bias=False)
+    layer.weight = torch.nn.Parameter(values.clone())
+    wavprune.fast.prune(layer)
+    (info,) = open_checkpoint(tmp_path / "out.onnx").inspect()
+    assert info.dtype == dtype
+    (ref,) = [ref for file in open_checkpoint(tmp_path / "out.onnx").files for ref in _refs(file)]
+    assert torch.equal(ref.weight, layer.weight)
+
+
+def _refs(file: object) -> list[wavprune.LayerRef]:
+    with file.open(["w"], None) as refs:  # type: ignore[attr-defined]
+        return list(refs)
+
+
+def test_what_is_left_out_is_said(tmp_path: Path) -> None:
+    model = graphs.model_of(
+        [
+            helper.make_node("Mul", ["v", "g"], ["w"]),
+            helper.make_node("Conv", ["x", "w"], ["a"], "normed"),
+            helper.make_node("Conv", ["a", "plain.weight"], ["y"]),
+        ],
+        {"v": (4, 3, 3, 3), "g": (4, 1, 1, 1), "plain.weight": (2, 4, 3, 3)},
+    )
+    onnx.save(model, tmp_path / "in.onnx")
+    with pytest.warns(SkippedLayerWarning, match=r"normed \(its weight is computed by Mul"):
+        report = prune_file(tmp_path / "in.onnx", tmp_path / "out.onnx", HALF)
+    assert [layer.name for layer in report] == ["plain"]
+
+
+def entry(model: ModelProto, key: str, value: str) -> None:
+    for said in model.graph.initializer[0].external_data:
+        if said.key == key:
+            said.value = value
+            return
+    said = model.graph.initializer[0].external_data.add()
+    said.key, said.value = key, value
+
+
+def dims(model: ModelProto, *sizes: int) -> None:
+    model.graph.initializer[0].dims[:] = sizes
+
+
+HOSTILE: dict[str, tuple[Callable[[ModelProto], object], str]] = {
+    "absolute": (lambda m: entry(m, "location", "/etc/passwd"), r"'/etc/passwd'; allowed: a file"),
+    "parent": (lambda m: entry(m, "location", "../outside"), r"'../outside'; allowed: a file in"),
+    "inner parent": (lambda m: entry(m, "location", "a/../../outside"), r"allowed: a file in"),
+    "backslash": (lambda m: entry(m, "location", "..\\outside"), r"allowed: a file in"),
+    "nothing": (lambda m: entry(m, "location", ""), r"is in ''; allowed: a file in"),
+    "missing": (lambda m: entry(m, "location", "none"), r"'none', which does not exist"),
+    "directory": (lambda m: entry(m, "location", "folder"), r"'folder', which is no file"),
+    "link": (lambda m: entry(m, "location", "link"), r"of which 'link' is a link"),
+    "linked folder": (lambda m: entry(m, "location", "way/outside"), r"of which 'way' is a link"),
+    "offset": (lambda m: entry(m, "offset", "4096"), r"ends at byte 4,960 of 'in\.weights'"),
+    "huge offset": (lambda m: entry(m, "offset", "9" * 30), r"the offset '9+'; allowed: a natural"),
+    "negative": (lambda m: entry(m, "offset", "-8"), r"the offset '-8'; allowed: a natural"),
+    "length": (lambda m: entry(m, "length", "12"), r"12 bytes; its shape needs 864"),
+    "huge dims": (lambda m: dims(m, 1 << 40, 1 << 40), r"1099511627776x1099511627776; allowed"),
+    "negative dims": (lambda m: dims(m, -8, 3, 3, 3), r"is said to be -8x3x3x3"),
+    "dtype": (lambda m: setattr(m.graph.initializer[0], "data_type", 99), r"has the dtype 99"),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_hostile_external_data_is_refused_by_name(tmp_path: Path, case: str) -> None:
+    folder = tmp_path / "net"
+    folder.mkdir()
+    (folder / "folder").mkdir()
+    (tmp_path / "outside").write_bytes(bytes(4096))
+    (folder / "link").symlink_to(tmp_path / "outside")
+    (folder / "way").symlink_to(tmp_path)
+    path = graphs.external(graphs.network(), folder / "in.onnx")
+    model = onnx.load(path, load_external_data=False)
+    change, message = HOSTILE[case]
+    change(model)
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(ValueError, match=rf"in\.onnx: tensor 'first\.weight' .*{message}"):
+        open_checkpoint(path)
+
+
+def test_hostile_data_of_an_attribute_is_refused_too(tmp_path: Path) -> None:
+    tensor = graphs.initializer("inner", (3, 3))
+    onnx.external_data_helper.set_external_data(tensor, "../outside")
+    tensor.ClearField("raw_data")
+    node = helper.make_node("Constant", [], ["c"], value_floats=[1.0])
+    model = graphs.network()
+    model.graph.node.insert(0, node)
+    node = model.graph.node[0]
+    node.attribute[0].CopyFrom(helper.make_attribute("value", tensor))
+    path = tmp_path / "in.onnx"
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(ValueError, match=r"'\.\./outside'; allowed: a file in the folder"):
+        open_checkpoint(path)
+
+
+def test_bytes_that_do_not_fit_their_shape_are_refused(inline: Path) -> None:
+    model = graphs.network()
+    dims(model, 1 << 20, 1 << 20)
+    inline.write_bytes(model.SerializeToString())
+    with pytest.raises(
+        ValueError, match=r"'first\.weight' has 864 bytes; FLOAT of 1048576x1048576"
+    ):
+        open_checkpoint(inline)
+
+
+def test_a_cycle_is_refused(inline: Path) -> None:
+    model = graphs.network()
+    model.graph.node[0].input[0] = "c"
+    inline.write_bytes(model.SerializeToString())
+    with pytest.raises(ValueError, match=r"in\.onnx is no valid ONNX model: .*sorted"):
+        open_checkpoint(inline)
+
+
+def test_files_that_are_none_are_named(inline: Path) -> None:
+    content = inline.read_bytes()
+    for bad in (content[: len(content) // 2], b"hello, world" * 20, b"", b"<!doctype html>"):
+        inline.write_bytes(bad)
+        with pytest.raises(ValueError, match=r"in\.onnx (cannot be read as an|is no valid) ONNX"):
+            open_checkpoint(inline)
+    inline.unlink()
+    os.mkfifo(inline)
+    with pytest.raises(ValueError, match="is a named pipe"):
+        open_checkpoint(inline)
+
+
+def test_a_graph_without_convolutions_says_what_there_is(tmp_path: Path) -> None:
+    node = helper.make_node("MatMul", ["x", "head.weight"], ["y"])
+    model = graphs.model_of([node], {"head.weight": (6, 4)}, ("N", 6))
+    onnx.save(model, tmp_path / "in.onnx")
+    with pytest.raises(ValueError, match=r"no convolution .* 2-D ones are used .*: head"):
+        prune_file(tmp_path / "in.onnx", tmp_path / "out.onnx", HALF)
