@@ -6,7 +6,8 @@ and backend: those that ``save`` has reported.
 
 from .attached import Attached, attach
 from .loading import decompress, load
+from .portable import portable
 from .report import SavedLayer, SaveReport
 from .saving import save
 
-__all__ = ["Attached", "SaveReport", "SavedLayer", "attach", "decompress", "load", "save"]
+__all__ = ["Attached", "SaveReport", "SavedLayer", "attach", "decompress", "load", "portable", "save"]
