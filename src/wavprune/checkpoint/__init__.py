@@ -6,6 +6,7 @@ and backend: those that ``save`` has reported.
 
 from .attached import Attached, attach
 from .loading import decompress, load
+from .portable import portable
 from .pruned import pruned_metadata
 from .report import SavedLayer, SaveReport
 from .saving import save
@@ -17,6 +18,7 @@ __all__ = [
     "attach",
     "decompress",
     "load",
+    "portable",
     "pruned_metadata",
     "save",
 ]

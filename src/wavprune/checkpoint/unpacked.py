@@ -104,7 +104,8 @@ class Unpacked:
     ) -> None:
         self._data = data if isinstance(data, FileSlice) else memoryview(data)
         self._compiled = compiled
-        reader, classes, start = _heads(self._data)
+        *heads, start = heads_of(self._data)
+        reader, classes = map(Reader, heads)
         self.metadata: dict[str, str] = _json(reader.blob(), dict)
         text = reader.text()
         self.names = text.split("\0") if text else []
@@ -238,8 +239,13 @@ class Unpacked:
             )
 
     @property
-    def size(self) -> int:
+    def data(self) -> memoryview:
         """The bytes of the file's tensor."""
+        return self._data
+
+    @property
+    def size(self) -> int:
+        """How many they are."""
         return len(self._data)
 
     def is_matrix(self, name: str) -> bool:
@@ -371,8 +377,12 @@ class Unpacked:
         return self._synthesis[number]
 
 
-def _heads(data: memoryview | FileSlice) -> tuple[Reader, Reader, int]:
-    """Readers of the records and of the classes, and where the rest begins."""
+def heads_of(data: memoryview | FileSlice) -> tuple[bytes, bytes, int]:
+    """Records and classes, decompressed, and where the rest of a file's tensor begins.
+
+    Raises:
+        WavpruneError: they are damaged, or larger than they may be.
+    """
     sizes = Reader(bytes(data[:40]))
     most = HEAD_RATIO * len(data) + HEAD_ALWAYS
     pairs = [(sizes.number(most), sizes.number(len(data))) for _ in range(2)]
@@ -380,13 +390,13 @@ def _heads(data: memoryview | FileSlice) -> tuple[Reader, Reader, int]:
     stop = start + sum(small for _, small in pairs)
     if int.from_bytes(data[stop : stop + 4], "little") != zlib.crc32(data[:stop]):
         raise WavpruneError(DAMAGED)
-    readers = []
+    parts = []
     for size, small in pairs:
         part = Decompressor(data[start : start + small])
-        readers.append(Reader(part.read(size)))
+        parts.append(part.read(size))
         part.end()
         start += small
-    return readers[0], readers[1], stop + 4
+    return parts[0], parts[1], stop + 4
 
 
 def _json(data: bytes, kind: type) -> Any:
