@@ -38,6 +38,7 @@ ORDER = (
 )
 LAZY = [
     "constriction",
+    "fastapi",
     "jinja2",
     "joblib",
     "matplotlib",
@@ -50,6 +51,7 @@ LAZY = [
     "sklearn",
     "torchmetrics",
     "triton",
+    "uvicorn",
     "yaml",
     "zstandard",
 ]
