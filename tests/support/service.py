@@ -32,6 +32,8 @@ def running(directory: Path, **limits: Any) -> Iterator[str]:
     config = uvicorn.Config(app, port=0, log_level="error", timeout_graceful_shutdown=1, ws="none")
     server = uvicorn.Server(config)
     listening = config.bind_socket()
+    # Whoever asks before it has started waits.
+    listening.listen()
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
     try:

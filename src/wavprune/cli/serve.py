@@ -124,6 +124,8 @@ def _run(server: Any, config: Any) -> None:
     listening = config.bind_socket()
     # Answers are small, and each would wait for the last one's receipt.
     listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    # Whoever reads the line below can ask at once, and waits until it has started.
+    listening.listen()
     address, port = listening.getsockname()[:2]
     shown = f"[{address}]" if ":" in address else address
     click.echo(f"wavprune serves http://{shown}:{port}/ (Ctrl-C ends it)")

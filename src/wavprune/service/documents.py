@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import html
 import json
+import re
 from typing import Any
 
 from .._version import __version__
+
+CODE = re.compile("`([^`]+)`")
 
 
 def openapi_page(document: dict[str, Any]) -> str:
@@ -25,7 +28,8 @@ def openapi_page(document: dict[str, Any]) -> str:
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        '<title>API of wavprune</title><link rel="stylesheet" href="/static/style.css"></head>'
+        '<title>API of wavprune</title><link rel="icon" href="data:,">'
+        '<link rel="stylesheet" href="/static/style.css"></head>'
         f'<body class="document"><header><h1>API</h1><p>wavprune {__version__}. '
         '<a href="/">The page</a>, <a href="/api/v1/openapi.json">the OpenAPI document</a>.</p>'
         f"<p>{html.escape(document['info'].get('description', ''))}</p></header>"
@@ -36,7 +40,7 @@ def openapi_page(document: dict[str, Any]) -> str:
 def _operation(method: str, path: str, operation: dict[str, Any], schemas: dict[str, Any]) -> str:
     parts = [
         f"<article><h3><code>{method.upper()} {html.escape(path)}</code></h3>",
-        f"<p>{html.escape(operation.get('description', ''))}</p>",
+        f"<p>{_prose(operation.get('description', ''))}</p>",
     ]
     rows = [
         (parameter["name"], parameter["in"], parameter["schema"], parameter.get("description", ""))
@@ -61,6 +65,10 @@ def _operation(method: str, path: str, operation: dict[str, Any], schemas: dict[
         if status.startswith("2")
     ]
     return f"{''.join(parts)}<ul>{''.join(answers)}</ul></article>"
+
+
+def _prose(text: str) -> str:
+    return CODE.sub(r"<code>\1</code>", html.escape(text))
 
 
 def _answer(answer: dict[str, Any], schemas: dict[str, Any]) -> str:
