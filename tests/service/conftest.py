@@ -7,6 +7,7 @@ import httpx
 import pytest
 
 from tests.support import service
+from wavprune.service.launcher import Launcher, spawned
 
 
 @pytest.fixture(scope="session")
@@ -15,9 +16,17 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A service that listens, one for all tests: its processes take seconds to start."""
-    with service.running(tmp_path_factory.mktemp("service")) as found:
+def launcher() -> Iterator[Launcher]:
+    """One for all tests: it takes seconds to start."""
+    found = spawned()
+    yield found
+    found.close()
+
+
+@pytest.fixture(scope="session")
+def address(tmp_path_factory: pytest.TempPathFactory, launcher: Launcher) -> Iterator[str]:
+    """A service that listens."""
+    with service.running(tmp_path_factory.mktemp("service"), launcher) as found:
         yield found
 
 

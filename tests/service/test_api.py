@@ -12,6 +12,7 @@ from safetensors.torch import load, save_file
 
 import wavprune
 from tests.support.service import follow, running, upload
+from wavprune.service.launcher import Launcher
 
 pytestmark = pytest.mark.waits
 
@@ -93,13 +94,13 @@ def test_settings_are_refused_by_name(
     assert message in answer.json()["detail"]
 
 
-def test_a_large_job_is_cancelled_ended_or_too_large(tmp_path: Path) -> None:
+def test_a_large_job_is_cancelled_ended_or_too_large(tmp_path: Path, launcher: Launcher) -> None:
     """One worker: a job that runs, one that waits, and the queue's end."""
     large = {f"{i}.weight": torch.randn(256, 256, 3, 3) for i in range(6)}
     save_file(large, str(tmp_path / "large.safetensors"))
     limits = {"queue": 2, "worker_bytes": 700 * 10**6, "disk_bytes": 200 * 10**6}
     with (
-        running(tmp_path / "kept", **limits) as address,
+        running(tmp_path / "kept", launcher, **limits) as address,
         httpx.Client(base_url=address, timeout=60) as client,
     ):
         found = upload(client, tmp_path / "large.safetensors")

@@ -16,13 +16,15 @@ from wavprune.service.app import create_app
 from wavprune.service.limits import Limits, Settings
 
 TOKEN = "0123456789abcdef-token"
+# Nothing here is asked to work.
+NO_WORKERS: Any = None
 BINARY = {"content-type": "application/octet-stream"}
 
 
 @contextmanager
 def service(tmp_path: Path, **settings: Any) -> Iterator[Any]:
     """Asks an application that never started its workers."""
-    app: Any = create_app(Settings(tmp_path / "kept", **settings))
+    app: Any = create_app(Settings(tmp_path / "kept", **settings), NO_WORKERS)
 
     def ask(method: str, path: str, **request: Any) -> httpx.Response:
         async def once() -> httpx.Response:
@@ -175,7 +177,7 @@ def test_large_json_is_refused(tmp_path: Path) -> None:
 
 def test_a_directory_has_one_service(tmp_path: Path) -> None:
     with service(tmp_path), pytest.raises(WavpruneError, match="in use by another service"):
-        create_app(Settings(tmp_path / "kept"))
+        create_app(Settings(tmp_path / "kept"), NO_WORKERS)
 
 
 @pytest.mark.parametrize(

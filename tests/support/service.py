@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 import wavprune
 from wavprune.service.app import create_app
+from wavprune.service.launcher import Launcher
 from wavprune.service.limits import Limits, Settings
 
 SECONDS = 60.0
@@ -26,9 +27,9 @@ def demo_file(path: Path) -> Path:
 
 
 @contextmanager
-def running(directory: Path, **limits: Any) -> Iterator[str]:
+def running(directory: Path, launcher: Launcher, **limits: Any) -> Iterator[str]:
     """The address of a service that listens."""
-    app = create_app(Settings(directory, limits=Limits(**limits)))
+    app = create_app(Settings(directory, limits=Limits(**limits)), launcher)
     config = uvicorn.Config(app, port=0, log_level="error", timeout_graceful_shutdown=1, ws="none")
     server = uvicorn.Server(config)
     listening = config.bind_socket()

@@ -90,6 +90,7 @@ def serve(
     """
     uvicorn = require("uvicorn", "fastapi", extra="serve", purpose="wavprune serve")
     from ..service.app import create_app
+    from ..service.launcher import forked
 
     if token is None and not _is_loopback(host):
         raise WavpruneError(
@@ -106,8 +107,18 @@ def serve(
         idle_seconds=3600.0 * idle,
     )
     settings = Settings(directory or _cache(), token, names, limits)
+    # Forked before anything is open that its workers should not have.
+    launcher = forked()
+    try:
+        _run(uvicorn, create_app(settings, launcher), host, port)
+    finally:
+        launcher.close()
+
+
+def _run(uvicorn: Any, application: Any, host: str, port: int) -> None:
+    """Listen, say where, and serve until a signal comes."""
     config = uvicorn.Config(
-        create_app(settings),
+        application,
         host=host,
         port=port,
         log_level="warning",
@@ -116,11 +127,6 @@ def serve(
         server_header=False,
         ws="none",
     )
-    _run(uvicorn.Server(config), config)
-
-
-def _run(server: Any, config: Any) -> None:
-    """Listen, say where, and serve until a signal comes."""
     listening = config.bind_socket()
     # Answers are small, and each would wait for the last one's receipt.
     listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -130,7 +136,7 @@ def _run(server: Any, config: Any) -> None:
     shown = f"[{address}]" if ":" in address else address
     click.echo(f"wavprune serves http://{shown}:{port}/ (Ctrl-C ends it)")
     try:
-        server.run(sockets=[listening])
+        uvicorn.Server(config).run(sockets=[listening])
     finally:
         listening.close()
 

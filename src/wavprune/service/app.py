@@ -12,6 +12,7 @@ from ..common.optional import require
 from ..errors import WavpruneError
 from .documents import openapi_page
 from .guard import Guard
+from .launcher import Launcher
 from .limits import Settings
 from .service import FullError, NotReadyError, Service
 
@@ -29,11 +30,12 @@ DESCRIPTION = (
 STATIC = Path(str(resources.files(__package__))) / "static"
 
 
-def create_app(settings: Settings) -> Guard:
+def create_app(settings: Settings, launcher: Launcher) -> Guard:
     """The application of one service.
 
     Args:
         settings: where it keeps things, what it allows, and its token.
+        launcher: starts its workers; made before, and closed after it.
 
     Raises:
         WavpruneError: another service has the directory.
@@ -41,7 +43,7 @@ def create_app(settings: Settings) -> Guard:
     """
     from .routes import router
 
-    service = Service(settings)
+    service = Service(settings, launcher)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

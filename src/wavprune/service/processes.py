@@ -5,54 +5,46 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import sys
+import os
+import signal
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
+
+from .launcher import Launcher, WorkerDiedError
 
 # A worker that was asked to end has done so by then.
 GRACE_SECONDS = 5.0
 LONGEST_MESSAGE = 1 << 20
 
 
-class WorkerDiedError(Exception):
-    """The process ended in the middle of a task."""
-
-
 class WorkerProcess:
     """A process that runs tasks; started when it is first needed, and again after it has ended.
 
     Args:
+        launcher: starts it.
         memory: bytes that it may have.
         threads: that it computes with.
     """
 
-    def __init__(self, memory: int, threads: int) -> None:
+    def __init__(self, launcher: Launcher, memory: int, threads: int) -> None:
+        self._launcher = launcher
         self._memory, self._threads = memory, threads
-        self._process: asyncio.subprocess.Process | None = None
+        self._open: _Connection | None = None
 
-    @property
-    def pid(self) -> int | None:
-        """Of the process, while there is one."""
-        return None if self._process is None else self._process.pid
-
-    async def start(self) -> None:
-        """Start the process, where there is none, and wait until it takes tasks.
+    async def start(self) -> _Connection:
+        """Start the process, where there is none.
 
         Raises:
-            WorkerDiedError: it ended at once.
+            WorkerDiedError: it cannot be started.
         """
-        if self._process is not None and self._process.returncode is None:
-            return
-        self._process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", f"{__package__}.worker"),
-            *(str(self._memory), str(self._threads)),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            limit=LONGEST_MESSAGE,
-            # Ctrl-C in the terminal is for the service, which then ends its workers.
-            start_new_session=True,
-        )
-        await self._message()
+        if self._open is None:
+            launch = self._launcher.launch
+            connection, pid = await asyncio.to_thread(launch, self._memory, self._threads)
+            reader, writer = await asyncio.open_unix_connection(
+                sock=connection, limit=LONGEST_MESSAGE
+            )
+            self._open = _Connection(reader, writer, pid)
+        return self._open
 
     async def run(
         self, task: dict[str, Any], report: Callable[[str, float | None], None], seconds: float
@@ -73,19 +65,18 @@ class WorkerProcess:
         """
         try:
             async with asyncio.timeout(seconds):
-                await self.start()
-                assert self._process is not None
-                assert self._process.stdin is not None
-                self._process.stdin.write(f"{json.dumps(task)}\n".encode())
-                await self._process.stdin.drain()
+                process = await self.start()
+                process.writer.write(f"{json.dumps(task)}\n".encode())
+                await process.writer.drain()
                 while True:
-                    message = await self._message()
+                    message = await process.message()
                     if "stage" not in message:
                         break
                     report(message["stage"], message["share"])
         except (BrokenPipeError, ConnectionResetError) as error:
+            await self.stop()
             raise WorkerDiedError from error
-        except (TimeoutError, asyncio.CancelledError):
+        except (TimeoutError, asyncio.CancelledError, WorkerDiedError):
             await self.stop()
             raise
         if message.get("end"):
@@ -95,21 +86,30 @@ class WorkerProcess:
 
     async def stop(self) -> None:
         """End the process, whatever it is doing."""
-        process, self._process = self._process, None
-        if process is None or process.returncode is not None:
+        process, self._open = self._open, None
+        if process is None:
             return
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(process.wait(), GRACE_SECONDS)
+        # The connection is open until the process has ended, so the id is still its own.
+        if not process.reader.at_eof():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGKILL)
+            with contextlib.suppress(TimeoutError, ConnectionResetError):
+                async with asyncio.timeout(GRACE_SECONDS):
+                    while await process.reader.read(LONGEST_MESSAGE):
+                        pass
+        process.writer.close()
+        with contextlib.suppress(OSError):
+            await process.writer.wait_closed()
 
-    async def _message(self) -> dict[str, Any]:
-        assert self._process is not None
-        assert self._process.stdout is not None
-        line = await self._process.stdout.readline()
+
+class _Connection(NamedTuple):
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+    pid: int
+
+    async def message(self) -> dict[str, Any]:
+        line = await self.reader.readline()
         if not line:
-            await self._process.wait()
-            self._process = None
             raise WorkerDiedError
-        message: dict[str, Any] = json.loads(line)
-        return message
+        found: dict[str, Any] = json.loads(line)
+        return found

@@ -26,8 +26,9 @@ from typing import Any, NamedTuple
 from ..errors import WavpruneError
 from . import analysis, tasks
 from .analysis import ModelCurves
+from .launcher import Launcher, WorkerDiedError
 from .limits import Settings
-from .processes import WorkerDiedError, WorkerProcess
+from .processes import WorkerProcess
 from .store import (
     CANCELLED,
     DONE,
@@ -71,12 +72,13 @@ class Service:
 
     Args:
         settings: where, and how much.
+        launcher: starts its workers.
 
     Raises:
         WavpruneError: another service has the directory.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, launcher: Launcher) -> None:
         self.settings = settings
         self.limits = settings.limits
         root = settings.directory
@@ -98,9 +100,9 @@ class Service:
         self.uploads: set[Upload] = set()
         cores = os.cpu_count() or 1
         memory = self.limits.worker_bytes
-        self._analyst = WorkerProcess(memory, 1)
+        self._analyst = WorkerProcess(launcher, memory, 1)
         self._workers = [
-            WorkerProcess(memory, max(1, cores // self.limits.workers))
+            WorkerProcess(launcher, memory, max(1, cores // self.limits.workers))
             for _ in range(self.limits.workers)
         ]
         for name in ("models", "jobs", "incoming"):
@@ -374,9 +376,6 @@ class Service:
     # Models.
 
     async def _analyze_all(self) -> None:
-        # The first upload should not wait for the import of torch.
-        with contextlib.suppress(WorkerDiedError):
-            await self._analyst.start()
         while True:
             identity = await self._models.get()
             with contextlib.suppress(LookupError):

@@ -1,7 +1,6 @@
 """A process that runs tasks, one after the other, within a limit of memory.
 
-It reads a task a line from standard input and writes messages, a line each, to standard output. It
-ends with whoever started it.
+It ends with whoever started it.
 """
 
 from __future__ import annotations
@@ -10,53 +9,51 @@ import json
 import os
 import queue
 import resource
-import sys
+import socket
 import threading
 import time
 import traceback
 from pathlib import Path
 from typing import Any, TextIO
 
+import torch
+
 from ..common.optional import MissingExtraError
 from ..common.progress import reported_to
 from ..errors import WavpruneError
+from . import tasks
 
 # Between two messages on how far a task is.
 SECONDS = 0.1
 NICE = 5
 
 
-def main() -> None:
-    """Run the tasks of standard input until it ends."""
-    memory, threads = int(sys.argv[1]), int(sys.argv[2])
-    messages = _own_output()
+def serve(connection: socket.socket, memory: int, threads: int) -> None:
+    """Run the tasks that come until the connection ends.
+
+    Args:
+        connection: brings a task a line, and takes messages, a line each.
+        memory: bytes that this process may have.
+        threads: to compute with.
+    """
+    # What libraries print goes to standard error.
+    os.dup2(2, 1)
     os.nice(NICE)
     # Of what is mapped, only memory that can be written counts: libraries and checkpoints do not.
     resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    lines: queue.Queue[str] = queue.Queue()
-    threading.Thread(target=_read, args=(lines,), daemon=True).start()
-    import torch
-
-    from . import tasks
-
     torch.set_num_threads(threads)
-    del tasks
-    _send(messages, {"ready": True})
+    lines: queue.Queue[str] = queue.Queue()
+    threading.Thread(target=_read, args=(connection, lines), daemon=True).start()
+    messages = connection.makefile("w", encoding="utf-8")
     while True:
         _send(messages, _result(json.loads(lines.get()), messages, memory))
 
 
-def _own_output() -> TextIO:
-    """Standard output for messages alone; what libraries print goes to standard error."""
-    messages = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    return messages
-
-
-def _read(lines: queue.Queue[str]) -> None:
-    for line in sys.stdin:
-        lines.put(line)
+def _read(connection: socket.socket, lines: queue.Queue[str]) -> None:
+    with connection.makefile("r", encoding="utf-8") as source:
+        for line in source:
+            lines.put(line)
     # Nobody is left who wants what this process does.
     os._exit(0)
 
@@ -70,8 +67,6 @@ def _send(messages: TextIO, message: dict[str, Any]) -> None:
 
 
 def _result(task: dict[str, Any], messages: TextIO, memory: int) -> dict[str, Any]:
-    from . import tasks
-
     last = 0.0
 
     def report(stage: str, share: float | None) -> None:
@@ -103,8 +98,6 @@ def _result(task: dict[str, Any], messages: TextIO, memory: int) -> dict[str, An
 
 
 def _run(task: dict[str, Any], report: Any) -> dict[str, Any]:
-    from . import tasks
-
     model = Path(task["model"])
     if task["task"] == "analyze":
         return tasks.analyze(model, task["kind"], task["most"], report)
@@ -121,7 +114,3 @@ def _relative(message: str, task: dict[str, Any]) -> str:
         if path:
             message = message.replace(f"{path}/", "")
     return message
-
-
-if __name__ == "__main__":
-    main()
