@@ -42,6 +42,7 @@ ORDER = (
 )
 LAZY = [
     "constriction",
+    "fastapi",
     "jinja2",
     "joblib",
     "matplotlib",
@@ -56,6 +57,7 @@ LAZY = [
     "sklearn",
     "torchmetrics",
     "triton",
+    "uvicorn",
     "yaml",
     "zstandard",
 ]

@@ -57,7 +57,7 @@ def test_the_wheel_has_the_compiled_code_and_all_files_of_the_package(tmp_path: 
     ours = {
         f"wavprune/{path.relative_to(PACKAGE)}"
         for path in PACKAGE.rglob("*.*")
-        if path.suffix in (".py", ".typed", ".jinja", ".safetensors")
+        if path.suffix in (".py", ".typed", ".jinja", ".safetensors", ".html", ".js", ".css")
     }
     assert ours <= names
     assert {name.split("/")[0] for name in names} == {

@@ -1,4 +1,4 @@
-"""Progress bars: rich's, on standard error."""
+"""Progress bars: rich's, on standard error; or whatever listens instead."""
 
 from __future__ import annotations
 
@@ -7,10 +7,35 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import datetime, timedelta
 
 # Seconds between two lines where there is no terminal.
 EVERY = 30.0
+
+# Is told what is going on and how much of it is done, from 0 to 1 where that is known.
+Listener = Callable[[str, float | None], object]
+
+_LISTENER: ContextVar[Listener | None] = ContextVar("listener", default=None)
+
+
+@contextmanager
+def reported_to(listener: Listener) -> Iterator[None]:
+    """Within the block progress goes to a function, and no bar is shown.
+
+    Example:
+        >>> seen = []
+        >>> with reported_to(lambda what, share: seen.append((what, share))):
+        ...     with progress_bar("prune", 4, shown=False) as advance:
+        ...         advance(3)
+        >>> seen
+        [('prune', 0.0), ('prune', 0.75)]
+    """
+    before = _LISTENER.set(listener)
+    try:
+        yield
+    finally:
+        _LISTENER.reset(before)
 
 
 @contextmanager
@@ -32,6 +57,10 @@ def progress_bar(
         >>> with progress_bar("prune", 3, shown=False) as advance:
         ...     advance(3)
     """
+    listener = _LISTENER.get()
+    if listener is not None:
+        yield _reporting(listener, description, total)
+        return
     if not shown:
         yield lambda _: None
         return
@@ -55,6 +84,20 @@ def progress_bar(
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task(description, total=total)
         yield lambda amount: bar.advance(task, amount)
+
+
+def _reporting(
+    listener: Listener, description: str, total: float | None
+) -> Callable[[float], None]:
+    done = 0.0
+
+    def advance(amount: float) -> None:
+        nonlocal done
+        done += amount
+        listener(description, min(1.0, done / total) if total else None)
+
+    advance(0)
+    return advance
 
 
 @contextmanager

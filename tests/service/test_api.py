@@ -1,0 +1,122 @@
+"""The service over HTTP, with its worker processes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import torch
+from safetensors.torch import load, save_file
+
+import wavprune
+from tests.support.service import follow, running, upload
+from wavprune.service.launcher import Launcher
+
+pytestmark = pytest.mark.waits
+
+
+@pytest.fixture(scope="module")
+def model(client: httpx.Client, demo: Path) -> str:
+    found = upload(client, demo)
+    assert found["state"] == "ready", found
+    return str(found["id"])
+
+
+def job(client: httpx.Client, model: str, **settings: Any) -> dict[str, Any]:
+    answer = client.post(f"/api/v1/models/{model}/jobs", json=settings)
+    assert answer.status_code == 201, answer.text
+    return follow(client, f"/api/v1/jobs/{answer.json()['id']}/events")[-1]
+
+
+def test_a_model_is_looked_at_pruned_and_downloaded(client: httpx.Client, model: str) -> None:
+    layers = client.get(f"/api/v1/models/{model}/layers").json()
+    assert [layer["kernel"] for layer in layers["layers"][:2]] == [[3, 3], [3, 3]]
+    settings = {"basis": "dct", "sparsity": 0.8}
+    expected = client.post(f"/api/v1/models/{model}/preview", json=settings).json()
+    done = job(client, model, kind="prune", **settings)
+    assert done["state"] == "done", done
+    assert done["result"]["kept"] == expected["kept"]
+    assert done["result"]["error"] == pytest.approx(expected["error"], rel=1e-5)
+    answer = client.get(f"/api/v1/jobs/{done['id']}/model")
+    assert 'filename="digits-prune-dct-0.8.safetensors"' in answer.headers["content-disposition"]
+    net = wavprune.demo.resnet()
+    wavprune.fast.prune(net, wavelet="dct", sparsity=0.8)
+    found = load(answer.content)
+    assert all(torch.equal(found[name], value) for name, value in net.state_dict().items())
+    report = client.get(f"/api/v1/jobs/{done['id']}/report").json()
+    assert report["settings"]["wavelet"] == "dct"
+
+
+def test_a_model_is_compressed_to_a_size(client: httpx.Client, model: str) -> None:
+    done = job(client, model, kind="compress", basis="auto", target_bytes=30_000)
+    assert done["result"]["bytes"] == pytest.approx(30_000, rel=0.02)
+    failed = job(client, model, kind="compress", basis="auto", target_bytes=10)
+    assert failed["state"] == "failed"
+    assert failed["error"].startswith("no step brings the file to 10 bytes")
+    assert client.get(f"/api/v1/jobs/{failed['id']}/model").status_code == 409
+
+
+def test_a_file_that_is_none_is_refused_by_name(client: httpx.Client, tmp_path: Path) -> None:
+    (tmp_path / "page.safetensors").write_text("<!doctype html><title>404</title>")
+    found = upload(client, tmp_path / "page.safetensors")
+    assert found["state"] == "refused"
+    assert "a web page, not a checkpoint" in found["error"]
+    assert "/" not in found["error"].replace("</", "")
+    answer = client.post(f"/api/v1/models/{found['id']}/preview", json={})
+    assert answer.status_code == 409
+    assert "was refused" in answer.json()["detail"]
+
+
+def test_what_cannot_run_is_not_calibrated(client: httpx.Client, model: str) -> None:
+    answer = client.post(f"/api/v1/models/{model}/jobs", json={"kind": "calibrate"})
+    assert answer.status_code == 409
+    assert "has only its weights" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"kind": "prune", "sparsity": 1}, "sparsity: Input should be less than 1, not '1'"),
+        ({"kind": "prune", "basis": "db9"}, "basis='db9'; allowed here: identity"),
+        ({"kind": "melt"}, "kind: Input should be 'prune'"),
+        ({"kind": "prune", "extra": 1}, "extra: Extra inputs"),
+        ({"kind": "compare"}, "compare needs job"),
+        ({"kind": "compress", "scope": "global"}, "compress takes scope 'layer'"),
+    ],
+)
+def test_settings_are_refused_by_name(
+    client: httpx.Client, model: str, settings: dict[str, Any], message: str
+) -> None:
+    answer = client.post(f"/api/v1/models/{model}/jobs", json=settings)
+    assert answer.status_code == 422
+    assert message in answer.json()["detail"]
+
+
+def test_a_large_job_is_cancelled_ended_or_too_large(tmp_path: Path, launcher: Launcher) -> None:
+    """One worker: a job that runs, one that waits, and the queue's end."""
+    large = {f"{i}.weight": torch.randn(256, 256, 3, 3) for i in range(6)}
+    save_file(large, str(tmp_path / "large.safetensors"))
+    limits = {"queue": 2, "worker_bytes": 700 * 10**6, "disk_bytes": 200 * 10**6}
+    with (
+        running(tmp_path / "kept", launcher, **limits) as address,
+        httpx.Client(base_url=address, timeout=60) as client,
+    ):
+        found = upload(client, tmp_path / "large.safetensors")
+        assert found["state"] == "ready", found
+        path = f"/api/v1/models/{found['id']}/jobs"
+        ask = {"kind": "compress", "basis": "auto", "target_bytes": 10**6}
+        ids = [client.post(path, json=ask).json()["id"] for _ in range(2)]
+        full = client.post(path, json=ask)
+        assert full.status_code == 507
+        assert "2 jobs wait or run" in full.json()["detail"]
+        for identity in ids:
+            assert client.delete(f"/api/v1/jobs/{identity}").json()["state"] == "cancelled"
+        assert follow(client, f"/api/v1/jobs/{ids[0]}/events")[-1]["state"] == "cancelled"
+        # The process is another one now, and works.
+        small = job(client, found["id"], kind="prune", sparsity=0.5)
+        assert small["state"] == "done", small
+        assert client.delete(f"/api/v1/models/{found['id']}").status_code == 204
+        assert client.get(f"/api/v1/models/{found['id']}").status_code == 404
+        assert not list((tmp_path / "kept" / "jobs").iterdir())

@@ -1,0 +1,178 @@
+"""The page in a real browser: what a person does with it."""
+
+from __future__ import annotations
+
+import base64
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from safetensors.torch import load_file
+
+from tests.support.service import upload
+
+playwright = pytest.importorskip("playwright.sync_api")
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+pytestmark = [
+    pytest.mark.waits,
+    pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium"),
+]
+ARGUMENTS = [
+    *("--no-sandbox", "--headless=new", "--disable-gpu", "--disable-background-networking"),
+    *("--disable-component-update", "--disable-sync", "--no-first-run"),
+]
+# Files come from a person's desktop as a DataTransfer.
+DROP = """async ([selector, name, content]) => {
+    const bytes = Uint8Array.from(atob(content), (c) => c.charCodeAt(0));
+    const data = new DataTransfer();
+    data.items.add(new File([bytes], name));
+    const target = document.querySelector(selector);
+    for (const kind of ["dragenter", "dragover", "drop"]) {
+        const event = new DragEvent(kind, {dataTransfer: data, bubbles: true, cancelable: true});
+        target.dispatchEvent(event);
+    }
+}"""
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with playwright.sync_playwright() as started:
+        chromium = started.chromium.launch(
+            executable_path=CHROMIUM, args=ARGUMENTS, ignore_default_args=["--headless"]
+        )
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def context(browser: Any, address: str) -> Iterator[Any]:
+    """A browser that must not ask anyone else, nor complain."""
+    found = browser.new_context(viewport={"width": 1400, "height": 900})
+    found.set_default_timeout(20_000)
+    complaints: list[str] = []
+    found.on("request", lambda request: _note(complaints, request.url, address))
+    found.on("weberror", lambda error: complaints.append(str(error.error)))
+    yield found
+    found.close()
+    assert not complaints
+
+
+def _note(complaints: list[str], url: str, address: str) -> None:
+    if not url.startswith((address, "data:", "blob:")):
+        complaints.append(url)
+
+
+def opened(context: Any, address: str, fragment: str = "") -> Any:
+    page = context.new_page()
+    page.goto(f"{address}/{fragment}")
+    page.wait_for_selector("html[data-ready]")
+    return page
+
+
+def drop(page: Any, name: str, content: bytes) -> None:
+    page.evaluate(DROP, ["#drop", name, base64.b64encode(content).decode()])
+
+
+@pytest.fixture
+def page(context: Any, address: str, client: httpx.Client, demo: Path) -> Iterator[Any]:
+    """The page with the demo network, which was uploaded before."""
+    model = upload(client, demo)["id"]
+    found = opened(context, address, f"#model={model}")
+    found.wait_for_selector("#totals dd")
+    yield found
+    client.delete(f"/api/v1/models/{model}")
+
+
+def total(page: Any, name: str) -> str:
+    found = page.locator("#totals div", has_text=name).locator("dd").inner_text()
+    return str(found)
+
+
+def test_a_person_drops_slides_prunes_and_downloads(page: Any, demo: Path, tmp_path: Path) -> None:
+    assert "9 convolutions" in page.inner_text("#facts")
+    assert page.locator("#layers tbody tr").count() == 9
+    before = total(page, "Kept values")
+    slider = page.locator("#sparsity")
+    slider.focus()
+    for _ in range(20):
+        page.keyboard.press("ArrowRight")
+    page.wait_for_function("document.querySelector('#amount').textContent === '90.0%'")
+    page.wait_for_function(
+        "old => !document.querySelector('#totals').innerText.includes(old)", arg=before
+    )
+    assert total(page, "Pruned") == "90.0%"
+    page.get_by_role("radio", name=re.compile("^dct")).check()
+    page.wait_for_function(
+        "document.querySelector('#by-sparsity .chosen').classList.contains('c2')"
+    )
+    assert page.locator("#by-sparsity path").count() == page.locator("#bases input").count() == 6
+    page.get_by_role("button", name="layer2.conv1").click()
+    page.wait_for_function("document.querySelector('#kernels').src.includes('layer2.conv1')")
+    assert page.locator("#kernels").evaluate("image => image.naturalWidth") > 50
+    page.get_by_role("button", name="Prune", exact=True).click()
+    page.wait_for_selector("#jobs li[data-state=done]")
+    with page.expect_download() as downloading:
+        page.get_by_role("link", name="Download the model").click()
+    assert downloading.value.suggested_filename == "digits-prune-dct-0.9.safetensors"
+    downloading.value.save_as(tmp_path / "pruned.safetensors")
+    kept = page.inner_text("#jobs li")
+    assert total(page, "Kept values") in kept
+    assert load_file(tmp_path / "pruned.safetensors").keys() == load_file(demo).keys()
+
+
+def test_a_job_outlives_a_reload_and_is_in_both_tabs(page: Any, context: Any, address: str) -> None:
+    other = opened(context, address, f"#{page.url.partition('#')[2]}")
+    page.fill("#megabytes", "0.03")
+    page.get_by_role("button", name="Compress", exact=True).click()
+    page.reload()
+    for tab in (page, other):
+        tab.wait_for_selector("#jobs li[data-state=done]")
+        assert re.search(r"Compress to 30 kB\s+\S+ kB, ", tab.inner_text("#jobs li"))
+
+
+def test_a_person_reads_what_went_wrong(page: Any, tmp_path: Path) -> None:
+    drop(page, "virus.exe", b"x")
+    alert = page.get_by_role("alert")
+    alert.get_by_text("“virus.exe” is of no kind that is taken; allowed: .safetensors").wait_for()
+    drop(page, "page.safetensors", b"<!doctype html><title>404</title>")
+    alert.get_by_text("was refused: source.safetensors").wait_for()
+    assert "a web page" in alert.inner_text()
+    page.get_by_role("button", name="Dismiss").click()
+    assert not alert.is_visible()
+    page.fill("#megabytes", "0.001")
+    page.get_by_role("button", name="Compress", exact=True).click()
+    page.wait_for_selector("#jobs li[data-state=failed]")
+    assert "no step brings the file to 1,000 bytes" in page.inner_text("#jobs li")
+
+
+def test_a_token_is_asked_for_where_one_is_needed(context: Any, address: str) -> None:
+    page = context.new_page()
+    asked = []
+
+    def refuse(route: Any) -> None:
+        asked.append(route.request.url)
+        if len(asked) > 1:
+            route.continue_()
+        else:
+            route.fulfill(status=401, json={"detail": "a token is needed"})
+
+    page.route("**/api/v1/about", refuse)
+    page.goto(address)
+    page.fill("#login input[type=password]", "a token of a service")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("html[data-ready]")
+    assert not page.locator("#login").is_visible()
+
+
+def test_it_fits_a_phone_in_light_and_dark(page: Any) -> None:
+    page.set_viewport_size({"width": 390, "height": 800})
+    colors = {"light": "rgb(255, 255, 255)", "dark": "rgb(21, 24, 28)"}
+    for mode, color in colors.items():
+        page.emulate_media(color_scheme=mode)
+        assert page.evaluate("document.documentElement.scrollWidth") == 390
+        assert page.evaluate("getComputedStyle(document.body).backgroundColor") == color

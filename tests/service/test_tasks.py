@@ -1,0 +1,131 @@
+"""What a worker does, in this process."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import warnings
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import wavprune
+from wavprune import checkpoint
+from wavprune.errors import WavpruneError
+from wavprune.service import tasks
+
+SETTINGS = {"basis": "dct", "sparsity": 0.8, "scope": "layer"}
+MOST = 1 << 26
+
+
+def ignore(stage: str, share: float | None) -> None:
+    pass
+
+
+@pytest.fixture
+def model(demo: Path, tmp_path: Path) -> Path:
+    directory = tmp_path / "models" / "a"
+    directory.mkdir(parents=True)
+    shutil.copy(demo, directory / "source.safetensors")
+    assert tasks.analyze(directory, ".safetensors", MOST, ignore)["layers"] == 9
+    return directory
+
+
+def run(model: Path, task: str, kind: str = ".safetensors", **settings: Any) -> tuple[Any, Path]:
+    output = model.parent / f"{task}-out"
+    output.mkdir()
+    result = tasks.run(task, model, kind, SETTINGS | settings, output, ignore)
+    tasks.finish(output, result, model.parent / task)
+    assert json.loads((model.parent / task / tasks.RESULT).read_text()) == result
+    return result, model.parent / task
+
+
+def test_pruning_is_what_the_library_does(model: Path) -> None:
+    result, made = run(model, "prune", scope="global")
+    net = wavprune.demo.resnet()
+    report = wavprune.fast.prune(net, wavelet="dct", sparsity=0.8, scope="global")
+    assert result["kept"] == report.kept
+    found = load_file(made / result["file"])
+    assert all(torch.equal(found[name], value) for name, value in net.state_dict().items())
+    assert len(json.loads((made / tasks.REPORT).read_text())["layers"]) == 9
+
+
+def test_compressing_to_a_size_reaches_it(model: Path) -> None:
+    result, made = run(model, "compress", basis="auto", target_bytes=30_000, matrices=True)
+    assert result["bytes"] == pytest.approx(30_000, rel=0.02)
+    assert (made / result["file"]).stat().st_size == result["bytes"]
+    assert wavprune.demo.resnet().load_state_dict(checkpoint.load(made / result["file"]))
+
+
+def test_a_size_that_cannot_be_reached_is_named(model: Path) -> None:
+    with pytest.raises(WavpruneError, match="no step brings the file to 10 bytes"):
+        run(model, "compress", basis="auto", target_bytes=10, matrices=True)
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small Hugging Face directory in a zip."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        transformers = pytest.importorskip("transformers")
+        torch.manual_seed(0)
+        config = transformers.ResNetConfig(
+            embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1], layer_type="basic"
+        )
+        folder = tmp_path_factory.mktemp("hub")
+        transformers.ResNetForImageClassification(config).save_pretrained(folder / "model")
+    with zipfile.ZipFile(folder / "model.zip", "w") as archive:
+        for path in (folder / "model").iterdir():
+            archive.write(path, f"model/{path.name}")
+        archive.writestr("model/modeling.py", "raise SystemExit")
+    return folder / "model.zip"
+
+
+@pytest.fixture
+def directory(packed: Path, tmp_path: Path) -> Path:
+    found = tmp_path / "models" / "a"
+    (found / tasks.INPUTS).mkdir(parents=True)
+    shutil.copy(packed, found / "source.zip")
+    images = np.random.default_rng(0).integers(0, 256, (16, 3, 16, 16)).astype(np.uint8)
+    np.savez(found / tasks.INPUTS / "000000.npz", images=images)
+    assert tasks.analyze(found, tasks.ZIP, MOST, ignore)["left_out"] == ["model/modeling.py"]
+    assert not (found / "source.zip").exists()
+    return found
+
+
+def test_a_directory_is_calibrated_and_compared(directory: Path) -> None:
+    result, made = run(directory, "calibrate", tasks.ZIP, level="refit", sparsity=0.5)
+    assert result["inputs"] == 16
+    assert 0 <= result["agreement"] <= 1
+    assert 0 < result["kl"] < 1
+    with zipfile.ZipFile(made / result["file"]) as archive:
+        assert {"config.json", "model.safetensors"} <= set(archive.namelist())
+    jobs = directory.parent.parent / "jobs" / "b"
+    jobs.mkdir(parents=True)
+    made.rename(jobs / "result")
+    compared, _ = run(directory, "compare", tasks.ZIP, job="b")
+    assert compared["kl"] == pytest.approx(result["kl"], rel=1e-6)
+    assert compared["agreement"] == result["agreement"]
+
+
+def test_a_directory_is_pruned_into_a_zip(directory: Path) -> None:
+    result, made = run(directory, "prune", tasks.ZIP)
+    with zipfile.ZipFile(made / result["file"]) as archive:
+        assert archive.testzip() is None
+        assert {"config.json", "model.safetensors"} <= set(archive.namelist())
+
+
+def test_a_pickle_is_not_unpickled(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (Path(tmp_path / "ran").touch, ())
+
+    torch.save({"conv.weight": torch.ones(2, 2, 3, 3), "x": Evil()}, tmp_path / "source.pt")
+    with pytest.raises(WavpruneError, match=r"source\.pt"):
+        tasks.analyze(tmp_path, ".pt", MOST, ignore)
+    assert not (tmp_path / "ran").exists()
