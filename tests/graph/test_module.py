@@ -215,7 +215,7 @@ def test_a_copy_is_a_network_of_its_own() -> None:
     network = GraphModule(graphs.network())
     other = copy.deepcopy(network)
     with torch.no_grad():
-        other.first.weight.zero_()
+        other.get_parameter("first.weight").zero_()
     x = images(2, 3, 8, 8)
     assert not torch.equal(network(x), other(x))
     assert repr(network) != repr(

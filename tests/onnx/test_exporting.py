@@ -65,9 +65,10 @@ def test_what_cannot_be_exported_is_one_line_and_writes_nothing(tmp_path: Path) 
 
 def test_a_large_model_gets_external_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("wavprune.onnx.exporting.INLINE", 1000)
-    network = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU())
+    first = nn.Conv2d(3, 16, 3)
+    network = nn.Sequential(first, nn.ReLU())
     assert export(network, tmp_path / "net.onnx", torch.randn(2, 3, 8, 8)) < 1e-5
     assert (tmp_path / "net.onnx.data").stat().st_size >= 4 * 16 * 27
     assert (tmp_path / "net.onnx").stat().st_size < 4 * 16 * 27 + 10_000
     found = graphs.arrays(onnx.load(tmp_path / "net.onnx"))
-    np.testing.assert_array_equal(found["0.weight"], network[0].weight.detach())
+    np.testing.assert_array_equal(found["0.weight"], first.weight.detach())

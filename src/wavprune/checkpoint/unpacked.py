@@ -239,7 +239,7 @@ class Unpacked:
             )
 
     @property
-    def data(self) -> memoryview:
+    def data(self) -> memoryview | FileSlice:
         """The bytes of the file's tensor."""
         return self._data
 

@@ -29,8 +29,9 @@ from .size import exact_zeros, stored_bytes
 from .spread import paired_error, share_error, standard_error
 
 if TYPE_CHECKING:
-    from onnx import ModelProto
     from rich.table import Table
+
+    from onnx import ModelProto
 
 TABLE_WIDTH = 80
 # The metric of a classifier.
@@ -175,8 +176,8 @@ def evaluate(
 
     Args:
         model: returns logits ``(N, C)``, or an object with them as ``.logits``, as Hugging Face
-            models do; or an ``onnx.ModelProto``; with ``metric``, whatever that takes. It is in evaluation mode while it runs,
-            and every module gets its own training flag back.
+            models do; or an ``onnx.ModelProto``; with ``metric``, whatever that takes. It is in
+            evaluation mode while it runs, and every module gets its own training flag back.
         loader: yields ``(inputs, labels)``, or mappings with ``pixel_values`` and ``labels``; with
             ``metric``, ``(inputs, targets)`` of any kind. It can be read more than once.
         reference: what ``agreement``, ``kl`` and ``change_spread`` compare with: the unpruned

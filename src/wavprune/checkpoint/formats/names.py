@@ -5,7 +5,6 @@ Every command asks here, so that a layer has one name and one answer in all of t
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple

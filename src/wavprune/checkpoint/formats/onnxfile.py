@@ -42,6 +42,11 @@ class OnnxFile:
         assert tensor.dtype is not None
         return DTYPE_NAMES[tensor.dtype]
 
+    def sizes(self) -> list[tuple[int, int]]:
+        """Elements and bytes of every tensor whose dtype torch has."""
+        tensors = [(t, t.dtype) for t in self.model.tensors.values()]
+        return [(t.numel, t.numel * dtype.itemsize) for t, dtype in tensors if dtype is not None]
+
     @contextmanager
     def beside(self, target: Path, *, force: bool) -> Iterator[None]:
         """Within the block, ``open`` writes a model that is to be at ``target``, with its data.
