@@ -28,7 +28,7 @@ import wavprune
 from wavprune.report import PruneReport
 
 from .calibrated_networks import NETWORKS, Task
-from .calibrated_page import page
+from .calibrated_page import REVISION, page
 from .peers import PEERS, prune_layers
 
 KEY = ("network", "seed", "inputs", "basis", "method", "sparsity")
@@ -158,6 +158,7 @@ def measure(task: Task, bases: list[str], methods: list[str], table: Table) -> N
                         "threads": torch.get_num_threads(),
                         "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
                         "chosen": chosen,
+                        "revision": REVISION,
                     }
                 )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pandas as pd
-from benchmarks.calibrated_page import page
+from benchmarks.calibrated_page import BEFORE, REVISION, page
 
 
 def row(network: str, method: str, score: float, kl: float, seed: int = 0) -> dict[str, object]:
@@ -28,6 +28,7 @@ def row(network: str, method: str, score: float, kl: float, seed: int = 0) -> di
         "threads": 1,
         "peak_mb": 500,
         "chosen": "" if method == "magnitude" else "selected gn",
+        "revision": REVISION,
     }
 
 
@@ -51,3 +52,15 @@ def test_trainings_are_averaged_and_the_untouched_network_is_last() -> None:
 def test_scores_without_logits_have_no_kl() -> None:
     rows = pd.DataFrame([row("a net", "full", 30.0, float("nan"))])
     assert "| 90% | dct | full | 30.0 ± 0.5 | 12 | selected gn |" in page(rows)
+
+
+def test_rows_of_earlier_algorithms_are_marked() -> None:
+    old = {**row("a net", "full", 30.0, 0.5), "revision": float("nan")}
+    magnitude = {**row("a net", "magnitude", 20.0, 0.9), "revision": float("nan")}
+    new = row("other", "full", 40.0, 0.3)
+    text = page(pd.DataFrame([old, magnitude, new]))
+    assert "| dct | full* | 30.0" in text
+    assert "| dct | magnitude | 20.0" in text
+    assert "| dct | full | 40.0" in text
+    assert BEFORE[2] in text
+    assert BEFORE[2] not in page(pd.DataFrame([magnitude, new]))

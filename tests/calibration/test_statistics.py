@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from wavprune.calibration.calls import Call, Tap, Watched
+from wavprune.calibration.calls import Call, Counting, Tap, Watched
 from wavprune.calibration.patches import num_positions, patches
 from wavprune.calibration.rows import Rows
 from wavprune.calibration.statistics import (
@@ -253,3 +253,18 @@ def test_positions_are_drawn_from_seed_and_name_alone() -> None:
     assert first.tolist() == again.tolist() == sorted(set(first.tolist()))
     assert first.tolist() != other.tolist()
     assert sampled_positions(10, 10, generator_of(3, "a"), cpu) is None
+
+
+def test_the_work_of_a_network_is_that_of_all_its_layers() -> None:
+    layers = (
+        nn.Conv2d(4, 6, 3, stride=2, groups=2),
+        nn.ConvTranspose2d(6, 5, 2, stride=2),
+        nn.Flatten(),
+        nn.Linear(5 * 8 * 8, 10),
+    )
+    count = Counting()
+    with torch.no_grad(), count:
+        nn.Sequential(*layers)(torch.zeros(1, 4, 9, 9))
+    convolution, transposed, linear = 6 * 4 * 4 * 2 * 9, 6 * 4 * 4 * 5 * 4, 320 * 10
+    assert count.multiplications == convolution + transposed + linear
+    assert count.outputs == 6 * 4 * 4 + 5 * 8 * 8 + 10

@@ -191,6 +191,36 @@ class Tap(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+class Counting(Tap):
+    """Counts what all convolutions and linear maps of a network do, watched or not.
+
+    Attributes:
+        multiplications: of inputs by weights.
+        outputs: values that they return.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(Watched({}, {}))
+        self.multiplications = self.outputs = 0
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        out = super().__torch_function__(func, types, args, kwargs)
+        if func in _LAYERS:
+            names, _ = _LAYERS[func]
+            given = {**dict(zip(names, args, strict=False)), **(kwargs or {})}
+            # Each input of a transposed convolution meets as many weights as elsewhere each output.
+            values = given["input"] if names is _TRANSPOSED else out
+            self.multiplications += values.numel() * given["weight"].shape[1:].numel()
+            self.outputs += out.numel()
+        return out
+
+
 def _by_identity(
     named: Iterable[tuple[str, torch.Tensor]],
 ) -> dict[int, tuple[str, torch.Tensor]]:

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 
 from ..engine.matching import RunningStatistics
-from .calls import Call, NormCall
+from .calls import Call, Counting, NormCall
 from .candidates import Candidate, stored
 from .collected import Calibration
 from .guard import Reference, distances
@@ -27,7 +27,7 @@ from .network import Network, Site, Substituted, Values, shifts_bias
 from .problem import Problem
 from .statistics import generator_of
 
-# Multiplications of the layers over all inputs that are looked at, and inputs that steps look at,
+# Multiplications of the network over all inputs that are looked at, and inputs that steps look at,
 # which bound the time; but at least one pass over the inputs, and at most so many.
 WORK, MOST_LOOKED, MOST_PASSES = 1.2e11, 6400, 20
 # Inputs of a step are at least so many, and fewer than wanted where there would be fewer steps.
@@ -218,18 +218,18 @@ def _descend(
 ) -> bool:
     """Refine the variables; False where there is no gradient, or steps lead astray."""
     samples = [sample for batch in inputs for sample in torch.split(batch, 1)]
-    sites = calibration.layers.values()
-    work = len(samples) * sum(_work(site) for site in sites)
+    with torch.no_grad():
+        count = Counting()
+        network.run(count, samples[0])
+        dense = network.outputs(inputs)
+    work = len(samples) * count.multiplications
     most = min(WORK / max(work, 1), MOST_LOOKED / len(samples), MOST_PASSES)
     passes = max(1, round(most))
     size = min(steps.batch, max(SMALLEST_BATCH, passes * len(samples) // FEWEST_STEPS))
     # What a step holds of each layer: its outputs and what lies between, for the way back.
-    held = 16 * sum(site.calls * site.positions * _channels(site) for site in sites)
-    size = max(1, min(size, calibration.max_memory // max(held, 1)))
+    size = max(1, min(size, calibration.max_memory // max(16 * count.outputs, 1)))
     number = passes * -(-len(samples) // size)
-    look = min(-(-LOOK // size), number)
-    with torch.no_grad():
-        dense = network.outputs(inputs)
+    look = min(-(-LOOK // size), -(-number // 2))
     meant = [out for batch in dense for out in torch.split(batch, 1)]
     measure = Reference(dense).measure
     moved = variables.all()
@@ -308,14 +308,6 @@ def _of_one_shape(batch: Sequence[int], samples: Sequence[torch.Tensor]) -> list
 
 def _variable(values: torch.Tensor) -> torch.Tensor:
     return values.detach().float().clone().requires_grad_()
-
-
-def _work(site: Site) -> int:
-    return site.calls * site.positions * torch.Size(site.rows.shape).numel()
-
-
-def _channels(site: Site) -> int:
-    return site.rows.groups * site.rows.num_rows
 
 
 def _spread(problem: Problem, site: Site) -> torch.Tensor:
