@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from wavprune import PruneConfig, checkpoint
+from wavprune.errors import WavpruneError
 
 HOWS: tuple[dict[str, Any], ...] = (
     {"bits": 8},
@@ -18,6 +19,7 @@ HOWS: tuple[dict[str, Any], ...] = (
     {"values": "float32"},
     {"values": "float16"},
     {"step": 1e-3},
+    {"step": 1e-3, "coder": "trellis"},
 )
 WAYS: tuple[dict[str, Any], ...] = (
     {},
@@ -89,3 +91,61 @@ def test_denormal_weights_come_back(tmp_path: Path) -> None:
     saved = checkpoint.save(net, tmp_path / "x.safetensors", values="float32")
     assert saved.relative_error < 1e-4
     assert checkpoint.load(saved.path)["0.weight"].any()
+
+
+class Scaled(nn.Module):
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.factor
+
+
+def scaled_network(dtype: torch.dtype, top: float, inputs: float) -> nn.Module:
+    """Ordinary outputs of extreme weights."""
+    layers = [weights(torch.float64, top) for _ in range(2)]
+    back = 1 / top / inputs
+    return nn.Sequential(
+        *(Scaled(inputs), layers[0], Scaled(back), nn.ReLU()),
+        *(Scaled(inputs), layers[1], Scaled(back), nn.Flatten(), nn.Linear(32, 5)),
+    ).to(dtype)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "top", "inputs"),
+    [
+        (torch.float16, 65504.0, 1e-3),
+        (torch.bfloat16, 1e-30, 1.0),
+        (torch.float32, 1e-30, 1.0),
+        (torch.float32, 3e38, 1e-6),
+    ],
+    ids=str,
+)
+def test_calibrated_files_of_extreme_weights(
+    tmp_path: Path, dtype: torch.dtype, top: float, inputs: float
+) -> None:
+    net = scaled_network(dtype, top, inputs)
+    images = torch.randn(48, 8, 6, 6).to(dtype)
+    saved = checkpoint.save(
+        net, tmp_path / "x.safetensors", calibration=torch.split(images, 16), target_kl=1e-3
+    )
+    assert saved.measured_kl is not None
+    assert 1e-4 < saved.measured_kl < 1.1e-3
+    assert saved.predicted_kl is not None
+    assert 0.1 < saved.predicted_kl / saved.measured_kl < 20
+    state = checkpoint.load(saved.path)
+    for layer in saved.layers[:2]:
+        before = net.state_dict()[f"{layer.name}.weight"].double() / top
+        after = state[f"{layer.name}.weight"].double() / top
+        assert bool(torch.isfinite(after).all())
+        error = float((after - before).norm() / before.norm())
+        assert error == pytest.approx(layer.relative_error, rel=1e-3)
+        assert 1e-4 < error < 0.3
+
+
+def test_gradients_that_float64_has_no_room_for_are_an_error(tmp_path: Path) -> None:
+    net = scaled_network(torch.float64, 1e-200, 1.0)
+    images = torch.randn(8, 8, 6, 6, dtype=torch.float64)
+    with pytest.raises(WavpruneError, match=r"layer '1\.0': what its errors do .* is not finite"):
+        checkpoint.save(net, tmp_path / "x.safetensors", calibration=[images], target_kl=1e-3)

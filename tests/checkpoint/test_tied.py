@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,31 @@ def test_tied_weights_stay_one(tmp_path: Path, how: dict[str, Any], kind: str) -
     other_net.load_state_dict(state)
     assert torch.equal(other_net.get_parameter("0.weight"), state["0.weight"])
     assert not torch.equal(state["0.weight"], net.get_parameter("0.weight"))
+
+
+@pytest.mark.parametrize("batchnorm", ["fold", "keep"])
+def test_calibrated_files_hold_tied_weights_once(tmp_path: Path, batchnorm: str) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        *(nn.Conv2d(6, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 6, 3, padding=1)),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6)),
+    )
+    net[2].weight, net[7].weight = net[0].weight, net[5].weight
+    saved = checkpoint.save(
+        net,
+        tmp_path / "x.safetensors",
+        calibration=list(torch.randn(4, 12, 6, 8, 8)),
+        target_kl=1e-4,
+        batchnorm=batchnorm,
+    )
+    weights = [layer.name for layer in saved.layers if len(layer.shape) > 1]
+    assert weights == ["0", "5"]
+    state = checkpoint.load(saved.path)
+    assert state["0.weight"] is state["2.weight"]
+    assert state["5.weight"] is state["7.weight"]
+    other = copy.deepcopy(net)
+    other.load_state_dict(state)
+    assert torch.equal(other.get_parameter("2.weight"), state["0.weight"])
 
 
 def test_a_report_of_tied_weights(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ and each part has the gradients that it meets: those summed over the positions, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -158,7 +159,7 @@ def output_sensitivity(
         seed: of the positions.
 
     Raises:
-        WavpruneError: the outputs have no gradient.
+        WavpruneError: the outputs have no gradient, or one that is not finite.
     """
     generator = generator_of(seed, "positions of sensitivity")
     sums = {name: _Sums(site) for name, site in sites.items()}
@@ -184,7 +185,14 @@ def output_sensitivity(
                 if gradient is not None:
                     sums[name].add(call, gradient, generator)
         samples += len(batch)
-    return {name: total.sensitivity(samples) for name, total in sums.items()}
+    known = {name: total.sensitivity(samples) for name, total in sums.items()}
+    for name, one in known.items():
+        if not bool(torch.isfinite(one.hessian).all()) or not math.isfinite(one.bias):
+            raise WavpruneError(
+                f"layer {name!r}: what its errors do to the outputs is not finite; allowed: "
+                "weights and inputs whose gradients, squared, fit float64"
+            )
+    return known
 
 
 class _Sums:
@@ -265,5 +273,5 @@ def _shrunk(matrix: torch.Tensor, share: float) -> torch.Tensor:
 def _positive(matrix: torch.Tensor) -> torch.Tensor:
     """With a diagonal that is never 0, for inputs that never are anything else."""
     diagonal = matrix.diagonal(dim1=1, dim2=2)
-    least = max(float(diagonal.mean()) * 1e-9, 1e-30)
+    least = float(diagonal.mean()) * 1e-9 or 1e-30
     return matrix + torch.diag_embed(torch.full_like(diagonal, least))

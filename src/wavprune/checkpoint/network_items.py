@@ -102,7 +102,7 @@ def _in_basis(hessian: Doubles, layer: Layer, layout: Layout) -> Doubles:
 def bias_item(entry: Tensor, sensitivity: Sensitivity) -> Item:
     """A bias, one column whose errors add up over all positions."""
     values = entry.read()
-    factor = factor_of(np.array([[[max(sensitivity.bias, 1e-30)]]]))
+    factor = factor_of(np.array([[[sensitivity.bias or 1e-30]]]))
     return Item(
         name=entry.name,
         dtype=entry.dtype,
