@@ -25,7 +25,7 @@ from .container import KEY, Writer, tensor_writer
 from .encoding import BasisStore, Encoded, encode
 from .formats.names import layer_name, warn_skipped
 from .packing import save_from_weights
-from .plan import Plan, choose_tensors, plan_of, verified, with_record
+from .plan import Plan, choose_tensors, plan_of, pruned_together, verified, with_record
 from .quantisers import AUTO, BATCH_NORMS, FOLD, TRELLIS, Quantiser, quantiser_of
 from .rate import Search
 from .records import SYMBOLS, Contents, Record
@@ -81,7 +81,7 @@ def save(
             which is then read tensor by tensor. Of a nested checkpoint, its state dict.
         path: the ``.safetensors`` file to write, which appears when it is complete.
         report: what pruning this model reported.
-        config: how to prune; ``scope="layer"`` alone.
+        config: how to prune; with ``scope="global"`` the layers are in memory together.
         wavelet: without ``report`` and ``config``: the basis, or ``"auto"`` (the default) for the
             one of each layer that takes the fewest bits.
         targets: without ``report`` and ``config``: layer names, globs or ``"re:..."`` patterns of
@@ -147,7 +147,7 @@ def save(
             "target_bits_per_weight"
         )
     source = tensors_of(model, scratch=target.parent)
-    plan = with_record(plan, source)
+    plan = with_record(pruned_together(plan, source), source)
     chosen = choose_tensors(source, plan) if calibration is None else []
     plan = verified(plan, chosen, whole_matrices=coder != TRELLIS)
     warn_skipped("model" if isinstance(model, nn.Module | Mapping) else model, source.skipped)

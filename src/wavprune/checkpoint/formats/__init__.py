@@ -25,6 +25,8 @@ from .torchfile import TorchFile
 
 SAFETENSORS = (".safetensors",)
 STATE_DICTS = (".pt", ".pth", ".bin")
+# The metadata of a compressed file.
+COMPRESSED = "wavprune"
 ALLOWED = (
     "a .safetensors file, a .pt, .pth or .bin state dict, or a directory that holds "
     f"{SINGLE} or {INDEX}"
@@ -153,6 +155,10 @@ class Checkpoint:
         if any(weight.is_convolution or matrices for weight in self.weights):
             return
         hints = []
+        if any(isinstance(f, SafetensorsFile) and COMPRESSED in f.metadata for f in self.files):
+            hints.append(
+                "; it is compressed, and `wavprune decompress` makes an ordinary file of it"
+            )
         if self.weights:
             names = ", ".join(w.layer for w in self.weights[:8])
             more = ", ..." if len(self.weights) > 8 else ""
