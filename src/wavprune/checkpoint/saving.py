@@ -15,6 +15,7 @@ from torch import nn
 
 from ..common.atomic import replaced
 from ..common.checks import choice, positive
+from ..common.progress import progress_bar
 from ..config import PruneConfig
 from ..engine.ambient import neutral
 from ..errors import WavpruneError
@@ -54,6 +55,7 @@ def save(
     calibration: Iterable[Any] | None = None,
     target_kl: float | None = None,
     batchnorm: str | None = None,
+    progress: bool = False,
 ) -> SaveReport:
     """Write a model's tensors as a compressed safetensors file.
 
@@ -106,6 +108,7 @@ def save(
         batchnorm: with ``calibration``: ``"fold"`` (the default) takes batch norms into the layers
             before them, which gives the same inference and cannot be fine-tuned; ``"keep"`` stores
             them as they are, but for the mean of the errors.
+        progress: show a progress bar on standard error, for each step that is tried.
 
     Returns:
         What was done. The weights that ``load`` gives have these errors and checksums, to the bit.
@@ -162,7 +165,7 @@ def save(
         )
     if coder == TRELLIS:
         return save_from_weights(source, chosen, plan, step, goal, target)
-    return _run(_Job(source, chosen, plan, quantiser, goal), target, start)
+    return _run(_Job(source, chosen, plan, quantiser, goal, progress), target, start)
 
 
 class Asked(NamedTuple):
@@ -247,6 +250,7 @@ class _Job:
         plan: what is kept of them.
         quantiser: how exact their values are.
         goal: bytes of the file, which choose the quantiser's step; None takes it as it is.
+        progress: show a bar.
     """
 
     source: Source
@@ -254,6 +258,7 @@ class _Job:
     plan: Plan
     quantiser: Quantiser
     goal: float | None
+    progress: bool = False
 
 
 def _run(job: _Job, target: Path, start: float) -> SaveReport:
@@ -290,7 +295,9 @@ def _write(job: _Job, quantiser: Quantiser, new: Path) -> list[SavedLayer]:
     records: dict[str, Record] = {}
     layers = []
     bases = BasisStore()
-    with tensor_writer(new) as writer:
+    total = sum(math.prod(tensor.shape) for tensor in job.chosen)
+    bar = progress_bar("compress", total, "weights", job.progress)
+    with tensor_writer(new) as writer, bar as advance:
         # Wide elements first, so that each begins at a multiple of its size.
         for tensor in sorted(others, key=_alignment):
             _copy(tensor, writer)
@@ -300,6 +307,7 @@ def _write(job: _Job, quantiser: Quantiser, new: Path) -> list[SavedLayer]:
             size, checksums[tensor.name] = writer.close(tensor.name, "U8")
             records[tensor.name] = done.record
             layers.append(_saved(layer_name(tensor.name), done, size))
+            advance(math.prod(tensor.shape))
         # In this order, loading gives the tensors.
         checksums = {name: checksums[source.aliases.get(name, name)] for name in source.names}
         contents = Contents(source.metadata, records, source.aliases, checksums)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import click
 from torch import nn
@@ -27,7 +29,7 @@ OUTPUT = click.option(
     metavar="OUT",
     required=True,
     type=click.Path(path_type=Path),
-    help="The .safetensors file to write.",
+    help="The .safetensors file to write; of a model directory, the directory to write.",
 )
 FORCE = click.option("--force", is_flag=True, help="Replace OUT if it exists; it may be IN itself.")
 
@@ -113,12 +115,19 @@ def compress(
     With --calibration, the steps follow from what errors do to the outputs of the network, and the
     file is a third smaller at the same outputs.
 
-    IN is what `wavprune prune` takes; of several shards, OUT is one file. Without --sparsity
-    nothing is pruned but what is rounded to 0.
+    IN is what `wavprune prune` takes; of several shards, OUT is one file. Of a model directory, OUT
+    may be a directory, which wavprune.from_pretrained loads. Without --sparsity nothing is pruned
+    but what is rounded to 0; what `wavprune prune` pruned in a safetensors file stays pruned.
     """
-    from ..checkpoint.saving import save
+    from ..checkpoint.huggingface import check_directories, save_directory
+    from ..checkpoint.saving import output_path, save
 
     check_replaceable(output, force)
+    of_directory = source.is_dir() and output.suffix.lower() != ".safetensors"
+    if of_directory:
+        check_directories(source, output, force)
+    else:
+        output_path("OUT", output)
     expect_output(output)
     model: Path | nn.Module = source
     loader = None
@@ -132,26 +141,29 @@ def compress(
         config = PruneConfig(
             wavelet=wavelet, sparsity=sparsity, targets=targets or None, ignore=ignore or None
         )
+    how: dict[str, Any] = {
+        "config": config,
+        "wavelet": None if config else wavelet,
+        "targets": None if config else targets or None,
+        "ignore": None if config else ignore or None,
+        "bits": None if bits is None else int(bits),
+        "values": values,
+        "step": step,
+        "target_bytes": target_bytes,
+        "target_bits_per_weight": target_bits_per_weight,
+        "coder": coder,
+        "calibration": loader,
+        "target_kl": target_kl,
+        "batchnorm": batchnorm,
+        "progress": sys.stderr.isatty(),
+    }
     with warnings.catch_warnings():
         # They are in the report.
         warnings.simplefilter("ignore", SkippedLayerWarning)
-        saved = save(
-            model,
-            output,
-            config=config,
-            wavelet=None if config else wavelet,
-            targets=None if config else targets or None,
-            ignore=None if config else ignore or None,
-            bits=None if bits is None else int(bits),
-            values=values,
-            step=step,
-            target_bytes=target_bytes,
-            target_bits_per_weight=target_bits_per_weight,
-            coder=coder,
-            calibration=loader,
-            target_kl=target_kl,
-            batchnorm=batchnorm,
-        )
+        if of_directory:
+            saved = save_directory(source, output, model=model, force=force, **how)
+        else:
+            saved = save(model, output, **how)
     click.echo(json.dumps(_facts(saved), indent=2) if as_json else _summary(saved))
 
 
@@ -162,11 +174,14 @@ def compress(
 @FORCE
 def decompress(source: Path, output: Path, max_bytes: int | None, force: bool) -> None:
     """Write what `wavprune compress` stored as an ordinary safetensors file."""
+    from ..checkpoint.huggingface import compressed_weights
     from ..checkpoint.loading import decompress as run
+    from ..checkpoint.saving import output_path
 
+    output_path("OUT", output)
     check_replaceable(output, force)
     expect_output(output)
-    size = run(source, output, max_bytes=max_bytes)
+    size = run(compressed_weights(source) or source, output, max_bytes=max_bytes)
     click.echo(f"decompressed: {output}, {size:,} bytes")
 
 

@@ -10,7 +10,8 @@ import click
 from rich.table import Table
 
 from ..checkpoint.contents import contents_of, is_compressed
-from ..checkpoint.formats import SINGLE, LayerInfo, open_checkpoint
+from ..checkpoint.formats import LayerInfo, open_checkpoint
+from ..checkpoint.huggingface import compressed_weights
 from .bases import max_levels
 from .options import JSON, SOURCE
 from .output import data_table, literal, size, write_json, write_table
@@ -31,7 +32,7 @@ def inspect(source: Path, against: Path | None, as_json: bool) -> None:
     IN is what `wavprune prune` takes. Of what `wavprune compress` wrote, the layers are shown with
     their bases, kept coefficients, bytes and bits, then what is stored as it was, and batch norms.
     """
-    compressed = source / SINGLE if (source / SINGLE).is_file() else source
+    compressed = compressed_weights(source) or source
     if compressed.is_file() and is_compressed(compressed):
         contents = contents_of(compressed, against)
         if as_json:

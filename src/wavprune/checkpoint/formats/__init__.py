@@ -17,7 +17,7 @@ from ...engine.layers import DTYPES as PRUNABLE
 from ...engine.layers import LayerRef
 from ...errors import WavpruneError
 from ...report import PruneReport
-from .directory import INDEX, SINGLE, shards
+from .directory import COMPRESSED_WEIGHTS, INDEX, SINGLE, shards
 from .files import check_regular
 from .names import Weight, describe_skipped, select
 from .safetensors import BITS, DTYPES, SafetensorsFile
@@ -242,7 +242,12 @@ def _open_directory(path: Path) -> Checkpoint:
     if (path / SINGLE).exists():
         return Checkpoint(path, [SafetensorsFile(path / SINGLE)])
     if not (path / INDEX).exists():
-        raise WavpruneError(f"{path} holds neither {SINGLE} nor {INDEX}; allowed: {ALLOWED}")
+        hint = ""
+        if (path / COMPRESSED_WEIGHTS).is_file():
+            hint = (
+                f", but {COMPRESSED_WEIGHTS}, which `wavprune decompress` makes an ordinary file of"
+            )
+        raise WavpruneError(f"{path} holds neither {SINGLE} nor {INDEX}{hint}; allowed: {ALLOWED}")
     files = []
     for shard, names in shards(path).items():
         file = SafetensorsFile(path / shard)
