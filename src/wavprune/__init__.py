@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .bases import Basis, LevelCollapsedWarning, basis_for
     from .calibration.collect import calibrate
     from .calibration.collected import Calibration
+    from .checkpoint.huggingface import from_pretrained, push_to_hub
     from .config import PruneConfig
     from .decision import Decision
     from .engine.layers import LayerRef
@@ -60,12 +61,14 @@ _PUBLIC = {
     "errors": "errors",
     "evaluate": "evaluation.metrics:evaluate",
     "fast": "fast",
+    "from_pretrained": "checkpoint.huggingface:from_pretrained",
     "match_batchnorm": "evaluation.batchnorm:match_batchnorm",
     "onnx": "onnx",
     "ops": "ops",
     "plots": "reporting.plots",
     "predict": "evaluation.predictions:predict",
     "prune_layers": "engine.run:prune_layers",
+    "push_to_hub": "checkpoint.huggingface:push_to_hub",
     "reference": "reference",
     "run_trial": "evaluation.trial:run_trial",
     "schedule": "training.schedules",
@@ -100,12 +103,14 @@ __all__ = [
     "errors",
     "evaluate",
     "fast",
+    "from_pretrained",
     "match_batchnorm",
     "onnx",
     "ops",
     "plots",
     "predict",
     "prune_layers",
+    "push_to_hub",
     "reference",
     "run_trial",
     "schedule",

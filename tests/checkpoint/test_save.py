@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import nn
 
 import wavprune
@@ -299,7 +300,6 @@ def test_the_coder_of_small_layers_comes_near_the_entropy(scale: float, law: str
         ({"target_bytes": -5}, "target_bytes must be a positive number, not -5"),
         ({"wavelet": "dtc"}, "unknown wavelet 'dtc'; close to it"),
         ({"targets": ("9",)}, "targets: '9' matches no layer"),
-        ({"config": PruneConfig(scope="global")}, "scope='global' ranks all layers together"),
         ({"config": PruneConfig(), "wavelet": "dct"}, "config, wavelet were given"),
     ],
     ids=str,
@@ -308,6 +308,26 @@ def test_a_wrong_argument_is_named(tmp_path: Path, how: dict[str, Any], message:
     with pytest.raises(ValueError, match=message):
         checkpoint.save(network(), tmp_path / "x.safetensors", **how)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["module", "file"])
+def test_layers_that_are_ranked_together_are_stored_as_pruned_together(
+    kind: str, tmp_path: Path
+) -> None:
+    net = network()
+    source: Any = net
+    if kind == "file":
+        source = tmp_path / "in.safetensors"
+        save_file(net.state_dict(), source)
+    config = PruneConfig(wavelet="haar", sparsity=0.9, scope="global")
+    saved = checkpoint.save(source, tmp_path / "x.safetensors", config=config)
+    pruned = network()
+    report = wavprune.fast.prune(pruned, wavelet="haar", sparsity=0.9, scope="global")
+    assert [layer.kept for layer in saved.layers] == pytest.approx(
+        [layer.kept for layer in report], abs=3
+    )
+    for name, tensor in checkpoint.load(saved.path).items():
+        torch.testing.assert_close(tensor, pruned.state_dict()[name], rtol=0, atol=0.02)
 
 
 def test_a_weight_that_is_not_finite_is_named(tmp_path: Path) -> None:

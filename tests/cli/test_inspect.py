@@ -66,3 +66,34 @@ def test_names_cannot_control_the_terminal(capsys: pytest.CaptureFixture[str]) -
     out = capsys.readouterr().out
     assert "\x1b" not in out
     assert r"\x1b[2Jconv\n[red]" in out
+
+
+@pytest.mark.parametrize("options", [[], ["--coder", "trellis", "--step", "0.01"]], ids=str)
+def test_a_compressed_file_shows_what_it_holds(
+    options: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = ["compress", "in.safetensors", "-o", "small.safetensors", "--wavelet", "dct", *options]
+    assert main(line) == 0
+    assert "bits per weight" in capsys.readouterr().out
+    assert main(["inspect", "small.safetensors", "--against", "in.safetensors"]) == 0
+    out = capsys.readouterr().out
+    (second,) = (row for row in cells(out) if row[:1] == ["second"])
+    assert second[1:4] == ["4x8x5x5", "F32", "dct"]
+    assert 0 < float(second[-1]) < 0.1
+    assert "stored exactly: " in out
+    content = json_of(capsys, "inspect", "small.safetensors")
+    assert content["version"] == (3 if options else 2)
+    assert content["bytes"] == Path("small.safetensors").stat().st_size
+    assert isinstance(content["layers"], list)
+    assert {layer["name"] for layer in content["layers"]} == set(checkpoints.LAYERS)
+
+
+def test_only_a_compressed_file_is_compared(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", "in.safetensors", "--against", "in.safetensors"]) == 2
+    assert "--against goes with a compressed file" in capsys.readouterr().err
+
+
+def test_pruning_a_compressed_file_says_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compress", "in.safetensors", "-o", "small.safetensors"]) == 0
+    assert main(["prune", "small.safetensors", "--dry-run"]) == 2
+    assert "it is compressed, and `wavprune decompress`" in capsys.readouterr().err

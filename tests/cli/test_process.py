@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -14,7 +15,7 @@ from safetensors.torch import load_file
 from tests.support import checkpoints
 from tests.support.commands import listing
 from wavprune.cli import main
-from wavprune.cli.process import Terminated, termination
+from wavprune.cli.process import Terminated, raise_if_interrupted, termination
 
 pytestmark = pytest.mark.usefixtures("checkpoint")
 
@@ -39,24 +40,31 @@ def assert_pruned() -> None:
     checkpoints.assert_same(load_file("out.safetensors"), expected)
 
 
+REFERENCE = ["prune", "--backend", "reference"]
+
+
 @pytest.mark.parametrize(
-    ("signum", "status", "message"),
+    ("signum", "status", "message", "how"),
     [
-        (signal.SIGINT, 130, "interrupted"),
-        (signal.SIGTERM, 143, "ended by SIGTERM"),
-        (signal.SIGHUP, 129, "ended by SIGHUP"),
+        (signal.SIGINT, 130, "interrupted", REFERENCE),
+        (signal.SIGTERM, 143, "ended by SIGTERM", REFERENCE),
+        (signal.SIGHUP, 129, "ended by SIGHUP", REFERENCE),
+        (signal.SIGINT, 130, "interrupted", ["compress", "--target-bytes", "1500000"]),
     ],
     ids=str,
 )
 def test_a_signal_ends_it_and_leaves_nothing_behind(
-    signum: signal.Signals, status: int, message: str
+    signum: signal.Signals, status: int, message: str, how: list[str]
 ) -> None:
     weight = torch.randn(512, 512, 3, 3)
     checkpoints.save(Path("large.safetensors"), {"conv.weight": weight})
     before = listing()
-    command = [sys.executable, "-m", "wavprune", "prune", "large.safetensors"]
+    name, *options = how
     process = subprocess.Popen(
-        [*command, "-o", "out.safetensors", "--backend", "reference"],
+        [
+            *(sys.executable, "-m", "wavprune", name, "large.safetensors"),
+            *("-o", "out.safetensors", *options),
+        ],
         stderr=subprocess.PIPE,
         text=True,
         # A shell starts background jobs with interrupts ignored, nohup with hang-ups.
@@ -72,6 +80,18 @@ def test_a_signal_ends_it_and_leaves_nothing_behind(
     assert err.split("\n")[-2:] == [f"wavprune: error: {message}", ""]
     assert "Traceback" not in err
     assert listing() == before
+
+
+def test_an_interrupt_that_was_swallowed_is_raised_later() -> None:
+    with termination():
+        raise_if_interrupted()
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            raise_if_interrupted()
+    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+    with termination():
+        raise_if_interrupted()
 
 
 def test_handlers_that_are_there_stay() -> None:

@@ -5,6 +5,7 @@ and backend: those that ``save`` has reported.
 """
 
 from .attached import Attached, attach
+from .contents import CodedLayer, FileContents, contents_of
 from .loading import decompress, load
 from .portable import portable
 from .pruned import pruned_metadata
@@ -13,9 +14,12 @@ from .saving import save
 
 __all__ = [
     "Attached",
+    "CodedLayer",
+    "FileContents",
     "SaveReport",
     "SavedLayer",
     "attach",
+    "contents_of",
     "decompress",
     "load",
     "portable",

@@ -14,9 +14,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from .formats import COMPRESSED
 from .formats.safetensors import METADATA
 
-KEY = "wavprune"
+KEY = COMPRESSED
 COPIED_AT_ONCE = 1 << 22
 COMPACT: dict[str, Any] = {"separators": (",", ":"), "ensure_ascii": False}
 

@@ -55,7 +55,7 @@ def decode(record: Record, parts: dict[str, memoryview], matrix: Floats | None) 
     # numpy copies by one thread, which for pieces of this size is faster than waking others.
     flat_values = flat.numpy() if record.dtype in ("F32", "F64") else None
     K = record.K
-    for (start, count), values in zip(record.chunks, _values(record, parts), strict=True):
+    for (start, count), values in zip(record.chunks, values_of(record, parts), strict=True):
         weights = weights_of(values, matrix, scales, start, record).reshape(-1)
         run = slice(start * K, (start + count) * K)
         if flat_values is None:
@@ -133,8 +133,16 @@ def _scales(record: Record, part: memoryview) -> Floats | None:
     return np.frombuffer(part, dtype="<f4").astype(np.float32)
 
 
-def _values(record: Record, parts: dict[str, memoryview]) -> Iterator[npt.NDArray[Any]]:
-    """``(M, kernels)`` of each chunk."""
+def values_of(record: Record, parts: dict[str, memoryview]) -> Iterator[npt.NDArray[Any]]:
+    """``(M, kernels)`` of each chunk: symbols, or coefficients.
+
+    Args:
+        record: how a layer is stored.
+        parts: the parts of its tensor.
+
+    Raises:
+        WavpruneError: the bytes are not what the record says.
+    """
     packed = _packed_mask(record, parts["mask"])
     if packed is None:
         shapes = [(record.M, count) for _, count in record.chunks]

@@ -34,7 +34,16 @@ ALWAYS = 1 << 26
 CACHED_MATRIX = 1 << 16
 
 
-class _File(NamedTuple):
+class OpenFile(NamedTuple):
+    """A file of version 1 or 2.
+
+    Attributes:
+        path: where it is.
+        entries: its tensors, in the order of their bytes.
+        contents: what it says of itself.
+        matrices: of bases, as they are read.
+    """
+
     path: Path
     entries: dict[str, Entry]
     contents: Contents
@@ -74,7 +83,7 @@ def load(
     packed = open_packed(path, max_bytes)
     if packed is not None:
         return _load_packed(Path(path), packed, names)
-    file = _open(path, max_bytes)
+    file = open_file(path, max_bytes)
     asked = _asked(file.path, file.contents.checksums, names)
     stored = dict.fromkeys(file.stored(name) for name in asked)
     with file.path.open("rb") as data:
@@ -182,7 +191,7 @@ def decompress(
     packed = open_packed(path, max_bytes, aliases=True)
     if packed is not None:
         return _decompress_packed(Path(path), packed, target)
-    file = _open(path, max_bytes, aliases=True)
+    file = open_file(path, max_bytes, aliases=True)
     with (
         replaced(target) as new,
         tensor_writer(new) as writer,
@@ -218,7 +227,14 @@ def _decompress_packed(path: Path, packed: Unpacked, target: Path) -> int:
         return writer.finish(out, packed.metadata)
 
 
-def _open(path: str | os.PathLike[str], max_bytes: int | None, aliases: bool = False) -> _File:
+def open_file(
+    path: str | os.PathLike[str], max_bytes: int | None, aliases: bool = False
+) -> OpenFile:
+    """A file of version 1 or 2, by its path.
+
+    Raises:
+        WavpruneError: as for ``load``.
+    """
     path = Path(path)
     entries, metadata = read_header(path)
     entries = dict(sorted(entries.items(), key=lambda item: item[1].start))
@@ -234,12 +250,12 @@ def _open(path: str | os.PathLike[str], max_bytes: int | None, aliases: bool = F
         for name in contents.layers:
             if name not in entries or entries[name].dtype != "U8" or len(entries[name].shape) != 1:
                 raise WavpruneError(f"it does not hold the bytes of {name!r}")
-        file = _File(path, entries, contents, {})
+        file = OpenFile(path, entries, contents, {})
         _check_memory(file, max_bytes, aliases)
     return file
 
 
-def _check_memory(file: _File, max_bytes: int | None, aliases: bool) -> None:
+def _check_memory(file: OpenFile, max_bytes: int | None, aliases: bool) -> None:
     names = [*file.entries, *(file.contents.aliases if aliases else ())]
     size = sum(_size(file, name) for name in names)
     limit = _limit(file.path, max_bytes)
@@ -256,20 +272,20 @@ def _check_memory(file: _File, max_bytes: int | None, aliases: bool) -> None:
             )
 
 
-def _size(file: _File, name: str) -> int:
+def _size(file: OpenFile, name: str) -> int:
     record = file.contents.layers.get(file.stored(name))
     if record is None:
         return file.entries[file.stored(name)].size
     return record.numel * DTYPES[record.dtype].itemsize
 
 
-def _kind(file: _File, name: str) -> tuple[str, tuple[int, ...]]:
+def _kind(file: OpenFile, name: str) -> tuple[str, tuple[int, ...]]:
     stored = file.stored(name)
     record = file.contents.layers.get(stored)
     return file.entries[stored][:2] if record is None else (record.dtype, record.shape)
 
 
-def _itemsize(file: _File, name: str) -> int:
+def _itemsize(file: OpenFile, name: str) -> int:
     dtype, _ = _kind(file, name)
     return DTYPES[dtype].itemsize if dtype in DTYPES else 1
 
@@ -284,7 +300,12 @@ def _named(path: Path, name: str | None = None) -> Iterator[None]:
         raise WavpruneError(f"{path}{of}: {error}") from error
 
 
-def _read(file: _File, name: str, data: BufferedReader) -> bytearray:
+def read_entry(file: OpenFile, name: str, data: BufferedReader) -> bytearray:
+    """The bytes of a tensor of the file, whose checksum is right.
+
+    Raises:
+        WavpruneError: it is not, or the file ends.
+    """
     entry = file.entries[name]
     content = bytearray(entry.size)
     data.seek(entry.start)
@@ -294,28 +315,28 @@ def _read(file: _File, name: str, data: BufferedReader) -> bytearray:
     return content
 
 
-def _check(crc: int, file: _File, name: str) -> None:
+def _check(crc: int, file: OpenFile, name: str) -> None:
     if crc != file.contents.checksums[name]:
         raise WavpruneError("its checksum differs: the file is damaged")
 
 
-def _tensor(file: _File, name: str, data: BufferedReader) -> torch.Tensor:
+def _tensor(file: OpenFile, name: str, data: BufferedReader) -> torch.Tensor:
     with _named(file.path, name):
         record = file.contents.layers.get(name)
         if record is not None:
-            parts = parts_of(record, memoryview(_read(file, name, data)))
+            parts = parts_of(record, memoryview(read_entry(file, name, data)))
             return decode(record, parts, _matrix(file, name, record, parts, data))
         entry = file.entries[name]
         dtype = DTYPES.get(entry.dtype)
         if not entry.size:
             shape = entry.shape if dtype else (0,)
             return torch.empty(shape, dtype=dtype or torch.uint8)
-        values = torch.frombuffer(_read(file, name, data), dtype=torch.uint8)
+        values = torch.frombuffer(read_entry(file, name, data), dtype=torch.uint8)
         return values if dtype is None else values.view(dtype).view(entry.shape)
 
 
 def _matrix(
-    file: _File, name: str, record: Record, parts: dict[str, memoryview], data: BufferedReader
+    file: OpenFile, name: str, record: Record, parts: dict[str, memoryview], data: BufferedReader
 ) -> Floats | None:
     """The synthesis matrix of a layer, from the tensor that holds it."""
     basis = record.basis
@@ -338,7 +359,7 @@ def _matrix(
     return matrix
 
 
-def _bytes_of(file: _File, name: str, data: BufferedReader) -> Iterator[Any]:
+def _bytes_of(file: OpenFile, name: str, data: BufferedReader) -> Iterator[Any]:
     """The bytes of a tensor; of one that was not compressed, piece by piece."""
     if name in file.contents.layers:
         yield bytes_of(_tensor(file, name, data).view(-1).view(torch.uint8).numpy())

@@ -18,6 +18,7 @@ from ..common.cache import ByteCache
 from ..config import AUTO, PruneConfig
 from ..engine.auto import bases_for
 from ..engine.layers import LayerRef, non_finite
+from ..engine.run import prune_layers
 from ..errors import WavpruneError
 from ..report import PruneReport
 from .formats.names import Weight, describe_skipped, layer_name, select
@@ -77,6 +78,19 @@ class Plan:
         if name in self.recorded:
             return _layer(ref, kept_by_record(ref, self.recorded[name]), size)
         return _layer(ref, Kept(_cheapest_basis(ref.weight, self.quantised)), size)
+
+
+def pruned_together(plan: Plan, source: Source) -> Plan:
+    """The plan, where layers that are ranked together have been: those are in memory for that.
+
+    Raises:
+        WavpruneError: a layer cannot be pruned.
+    """
+    if plan.config is None or plan.config.scope != "global":
+        return plan
+    tensors = choose_tensors(source, plan)
+    refs = [LayerRef(layer_name(tensor.name), tensor.read()) for tensor in tensors]
+    return Plan(report=prune_layers(refs, plan.config, masks=True))
 
 
 def with_record(plan: Plan, source: Source) -> Plan:
@@ -146,11 +160,6 @@ def plan_of(
         raise WavpruneError(
             f"{', '.join(names)} were given; give one of report, config, or wavelet, targets and "
             "ignore: a report and a config say themselves which layers and which basis"
-        )
-    if config is not None and config.scope == "global":
-        raise WavpruneError(
-            "config: scope='global' ranks all layers together, and they are read one by one; prune "
-            "first and give the report"
         )
     return Plan(config=config, report=report)
 

@@ -26,7 +26,7 @@ from .formats import (
     WeightFile,
     open_checkpoint,
 )
-from .formats.directory import copy_others
+from .formats.directory import COMPRESSED_WEIGHTS, copy_others
 from .formats.names import warn_skipped
 from .formats.safetensors import SafetensorsFile
 from .pruned import make_room, note
@@ -181,7 +181,7 @@ def _check_directory(source: Path, target: Path) -> None:
             f"one of {source} and {target} contains the other; allowed: separate directories"
         )
     if target.exists():
-        known = any((target / name).exists() for name in (SINGLE, INDEX))
+        known = any((target / name).exists() for name in (SINGLE, INDEX, COMPRESSED_WEIGHTS))
         if not known and any(target.iterdir()):
             raise WavpruneError(
                 f"{target} is not replaced, for it is no model: it holds neither {SINGLE} nor "

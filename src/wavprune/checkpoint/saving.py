@@ -15,6 +15,7 @@ from torch import nn
 
 from ..common.atomic import replaced
 from ..common.checks import choice, positive
+from ..common.progress import progress_bar
 from ..config import PruneConfig
 from ..engine.ambient import neutral
 from ..errors import WavpruneError
@@ -26,7 +27,7 @@ from .container import KEY, Writer, tensor_writer
 from .encoding import BasisStore, Encoded, encode
 from .formats.names import layer_name, warn_skipped
 from .from_weights import save_from_weights
-from .plan import Plan, choose_tensors, plan_of, verified, with_record
+from .plan import Plan, choose_tensors, plan_of, pruned_together, verified, with_record
 from .quantisers import AUTO, BATCH_NORMS, FOLD, TRELLIS, Quantiser, quantiser_of
 from .rate import COARSEST, FINEST, Rate
 from .records import SYMBOLS, Contents, Record
@@ -58,6 +59,7 @@ def save(
     calibration: Iterable[Any] | None = None,
     target_kl: float | None = None,
     batchnorm: str | None = None,
+    progress: bool = False,
 ) -> SaveReport:
     """Write a model's tensors as a compressed safetensors file.
 
@@ -85,7 +87,7 @@ def save(
             which is then read tensor by tensor. Of a nested checkpoint, its state dict.
         path: the ``.safetensors`` file to write, which appears when it is complete.
         report: what pruning this model reported.
-        config: how to prune; ``scope="layer"`` alone.
+        config: how to prune; with ``scope="global"`` the layers are in memory together.
         wavelet: without ``report`` and ``config``: the basis, or ``"auto"`` (the default) for the
             one of each layer that takes the fewest bits.
         targets: without ``report`` and ``config``: layer names, globs or ``"re:..."`` patterns of
@@ -110,6 +112,7 @@ def save(
         batchnorm: with ``calibration``: ``"fold"`` (the default) takes batch norms into the layers
             before them, which gives the same inference and cannot be fine-tuned; ``"keep"`` stores
             them as they are, but for the mean of the errors.
+        progress: show a progress bar on standard error, for each step that is tried.
 
     Returns:
         What was done. The weights that ``load`` gives have these errors and checksums, to the bit.
@@ -151,7 +154,7 @@ def save(
             "target_bits_per_weight"
         )
     source = tensors_of(model, scratch=target.parent)
-    plan = with_record(plan, source)
+    plan = with_record(pruned_together(plan, source), source)
     chosen = choose_tensors(source, plan) if calibration is None else []
     plan = verified(plan, chosen, whole_matrices=coder != TRELLIS)
     warn_skipped(model if isinstance(model, str | os.PathLike) else "model", source.skipped)
@@ -166,7 +169,7 @@ def save(
         )
     if coder == TRELLIS:
         return save_from_weights(source, chosen, plan, step, goal, target)
-    return _run(_Job(source, chosen, plan, quantiser, goal), target, start)
+    return _run(_Job(source, chosen, plan, quantiser, goal, progress), target, start)
 
 
 class Asked(NamedTuple):
@@ -251,6 +254,7 @@ class _Job:
         plan: what is kept of them.
         quantiser: how exact their values are.
         goal: bytes of the file, which choose the quantiser's step; None takes it as it is.
+        progress: show a bar.
     """
 
     source: Source
@@ -258,6 +262,7 @@ class _Job:
     plan: Plan
     quantiser: Quantiser
     goal: float | None
+    progress: bool = False
 
 
 def _run(job: _Job, target: Path, start: float) -> SaveReport:
@@ -300,7 +305,9 @@ def _write(job: _Job, quantiser: Quantiser, new: Path) -> list[SavedLayer]:
     records: dict[str, Record] = {}
     layers = []
     bases = BasisStore()
-    with tensor_writer(new) as writer:
+    total = sum(math.prod(tensor.shape) for tensor in job.chosen)
+    bar = progress_bar("compress", total, "weights", job.progress)
+    with tensor_writer(new) as writer, bar as advance:
         # Wide elements first, so that each begins at a multiple of its size.
         for tensor in sorted(others, key=_alignment):
             _copy(tensor, writer)
@@ -310,6 +317,7 @@ def _write(job: _Job, quantiser: Quantiser, new: Path) -> list[SavedLayer]:
             size, checksums[tensor.name] = writer.close(tensor.name, "U8")
             records[tensor.name] = done.record
             layers.append(_saved(layer_name(tensor.name), done, size))
+            advance(math.prod(tensor.shape))
         # In this order, loading gives the tensors.
         checksums = {name: checksums[source.aliases.get(name, name)] for name in source.names}
         contents = Contents(source.metadata, records, source.aliases, checksums)

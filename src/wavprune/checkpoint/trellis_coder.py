@@ -207,6 +207,11 @@ class Decoder:
         self._state[2:] = coded.states
         self._compiled = compiled and ops is not None
 
+    @property
+    def words_read(self) -> int:
+        """How many words of the stream have been read."""
+        return int(self._state[0])
+
     def read(self, classes: Classes, step: float) -> Floats:
         """The next matrix, ``(R, C)``, float32.
 

@@ -259,6 +259,39 @@ class Unpacked:
             return entry.dtype, entry.layout.shape
         return entry.dtype, entry.shape
 
+    @property
+    def links(self) -> list[NormLink]:
+        """The batch norms that are unfolded from layers."""
+        return list(dict.fromkeys(self._links.values()))
+
+    def plain(self, name: str) -> tuple[int, int]:
+        """How a tensor that is no matrix is stored, ``RAW``, ``FILLED`` or ``LOGS``, and its bytes.
+
+        Those of logarithms are about.
+        """
+        entry = self._entries[name]
+        assert not isinstance(entry, Matrix)
+        if isinstance(entry, _Filled):
+            return FILLED, len(entry.value)
+        return (RAW, entry.size) if isinstance(entry, _Raw) else (LOGS, entry.values.size)
+
+    def matrices(self) -> Iterator[tuple[str, StoredBasis | None, Floats, int]]:
+        """Every matrix: its name, basis, coefficients ``(R, C)`` and bytes in its stream.
+
+        Raises:
+            WavpruneError: one is damaged.
+        """
+        streams = dict(self._streams.values())
+        for number, names in streams.items():
+            decoder, before = self._decoder(number), 0
+            for name in names:
+                entry = self._entries[name]
+                assert isinstance(entry, Matrix)
+                basis = None if entry.basis is None else self._bases[entry.basis][0]
+                coefficients = decoder.read(self._classes[name], entry.step)
+                yield name, basis, coefficients, 2 * (decoder.words_read - before)
+                before = decoder.words_read
+
     def tensors(self, itemsize: int | None = None) -> Iterator[tuple[str, torch.Tensor]]:
         """All tensors but the tied ones, as bytes where torch lacks the dtype.
 
@@ -339,7 +372,7 @@ class Unpacked:
         values = torch.frombuffer(bytearray(part), dtype=torch.uint8)
         return values if dtype is None else values.view(dtype).view(entry.shape)
 
-    def _decoded(self, number: int, names: Sequence[str]) -> Iterator[tuple[str, torch.Tensor]]:
+    def _decoder(self, number: int) -> Decoder:
         start, count, escapes = self._coded[number]
         stop = start + 4 * COLUMNS + 2 * count
         part = self._data[start:stop]
@@ -347,7 +380,10 @@ class Unpacked:
             raise WavpruneError(DAMAGED)
         states = np.frombuffer(part[: 4 * COLUMNS], dtype="<u4").astype(np.uint32)
         words = np.frombuffer(part[4 * COLUMNS :], dtype="<u2")
-        decoder = Decoder(Coded(states, words, escapes), self._tables, self._compiled)
+        return Decoder(Coded(states, words, escapes), self._tables, self._compiled)
+
+    def _decoded(self, number: int, names: Sequence[str]) -> Iterator[tuple[str, torch.Tensor]]:
+        decoder = self._decoder(number)
         for name in names:
             entry = self._entries[name]
             assert isinstance(entry, Matrix)

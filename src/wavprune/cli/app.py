@@ -20,7 +20,13 @@ from .._version import __version__
 from ..common.optional import MissingExtraError
 from ..errors import WavpruneError
 from .output import Outputs, printable, write
-from .process import Terminated, abandon, standard_streams, termination
+from .process import (
+    Terminated,
+    abandon,
+    raise_if_interrupted,
+    standard_streams,
+    termination,
+)
 from .sweep import FailedRunsError
 
 # Each command: its file, which imports torch, and its line in ``wavprune --help``, which does not.
@@ -96,6 +102,7 @@ class _Group(click.Group):
         if cmd_name not in COMMANDS:
             return None
         module = importlib.import_module(f".{COMMANDS[cmd_name][0]}", __package__)
+        raise_if_interrupted()
         command: click.Command = getattr(module, cmd_name)
         return command
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 from torch import nn
@@ -29,7 +31,8 @@ OUTPUT = click.option(
     metavar="OUT",
     required=True,
     type=click.Path(path_type=Path),
-    help="The .safetensors file to write; for an .onnx model an .onnx file.",
+    help="The .safetensors file to write; of an .onnx model an .onnx file, of a model directory the "
+    "directory to write.",
 )
 FORCE = click.option("--force", is_flag=True, help="Replace OUT if it exists; it may be IN itself.")
 
@@ -115,23 +118,17 @@ def compress(
     With --calibration, the steps follow from what errors do to the outputs of the network, and the
     file is a third smaller at the same outputs.
 
-    IN is what `wavprune prune` takes; of several shards, OUT is one file. Without --sparsity
-    nothing is pruned but what is rounded to 0.
+    IN is what `wavprune prune` takes; of several shards, OUT is one file. Of a model directory, OUT
+    may be a directory, which wavprune.from_pretrained loads. Without --sparsity nothing is pruned
+    but what is rounded to 0; what `wavprune prune` pruned in a safetensors file stays pruned.
 
     Of an .onnx model, OUT is the .onnx file of a graph without weights; these are beside it, in a
     .safetensors file of the same name. `wavprune.onnx.session(OUT)` runs both in onnxruntime.
     """
-    from ..checkpoint.saving import save
-    from ..onnx.stored import paths_of
-    from ..onnx.stored import save as save_graph
-
-    is_graph = source.suffix.lower() in ONNX
-    outputs = paths_of(output) if is_graph else (output,)
-    for path in outputs:
-        check_replaceable(path, force)
-        expect_output(path)
+    store = _store(source, output, force)
     model: Path | nn.Module = source
     loader = None
+    is_graph = _is_graph(source)
     if is_graph:
         if factory is not None:
             raise WavpruneError(f"--model {factory}: {source} is a graph, which runs by itself")
@@ -142,32 +139,31 @@ def compress(
         loader = inputs.load(directory)
     elif factory is not None:
         raise WavpruneError(f"--model {factory} without --calibration: nothing runs the network")
-    store: Callable[..., SaveReport] = save_graph if is_graph else save
     config = None
     if sparsity is not None:
         config = PruneConfig(
             wavelet=wavelet, sparsity=sparsity, targets=targets or None, ignore=ignore or None
         )
+    how: dict[str, Any] = {
+        "config": config,
+        "wavelet": None if config else wavelet,
+        "targets": None if config else targets or None,
+        "ignore": None if config else ignore or None,
+        "bits": None if bits is None else int(bits),
+        "values": values,
+        "step": step,
+        "target_bytes": target_bytes,
+        "target_bits_per_weight": target_bits_per_weight,
+        "coder": coder,
+        "calibration": loader,
+        "target_kl": target_kl,
+        "batchnorm": batchnorm,
+        "progress": sys.stderr.isatty(),
+    }
     with warnings.catch_warnings():
         # They are in the report.
         warnings.simplefilter("ignore", SkippedLayerWarning)
-        saved = store(
-            model,
-            output,
-            config=config,
-            wavelet=None if config else wavelet,
-            targets=None if config else targets or None,
-            ignore=None if config else ignore or None,
-            bits=None if bits is None else int(bits),
-            values=values,
-            step=step,
-            target_bytes=target_bytes,
-            target_bits_per_weight=target_bits_per_weight,
-            coder=coder,
-            calibration=loader,
-            target_kl=target_kl,
-            batchnorm=batchnorm,
-        )
+        saved = store(model, output, **how)
     facts = _facts(saved)
     if is_graph:
         facts |= {"graph": str(output), "graph_bytes": output.stat().st_size}
@@ -179,6 +175,35 @@ def compress(
         click.echo(f"graph: {output}, {output.stat().st_size:,} bytes")
 
 
+def _store(source: Path, output: Path, force: bool) -> Callable[..., SaveReport]:
+    """What stores this kind of model, once nothing stands in the way of its output."""
+    from ..checkpoint.huggingface import check_directories, save_directory
+    from ..checkpoint.saving import output_path, save
+    from ..onnx.stored import paths_of
+    from ..onnx.stored import save as save_graph
+
+    check_replaceable(output, force)
+    expect_output(output)
+    if _is_graph(source):
+        _, weights = paths_of(output)
+        check_replaceable(weights, force)
+        expect_output(weights)
+        return save_graph
+    if source.is_dir() and output.suffix.lower() != ".safetensors":
+        check_directories(source, output, force)
+
+        def stored(model: Path | nn.Module, target: Path, **how: Any) -> SaveReport:
+            return save_directory(source, target, model=model, force=force, **how)
+
+        return stored
+    output_path("OUT", output)
+    return save
+
+
+def _is_graph(source: Path) -> bool:
+    return source.suffix.lower() in ONNX
+
+
 @click.command()
 @SOURCE
 @OUTPUT
@@ -186,13 +211,20 @@ def compress(
 @FORCE
 def decompress(source: Path, output: Path, max_bytes: int | None, force: bool) -> None:
     """Write what `wavprune compress` stored as an ordinary file: safetensors, or an .onnx model."""
+    from ..checkpoint.huggingface import compressed_weights
     from ..checkpoint.loading import decompress as run
+    from ..checkpoint.saving import output_path
     from ..onnx.stored import decompress as run_graph
 
+    is_graph = _is_graph(source)
+    if not is_graph:
+        output_path("OUT", output)
     check_replaceable(output, force)
     expect_output(output)
-    is_graph = source.suffix.lower() in ONNX
-    size = (run_graph if is_graph else run)(source, output, max_bytes=max_bytes)
+    if is_graph:
+        size = run_graph(source, output, max_bytes=max_bytes)
+    else:
+        size = run(compressed_weights(source) or source, output, max_bytes=max_bytes)
     click.echo(f"decompressed: {output}, {size:,} bytes")
 
 

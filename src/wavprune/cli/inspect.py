@@ -9,7 +9,9 @@ from pathlib import Path
 import click
 from rich.table import Table
 
+from ..checkpoint.contents import contents_of, is_compressed
 from ..checkpoint.formats import LayerInfo, open_checkpoint
+from ..checkpoint.huggingface import compressed_weights
 from .bases import max_levels
 from .options import JSON, SOURCE
 from .output import data_table, literal, size, write_json, write_table
@@ -17,12 +19,29 @@ from .output import data_table, literal, size, write_json, write_table
 
 @click.command()
 @SOURCE
+@click.option(
+    "--against",
+    metavar="ORIGINAL",
+    type=click.Path(path_type=Path),
+    help="Of a compressed file: the checkpoint that was compressed, to show each layer's error.",
+)
 @JSON
-def inspect(source: Path, as_json: bool) -> None:
+def inspect(source: Path, against: Path | None, as_json: bool) -> None:
     """Show the layers of a checkpoint, and the levels that each wavelet has on their kernels.
 
-    IN is what `wavprune prune` takes.
+    IN is what `wavprune prune` takes. Of what `wavprune compress` wrote, the layers are shown with
+    their bases, kept coefficients, bytes and bits, then what is stored as it was, and batch norms.
     """
+    compressed = compressed_weights(source) or source
+    if compressed.is_file() and is_compressed(compressed):
+        contents = contents_of(compressed, against)
+        if as_json:
+            write_json(contents.to_dict())
+        else:
+            write_table(contents.to_table())
+        return
+    if against is not None:
+        raise click.UsageError(f"--against goes with a compressed file, and {source} is none.")
     layers = list(open_checkpoint(source).inspect())
     kernels = Counter(layer.kernel for layer in layers)
     if as_json:

@@ -77,11 +77,25 @@ def abandon(stream: IO[str]) -> None:
         os.close(null)
 
 
+# Signals of Ctrl-C that came so far.
+_interrupts: list[int] = []
+
+
+def raise_if_interrupted() -> None:
+    """Raise KeyboardInterrupt where there was one that got lost.
+
+    Importing compiled libraries swallows it where it falls into code that clears errors.
+    """
+    if _interrupts:
+        raise KeyboardInterrupt
+
+
 @contextmanager
 def termination() -> Iterator[None]:
     """Raise ``Terminated`` at SIGTERM and SIGHUP, so that temporary files are removed.
 
-    Handlers that are there already, ``nohup`` among them, stay.
+    Ctrl-C is noted, for ``raise_if_interrupted``. Handlers that are there already, ``nohup`` among
+    them, stay.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -98,6 +112,14 @@ def termination() -> Iterator[None]:
             signal.signal(each, signal.SIG_IGN)
         raise Terminated(signum)
 
+    def interrupt(signum: int, frame: FrameType | None) -> None:
+        _interrupts.append(signum)
+        signal.default_int_handler(signum, frame)
+
+    notes = signal.getsignal(signal.SIGINT) == signal.default_int_handler
+    if notes:
+        _interrupts.clear()
+        signal.signal(signal.SIGINT, interrupt)
     names = ("SIGTERM", "SIGHUP")
     available = [getattr(signal, name) for name in names if hasattr(signal, name)]
     handled = [signum for signum in available if signal.getsignal(signum) == signal.SIG_DFL]
@@ -108,3 +130,5 @@ def termination() -> Iterator[None]:
     finally:
         for signum in handled:
             signal.signal(signum, signal.SIG_DFL)
+        if notes:
+            signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -18,7 +18,7 @@ from ...engine.layers import DTYPES as PRUNABLE
 from ...engine.layers import LayerRef
 from ...errors import WavpruneError
 from ...report import PruneReport
-from .directory import INDEX, SINGLE, shards
+from .directory import COMPRESSED_WEIGHTS, INDEX, SINGLE, shards
 from .names import Weight, describe_skipped, select
 from .safetensors import BITS, DTYPES, SafetensorsFile
 from .torchfile import TorchFile
@@ -28,6 +28,8 @@ STATE_DICTS = (".pt", ".pth", ".bin")
 ONNX = (".onnx",)
 # The endings of each kind of file.
 KINDS = (SAFETENSORS, STATE_DICTS, ONNX)
+# The metadata of a compressed file.
+COMPRESSED = "wavprune"
 ALLOWED = (
     "a .safetensors file, a .pt, .pth or .bin state dict, an .onnx model, or a directory that "
     f"holds {SINGLE} or {INDEX}"
@@ -156,6 +158,10 @@ class Checkpoint:
         if any(weight.is_convolution or matrices for weight in self.weights):
             return
         hints = []
+        if any(isinstance(f, SafetensorsFile) and COMPRESSED in f.metadata for f in self.files):
+            hints.append(
+                "; it is compressed, and `wavprune decompress` makes an ordinary file of it"
+            )
         if self.weights:
             names = ", ".join(w.layer for w in self.weights[:8])
             more = ", ..." if len(self.weights) > 8 else ""
@@ -256,7 +262,12 @@ def _open_directory(path: Path) -> Checkpoint:
     if (path / SINGLE).exists():
         return Checkpoint(path, [SafetensorsFile(path / SINGLE)])
     if not (path / INDEX).exists():
-        raise WavpruneError(f"{path} holds neither {SINGLE} nor {INDEX}; allowed: {ALLOWED}")
+        hint = ""
+        if (path / COMPRESSED_WEIGHTS).is_file():
+            hint = (
+                f", but {COMPRESSED_WEIGHTS}, which `wavprune decompress` makes an ordinary file of"
+            )
+        raise WavpruneError(f"{path} holds neither {SINGLE} nor {INDEX}{hint}; allowed: {ALLOWED}")
     files = []
     for shard, names in shards(path).items():
         file = SafetensorsFile(path / shard)

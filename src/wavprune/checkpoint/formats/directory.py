@@ -14,6 +14,8 @@ from ...errors import WavpruneError
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+# What compress writes in place of these.
+COMPRESSED_WEIGHTS = "wavprune.safetensors"
 LARGEST_INDEX = 1 << 28
 # A copy of a model directory holds the pruned weights and no others.
 WEIGHTS = (
