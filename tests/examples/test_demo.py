@@ -42,7 +42,10 @@ def printed(demo: ModuleType, out: Path) -> str:
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as text:
         patch.setattr(demo, "run_sweep", functools.partial(demo.run_sweep, jobs=1))
         patch.setitem(demo.SWEEP, "models", demo.SWEEP["models"][:2])
-        patch.setitem(demo.SWEEP["grid"], "sparsity", [0.5, 0.95])
+        methods, stored = demo.SWEEP["grid"]
+        patch.setitem(methods, "sparsity", [0.5, 0.95])
+        patch.setitem(stored, "sparsity", 0.95)
+        patch.setitem(stored, "bits", 8)
         demo.main(["--out", str(out), "--sparsity", "0.7"], standalone_mode=False)
     return text.getvalue()
 
@@ -123,7 +126,9 @@ def test_prints_the_mean_accuracy_that_the_results_file_holds(printed: str, out:
     with Store(out / "results.db") as store:
         runs = store.runs()
     assert set(runs["status"]) == {"ok"}
-    assert len(runs) == 2 * (1 + 6 * 2)
+    assert len(runs) == 2 * (1 + 6 * 2 + 3)
+    assert runs["file_bytes"].notna().sum() == 2 * 3
+    runs = runs[runs["bits"].isna()]
     table = printed[printed.index("Accuracy on digits") :]
     shown = {
         cells[0]: [float(cell) for cell in cells[1:]]

@@ -322,4 +322,7 @@ def test_a_page_of_the_first_format_shows_every_run(tmp_path: Path) -> None:
     write_page(path, tmp_path / "page.html")
     text = (tmp_path / "page.html").read_text()
     assert "3 finished runs, 1 failed" in text
+    # Accuracy, its spread and the sizes follow from what there is.
+    assert "times smaller: uhaar" in text
+    assert "by computed sizes" in text
     assert all(f">{guid}</td>" in text for guid in ("f4c6724a", "a5026de6", "e0ae8509"))

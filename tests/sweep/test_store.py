@@ -188,6 +188,21 @@ def test_the_first_format_is_read_with_every_value(first_format: Path) -> None:
     assert [entry["layer"] for entry in pictures["histograms"]] == ["conv1", "conv2"]
 
 
+def test_the_second_format_is_read_and_gets_runs_of_this_one(path: Path) -> None:
+    connection = sqlite3.connect(path)
+    connection.executescript(FIRST_FORMAT.with_name("results-format-2.sql").read_text())
+    connection.close()
+    assert version_of(path) == 2
+    with Store(path) as store:
+        runs = store.runs()
+        assert runs["method"].tolist() == ["none", "dwt", "min_weight"]
+        assert runs["top1"].round(4).tolist() == [0.9967, 0.995, 0.995]
+        assert runs[["metric", "value", "file_bytes", "bits"]].isna().all(axis=None)
+        assert store.add(row("a", metric="PSNR", value=30.5, file_bytes=1200))
+        assert store.runs()["value"].tolist()[-1] == 30.5
+    assert version_of(path) == schema.VERSION
+
+
 def test_a_file_of_an_earlier_format_is_read_where_it_cannot_be_written(
     first_format: Path, next_format: str
 ) -> None:
