@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from onnx import TensorProto, helper
+from onnx import ModelProto, TensorProto, helper
 from tests.support import graphs
 from wavprune.graph import Model, as_model, find_weights, parameters
 
@@ -113,6 +113,32 @@ def test_layers_in_local_functions_are_found() -> None:
     )
     model.opset_import.append(helper.make_opsetid("own", 1))
     assert found(model)[0]["w"][0] == "Conv"
+
+
+def functions(*bodies: list[str]) -> ModelProto:
+    """A model that calls the function f0, each of which calls others."""
+    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("own", 1)]
+    model = graphs.model_of([helper.make_node("Relu", ["x"], ["y"])], {})
+    model.graph.node[0].CopyFrom(helper.make_node("f0", ["x"], ["y"], domain="own"))
+    model.opset_import.append(opsets[1])
+    for number, called in enumerate(bodies):
+        names = ["a", *(f"t{i}" for i in range(len(called) - 1)), "b"]
+        nodes = [
+            helper.make_node(name, [names[i]], [names[i + 1]], domain="own" if "f" in name else "")
+            for i, name in enumerate(called)
+        ]
+        model.functions.append(
+            helper.make_function("own", f"f{number}", ["a"], ["b"], nodes, opsets)
+        )
+    return model
+
+
+def test_functions_without_an_end_are_refused() -> None:
+    with pytest.raises(ValueError, match="no valid ONNX model: Cycle detected"):
+        found(functions(["f1"], ["Relu", "f0"]))
+    doubling = [[f"f{i + 1}", f"f{i + 1}"] for i in range(40)]
+    with pytest.raises(ValueError, match=r"its functions come to [\d,]+ operators; allowed"):
+        found(functions(*doubling, ["Relu", "Relu"]))
 
 
 def test_what_a_compressed_file_holds_is_learned_or_large() -> None:
