@@ -1,14 +1,16 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from onnx import ModelProto, TensorProto, helper
+from onnx import ModelProto, NodeProto, TensorProto, helper
 from tests.support import graphs
 from wavprune.graph import Model, as_model, find_weights, parameters
 
 
-def found(model: object) -> tuple[dict[str, tuple[object, ...]], dict[str, str]]:
-    weights, skipped = find_weights(as_model(model))  # type: ignore[arg-type]
+def found(model: ModelProto) -> tuple[dict[str, tuple[object, ...]], dict[str, str]]:
+    weights, skipped = find_weights(as_model(model))
     return {w.layer: (w.operator, w.shape, w.order, w.groups) for w in weights}, skipped
 
 
@@ -25,7 +27,7 @@ def test_the_operators_say_what_a_weight_is() -> None:
     assert skipped == {}
 
 
-def conv(weight: str, output: str = "y", **attributes: object) -> object:
+def conv(weight: str, output: str = "y", **attributes: Any) -> NodeProto:
     return helper.make_node("Conv", ["x", weight], [output], "conv", **attributes)
 
 
@@ -36,7 +38,7 @@ def test_a_weight_is_found_behind_operators_that_only_move_it() -> None:
         helper.make_node("Cast", ["w2"], ["w3"], to=TensorProto.FLOAT),
         conv("w3"),
     ]
-    weights, _ = found(graphs.model_of(nodes, {"w": (3, 2, 3, 4)}))  # type: ignore[arg-type]
+    weights, _ = found(graphs.model_of(nodes, {"w": (3, 2, 3, 4)}))
     assert weights == {"w": ("Conv", (4, 3, 3, 2), (3, 2, 0, 1), 1)}
 
 
@@ -46,7 +48,7 @@ def test_permutations_that_follow_each_other_are_one() -> None:
         helper.make_node("Transpose", ["w1"], ["w2"], perm=[1, 0, 2, 3]),
         conv("w2"),
     ]
-    weights, _ = found(graphs.model_of(nodes, {"w": (2, 3, 4, 2)}))  # type: ignore[arg-type]
+    weights, _ = found(graphs.model_of(nodes, {"w": (2, 3, 4, 2)}))
     assert weights["w"][1:3] == ((4, 3, 2, 2), (2, 1, 3, 0))
 
 
@@ -55,12 +57,12 @@ def test_a_constant_node_is_a_weight() -> None:
         helper.make_node("Constant", [], ["w"], value=graphs.initializer("", (4, 3, 3, 3))),
         conv("w"),
     ]
-    assert found(graphs.model_of(nodes, {}))[0].keys() == {"w"}  # type: ignore[arg-type]
+    assert found(graphs.model_of(nodes, {}))[0].keys() == {"w"}
 
 
 def test_a_shared_weight_is_found_once() -> None:
     nodes = [conv("w", "a", pads=[1] * 4), helper.make_node("Conv", ["a", "w"], ["y"], "again")]
-    weights, _ = found(graphs.model_of(nodes, {"w": (3, 3, 3, 3)}))  # type: ignore[arg-type]
+    weights, _ = found(graphs.model_of(nodes, {"w": (3, 3, 3, 3)}))
     assert list(weights) == ["w"]
 
 

@@ -303,10 +303,10 @@ def _weightless(model: Model, places: Mapping[str, Place], weights: str) -> Mode
         elif model.tensors[tensor.name].path is not None:
             # Too small or of another kind than what is compressed; it stays in the graph.
             set_values(tensor, model.tensors[tensor.name].read())
-    for node in proto.graph.node:
-        # What exporters note for debugging is several times as large as the graph.
-        node.ClearField("metadata_props")
-        node.ClearField("doc_string")
+    # What exporters note for debugging is several times as large as the graph.
+    for noted in (proto.graph, *proto.graph.node, *proto.graph.value_info):
+        noted.ClearField("metadata_props")
+        noted.ClearField("doc_string")
     entry = proto.metadata_props.add()
     said = {"version": VERSION, "weights": weights, "names": names}
     entry.key, entry.value = KEY, json.dumps(said, separators=(",", ":"))
