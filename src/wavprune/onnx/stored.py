@@ -71,7 +71,8 @@ def save(
     Example:
         >>> import onnx
         >>> model = onnx.parser.parse_model(
-        ...     '<ir_version: 8, opset_import: ["": 17]> net (float[N, 1, 4, 4] x) => (float y)'
+        ...     '<ir_version: 8, opset_import: ["": 17]> net (float[N, 1, 4, 4] x) => '
+        ...     "(float[N, 1, 3, 3] y)"
         ...     "<float[1, 1, 2, 2] w = {1, 2, 3, 4}> { y = Conv(x, w) }"
         ... )
         >>> import tempfile
@@ -117,7 +118,8 @@ def decompress(
     Example:
         >>> import onnx
         >>> model = onnx.parser.parse_model(
-        ...     '<ir_version: 8, opset_import: ["": 17]> net (float[N, 1, 4, 4] x) => (float y)'
+        ...     '<ir_version: 8, opset_import: ["": 17]> net (float[N, 1, 4, 4] x) => '
+        ...     "(float[N, 1, 3, 3] y)"
         ...     "<float[1, 1, 2, 2] w = {1, 2, 3, 4}> { y = Conv(x, w) }"
         ... )
         >>> import tempfile
