@@ -1,14 +1,16 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from onnx import TensorProto, helper
+from onnx import ModelProto, NodeProto, TensorProto, helper
 from tests.support import graphs
 from wavprune.graph import Model, as_model, find_weights, parameters
 
 
-def found(model: object) -> tuple[dict[str, tuple[object, ...]], dict[str, str]]:
-    weights, skipped = find_weights(as_model(model))  # type: ignore[arg-type]
+def found(model: ModelProto) -> tuple[dict[str, tuple[object, ...]], dict[str, str]]:
+    weights, skipped = find_weights(as_model(model))
     return {w.layer: (w.operator, w.shape, w.order, w.groups) for w in weights}, skipped
 
 
@@ -25,7 +27,7 @@ def test_the_operators_say_what_a_weight_is() -> None:
     assert skipped == {}
 
 
-def conv(weight: str, output: str = "y", **attributes: object) -> object:
+def conv(weight: str, output: str = "y", **attributes: Any) -> NodeProto:
     return helper.make_node("Conv", ["x", weight], [output], "conv", **attributes)
 
 
@@ -36,7 +38,7 @@ def test_a_weight_is_found_behind_operators_that_only_move_it() -> None:
         helper.make_node("Cast", ["w2"], ["w3"], to=TensorProto.FLOAT),
         conv("w3"),
     ]
-    weights, _ = found(graphs.model_of(nodes, {"w": (3, 2, 3, 4)}))  # type: ignore[arg-type]
+    weights, _ = found(graphs.model_of(nodes, {"w": (3, 2, 3, 4)}))
     assert weights == {"w": ("Conv", (4, 3, 3, 2), (3, 2, 0, 1), 1)}
 
 
@@ -46,7 +48,7 @@ def test_permutations_that_follow_each_other_are_one() -> None:
         helper.make_node("Transpose", ["w1"], ["w2"], perm=[1, 0, 2, 3]),
         conv("w2"),
     ]
-    weights, _ = found(graphs.model_of(nodes, {"w": (2, 3, 4, 2)}))  # type: ignore[arg-type]
+    weights, _ = found(graphs.model_of(nodes, {"w": (2, 3, 4, 2)}))
     assert weights["w"][1:3] == ((4, 3, 2, 2), (2, 1, 3, 0))
 
 
@@ -55,12 +57,12 @@ def test_a_constant_node_is_a_weight() -> None:
         helper.make_node("Constant", [], ["w"], value=graphs.initializer("", (4, 3, 3, 3))),
         conv("w"),
     ]
-    assert found(graphs.model_of(nodes, {}))[0].keys() == {"w"}  # type: ignore[arg-type]
+    assert found(graphs.model_of(nodes, {}))[0].keys() == {"w"}
 
 
 def test_a_shared_weight_is_found_once() -> None:
     nodes = [conv("w", "a", pads=[1] * 4), helper.make_node("Conv", ["a", "w"], ["y"], "again")]
-    weights, _ = found(graphs.model_of(nodes, {"w": (3, 3, 3, 3)}))  # type: ignore[arg-type]
+    weights, _ = found(graphs.model_of(nodes, {"w": (3, 3, 3, 3)}))
     assert list(weights) == ["w"]
 
 
@@ -113,6 +115,32 @@ def test_layers_in_local_functions_are_found() -> None:
     )
     model.opset_import.append(helper.make_opsetid("own", 1))
     assert found(model)[0]["w"][0] == "Conv"
+
+
+def functions(*bodies: list[str]) -> ModelProto:
+    """A model that calls the function f0, each of which calls others."""
+    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("own", 1)]
+    model = graphs.model_of([helper.make_node("Relu", ["x"], ["y"])], {})
+    model.graph.node[0].CopyFrom(helper.make_node("f0", ["x"], ["y"], domain="own"))
+    model.opset_import.append(opsets[1])
+    for number, called in enumerate(bodies):
+        names = ["a", *(f"t{i}" for i in range(len(called) - 1)), "b"]
+        nodes = [
+            helper.make_node(name, [names[i]], [names[i + 1]], domain="own" if "f" in name else "")
+            for i, name in enumerate(called)
+        ]
+        model.functions.append(
+            helper.make_function("own", f"f{number}", ["a"], ["b"], nodes, opsets)
+        )
+    return model
+
+
+def test_functions_without_an_end_are_refused() -> None:
+    with pytest.raises(ValueError, match="no valid ONNX model: Cycle detected"):
+        found(functions(["f1"], ["Relu", "f0"]))
+    doubling = [[f"f{i + 1}", f"f{i + 1}"] for i in range(40)]
+    with pytest.raises(ValueError, match=r"its functions come to [\d,]+ operators; allowed"):
+        found(functions(*doubling, ["Relu", "Relu"]))
 
 
 def test_what_a_compressed_file_holds_is_learned_or_large() -> None:

@@ -31,7 +31,8 @@ def test_a_pruned_and_a_decompressed_network_run_alike_in_onnxruntime(tmp_path: 
 
 def test_a_network_that_was_trained_on_goes_back_into_its_graph(tmp_path: Path) -> None:
     model = graphs.network()
-    network = to_torch(model).train()
+    network = to_torch(model)
+    network.train()
     x = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     network(x).square().mean().backward()
     torch.optim.SGD(network.parameters(), 0.01).step()
@@ -65,10 +66,12 @@ def test_what_cannot_be_exported_is_one_line_and_writes_nothing(tmp_path: Path) 
 
 def test_a_large_model_gets_external_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("wavprune.onnx.exporting.INLINE", 1000)
-    first = nn.Conv2d(3, 16, 3)
-    network = nn.Sequential(first, nn.ReLU())
-    assert export(network, tmp_path / "net.onnx", torch.randn(2, 3, 8, 8)) < 1e-5
+    layer = nn.Conv2d(3, 16, 3)
+    assert (
+        export(nn.Sequential(layer, nn.ReLU()), tmp_path / "net.onnx", torch.randn(2, 3, 8, 8))
+        < 1e-5
+    )
     assert (tmp_path / "net.onnx.data").stat().st_size >= 4 * 16 * 27
     assert (tmp_path / "net.onnx").stat().st_size < 4 * 16 * 27 + 10_000
     found = graphs.arrays(onnx.load(tmp_path / "net.onnx"))
-    np.testing.assert_array_equal(found["0.weight"], first.weight.detach())
+    np.testing.assert_array_equal(found["0.weight"], layer.weight.detach())

@@ -31,8 +31,8 @@ OUTPUT = click.option(
     metavar="OUT",
     required=True,
     type=click.Path(path_type=Path),
-    help="The .safetensors file to write; of an .onnx model an .onnx file, of a model directory the "
-    "directory to write.",
+    help="The .safetensors file to write; of an .onnx model an .onnx file, of a directory another "
+    "one.",
 )
 FORCE = click.option("--force", is_flag=True, help="Replace OUT if it exists; it may be IN itself.")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,10 +22,12 @@ from .tensors import (
 )
 
 if TYPE_CHECKING:
-    from onnx import ModelProto
+    from onnx import ModelProto, NodeProto
 
 # In the metadata of a graph whose weights are in a compressed file.
 KEY = "wavprune"
+# Operators of a graph whose local functions were written out.
+MOST_OPERATORS = 1_000_000
 # What a protocol buffer can have.
 LARGEST_FILE = (1 << 31) - 1
 
@@ -85,6 +88,7 @@ class Model:
         # Values are copied only to be dropped; without functions nothing is copied.
         if not self.proto.functions:
             return self.proto
+        _check_functions(self.proto)
         proto.CopyFrom(self.proto)
         for tensor in proto.graph.initializer:
             clear_values(tensor)
@@ -168,6 +172,41 @@ def _check_tensors(model: Model) -> None:
     for proto in all_tensors(model.proto):
         if id(proto) not in known:
             tensor_of(proto, proto.name, model.folder)
+
+
+def _check_functions(proto: ModelProto) -> None:
+    """Raise WavpruneError where local functions are more operators than fit any memory.
+
+    The checker refuses those that call themselves; one that calls another twice, which does so too,
+    only doubles what is written out.
+    """
+    functions = {(f.domain, f.name): _calls(f.node) for f in proto.functions}
+    sizes: dict[tuple[str, str], int] = {}
+    stack = list(functions)
+    while stack:
+        called = functions[stack[-1]]
+        waiting = {call for call in called if call in functions and call not in sizes}
+        if waiting:
+            stack += waiting
+        else:
+            sizes[stack.pop()] = sum(sizes.get(call, 1) for call in called)
+    total = sum(sizes.get(call, 1) for call in _calls(proto.graph.node))
+    if total > MOST_OPERATORS:
+        raise WavpruneError(
+            f"its functions come to {total:,} operators; allowed: up to {MOST_OPERATORS:,}"
+        )
+
+
+def _calls(nodes: Iterable[NodeProto]) -> list[tuple[str, str]]:
+    """What operators call, those of subgraphs among them."""
+    found, left = [], list(nodes)
+    while left:
+        node = left.pop()
+        found.append((node.domain, node.op_type))
+        for entry in node.attribute:
+            for graph in (entry.g, *entry.graphs):
+                left += graph.node
+    return found
 
 
 def _line(error: Exception) -> str:

@@ -42,17 +42,15 @@ def to_torch(model: ModelProto | str | os.PathLike[str]) -> GraphModule:
         ImportError: the extra ``onnx`` is not installed.
 
     Example:
-        >>> import onnx
+        >>> import onnx, torch
         >>> model = onnx.parser.parse_model(
-        ...     '<ir_version: 8, opset_import: ["": 17]> net (float[N, 1, 4, 4] x) => (float y)'
+        ...     '<ir_version: 8, opset_import: ["": 17]> net (float[N, 1, 4, 4] x) => '
+        ...     "(float[N, 1, 3, 3] y)"
         ...     "<float[1, 1, 2, 2] w = {1, 2, 3, 4}> { y = Conv(x, w) }"
         ... )
         >>> network = to_torch(model)
-        >>> network, network(torch.ones(3, 1, 4, 4)).shape
-        (GraphModule(
-          1 operators, 1d3c,
-          (w): Conv2d(1, 1, kernel_size=(2, 2), stride=(1, 1), bias=False)
-        ), torch.Size([3, 1, 3, 3]))
+        >>> network.w, network(torch.ones(3, 1, 4, 4)).shape
+        (Conv2d(1, 1, kernel_size=(2, 2), stride=(1, 1), bias=False), torch.Size([3, 1, 3, 3]))
     """
     return GraphModule(checked(model))
 
@@ -92,9 +90,10 @@ def update(model: ModelProto, module: GraphModule) -> None:
         WavpruneError: it is another model; nothing has changed.
 
     Example:
-        >>> import onnx
+        >>> import onnx, torch
         >>> model = onnx.parser.parse_model(
-        ...     '<ir_version: 8, opset_import: ["": 17]> net (float[N, 1, 4, 4] x) => (float y)'
+        ...     '<ir_version: 8, opset_import: ["": 17]> net (float[N, 1, 4, 4] x) => '
+        ...     "(float[N, 1, 3, 3] y)"
         ...     "<float[1, 1, 2, 2] w = {1, 2, 3, 4}> { y = Conv(x, w) }"
         ... )
         >>> network = to_torch(model)

@@ -71,7 +71,8 @@ def save(
     Example:
         >>> import onnx
         >>> model = onnx.parser.parse_model(
-        ...     '<ir_version: 8, opset_import: ["": 17]> net (float[N, 1, 4, 4] x) => (float y)'
+        ...     '<ir_version: 8, opset_import: ["": 17]> net (float[N, 1, 4, 4] x) => '
+        ...     "(float[N, 1, 3, 3] y)"
         ...     "<float[1, 1, 2, 2] w = {1, 2, 3, 4}> { y = Conv(x, w) }"
         ... )
         >>> import tempfile
@@ -117,7 +118,8 @@ def decompress(
     Example:
         >>> import onnx
         >>> model = onnx.parser.parse_model(
-        ...     '<ir_version: 8, opset_import: ["": 17]> net (float[N, 1, 4, 4] x) => (float y)'
+        ...     '<ir_version: 8, opset_import: ["": 17]> net (float[N, 1, 4, 4] x) => '
+        ...     "(float[N, 1, 3, 3] y)"
         ...     "<float[1, 1, 2, 2] w = {1, 2, 3, 4}> { y = Conv(x, w) }"
         ... )
         >>> import tempfile
@@ -303,10 +305,10 @@ def _weightless(model: Model, places: Mapping[str, Place], weights: str) -> Mode
         elif model.tensors[tensor.name].path is not None:
             # Too small or of another kind than what is compressed; it stays in the graph.
             set_values(tensor, model.tensors[tensor.name].read())
-    for node in proto.graph.node:
-        # What exporters note for debugging is several times as large as the graph.
-        node.ClearField("metadata_props")
-        node.ClearField("doc_string")
+    # What exporters note for debugging is several times as large as the graph.
+    for noted in (proto.graph, *proto.graph.node, *proto.graph.value_info):
+        noted.ClearField("metadata_props")
+        noted.ClearField("doc_string")
     entry = proto.metadata_props.add()
     said = {"version": VERSION, "weights": weights, "names": names}
     entry.key, entry.value = KEY, json.dumps(said, separators=(",", ":"))
