@@ -10,4 +10,13 @@ from .portable import portable
 from .report import SavedLayer, SaveReport
 from .saving import save
 
-__all__ = ["Attached", "SaveReport", "SavedLayer", "attach", "decompress", "load", "portable", "save"]
+__all__ = [
+    "Attached",
+    "SaveReport",
+    "SavedLayer",
+    "attach",
+    "decompress",
+    "load",
+    "portable",
+    "save",
+]

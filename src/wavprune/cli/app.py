@@ -34,6 +34,7 @@ COMMANDS = {
     "report": ("sweep", "Write a results file as one page: pictures and tables."),
     "compress": ("checkpoint", "Store the weights of a checkpoint in few bytes."),
     "decompress": ("checkpoint", "Write what compress stored as an ordinary safetensors file."),
+    "portable": ("checkpoint", "Write a packed file so that it is read without Zstandard."),
 }
 DONE, DEFECT, FAILED_RUNS, MISTAKE, INTERRUPTED = 0, 1, 1, 2, 130
 REPORT_DEFECT = (
