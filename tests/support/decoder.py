@@ -137,3 +137,9 @@ class Decoder:
         out = ctypes.create_string_buffer(room)
         self._call("wavprune_read", self._state, ctypes.c_uint64(index), out, ctypes.c_size_t(room))
         return out.raw[: tensor.size]
+
+    def read_into(self, index: int, out: bytearray) -> None:
+        """The same, without an array of its own."""
+        buffer = (ctypes.c_char * len(out)).from_buffer(out)
+        room = ctypes.c_size_t(len(out))
+        self._call("wavprune_read", self._state, ctypes.c_uint64(index), buffer, room)

@@ -52,11 +52,12 @@ def main() -> int:
         print("there is no clang here: files are changed at random")
         program = decoder.compile_(folder / "mutate", sources, [*decoder.SANITIZERS, *MUTATE])
         runs = str(seconds * MUTATIONS_A_SECOND)
-        return subprocess.run([program, runs, str(os.getpid()), *files], check=False).returncode
+        command = [str(program), runs, str(os.getpid()), *map(str, files)]
+        return subprocess.run(command, check=False).returncode
     decoder.COMPILER = clang
     flags = [*decoder.SANITIZERS, "-fsanitize=fuzzer", MUTATE[1]]
     program = decoder.compile_(folder / "fuzz", sources, flags)
-    command = [program, f"-max_total_time={seconds}", f"-max_len={LARGEST_SEED}", "corpus"]
+    command = [str(program), f"-max_total_time={seconds}", f"-max_len={LARGEST_SEED}", "corpus"]
     return subprocess.run(command, cwd=folder, check=False).returncode
 
 

@@ -6,7 +6,7 @@ and backend: those that ``save`` has reported.
 
 from .attached import Attached, attach
 from .loading import decompress, load
-from .portable import portable
+from .portable_file import portable
 from .report import SavedLayer, SaveReport
 from .saving import save
 

@@ -191,7 +191,7 @@ def portable(source: Path, output: Path, max_bytes: int | None, force: bool) -> 
     IN is what `wavprune compress` wrote with --coder trellis or --calibration. OUT decodes to the
     same weights, here and by the decoder in C of csrc/decoder.
     """
-    from ..checkpoint.portable import portable as run
+    from ..checkpoint.portable_file import portable as run
 
     check_replaceable(output, force)
     expect_output(output)

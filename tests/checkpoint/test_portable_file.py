@@ -9,7 +9,7 @@ from torch import nn
 
 from wavprune import checkpoint
 from wavprune.checkpoint.compressor import Decompressor
-from wavprune.checkpoint.portable import stored_frame
+from wavprune.checkpoint.portable_file import stored_frame
 from wavprune.cli import main
 from wavprune.errors import WavpruneError
 
