@@ -6,9 +6,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 SOURCES := pyproject.toml setup.py constraints.txt
-KERNELS := setup.py $(wildcard csrc/*.* csrc/*/*.*)
+KERNELS := setup.py $(filter-out csrc/decoder/%,$(wildcard csrc/*.* csrc/*/*.*))
 
-.PHONY: demo test pytest bench docs wheel release-check findings big gpu sanitize sanitize-kernels clean
+.PHONY: demo test pytest bench docs decoder wheel release-check findings big gpu \
+	sanitize sanitize-kernels clean
 
 demo: $(VENV)/.examples $(VENV)/.native
 	$(BIN)/python examples/demo.py --out out
@@ -29,6 +30,15 @@ bench: $(VENV)/.bench $(VENV)/.native
 # The pages in docs/_build/html, with warnings as errors.
 docs: $(if $(wildcard $(VENV)/.test),,$(VENV)/.docs) $(VENV)/.native
 	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going -b html docs docs/_build/html
+
+# The decoder in C, its example, and the size of its code.
+decoder:
+	mkdir -p build/decoder
+	$(CC) -std=c99 -Os -ffp-contract=off -fno-asynchronous-unwind-tables \
+		-c csrc/decoder/wavprune_decoder.c -o build/decoder/wavprune_decoder.o
+	size build/decoder/wavprune_decoder.o
+	$(CC) -O2 -ffp-contract=off -Icsrc/decoder examples/decoder/decode.c \
+		csrc/decoder/wavprune_decoder.c -o build/decoder/decode
 
 # A wheel for Python 3.11 and later on Linux, and the source archive that it is built from in
 # isolation, in dist/. CUDA=1 includes CUDA kernels.

@@ -18,6 +18,7 @@ import wavprune
 ROOT = Path(__file__).parents[1]
 HEADERS = ROOT / "csrc" / "torch"
 PACKAGE = ROOT / "src" / "wavprune"
+SOURCES = (".py", ".h", ".inc", ".c", ".cpp", ".cu", ".cuh", ".yaml", ".txt", ".jinja")
 # Where ``make`` compiles; without it the wheel would be compiled here, for minutes.
 COMPILED = sorted(ROOT.glob("build/temp.*/_C.so"))
 
@@ -75,8 +76,7 @@ def test_the_archive_has_what_builds_and_tests_it(tmp_path: Path) -> None:
         str(path.relative_to(ROOT))
         for folder in ("csrc", "src", "tests", "benchmarks", "examples")
         for path in (ROOT / folder).rglob("*.*")
-        if path.suffix in (".py", ".h", ".inc", ".cpp", ".cu", ".cuh", ".yaml", ".txt", ".jinja")
-        and ".egg-info" not in str(path)
+        if path.suffix in SOURCES and ".egg-info" not in str(path)
     }
     assert tracked <= names
     assert {"Makefile", "constraints.txt", "csrc/torch/LICENSE", "LICENSE"} <= names

@@ -29,7 +29,9 @@ enum { SCALES = 62, SHAPES = 4 };
 enum { FEW_HINTS = 8, MANY_HINTS = 4, MOST_STARTS = 257 };
 enum { LEAST_STATE = 65536, LARGEST_INDEX = 1 << 21, STREAM = 1 << 18 };
 enum { LARGEST_EXPONENT = 1100, GRID = 16, LARGEST_CODE = 160 * GRID, MOST_LOGS = 1 << 20 };
-enum { MOST_LINKS = 1024, LARGEST_BLOCK = 1 << 17 };
+enum { MOST_LINKS = 1024, LARGEST_BLOCK = 1 << 17, LARGEST_HEADER = 100000000 };
+enum { MOST_TENSORS = 65536 };
+
 
 #define LARGEST_NUMBER ((UINT64_C(1) << 62) - 1)
 #define MOST_ELEMENTS (UINT64_C(1) << 48)
@@ -76,6 +78,18 @@ static uint64_t bits_of_double(double value) {
   uint64_t bits;
   memcpy(&bits, &value, 8);
   return bits;
+}
+
+/* Numbers in the cache, which is of bytes: element i. */
+static uint32_t cached(const uint8_t *p, uint64_t i) {
+  uint16_t value;
+  memcpy(&value, p + 2 * (size_t)i, 2);
+  return value;
+}
+
+static void keep(uint8_t *p, uint64_t i, uint32_t value) {
+  const uint16_t kept = (uint16_t)value;
+  memcpy(p + 2 * (size_t)i, &kept, 2);
 }
 
 static float float_at(const uint8_t *p) { return float_of(u32_at(p)); }
@@ -329,10 +343,9 @@ static int json_number(cursor *c, uint64_t *value) {
     cursor after = *c;
     if (byte_of(&after, &byte) || byte < '0' || byte > '9') break;
     REQUIRE(*value <= LARGEST_NUMBER / 10);
-    /* No leading zeros. */
-    REQUIRE(*value || c->at[0] != '0' || hex_digit(byte) == 0);
     *value = *value * 10 + (uint64_t)(byte - '0');
     *c = after;
+    /* Nothing follows a leading 0. */
     if (*value == 0) break;
   }
   return 0;
@@ -433,7 +446,7 @@ static int read_header(const uint8_t *data, uint64_t size, uint64_t *start) {
   cursor c;
   REQUIRE(size >= 8);
   length = u64_at(data);
-  REQUIRE(length <= size - 8);
+  REQUIRE(length <= size - 8 && length <= LARGEST_HEADER);
   *start = 8 + length;
   c = cursor_of(data + 8, length);
   REQUIRE(length && data[8] == '{' && json_is(&c, '{'));
@@ -739,7 +752,7 @@ static int read_matrix(const decoder *d, cursor *c, entry *e) {
 static int read_entry(const decoder *d, cursor *c, uint64_t index, entry *e) {
   uint64_t number, i;
   uint8_t bytes[8];
-  int overflow = 0, zero = 0;
+  int zero = 0;
   memset(e, 0, sizeof *e);
   TRY(number_of(c, LOGS, &number));
   e->kind = (int)number;
@@ -754,12 +767,12 @@ static int read_entry(const decoder *d, cursor *c, uint64_t index, entry *e) {
   e->axes = (int)number;
   e->elements = 1;
   for (i = 0; i < number; ++i) {
-    const uint64_t n = 0;
     TRY(number_of(c, LARGEST_NUMBER, &e->shape[i]));
-    zero |= e->shape[i] == n;
-    if (!zero && !overflow) overflow = !(e->elements = product(e->elements, e->shape[i]));
+    if (e->shape[i])
+      REQUIRE((e->elements = product(e->elements, e->shape[i])) != 0);
+    else
+      zero = 1;
   }
-  REQUIRE(zero || !overflow);
   if (zero) e->elements = 0;
   e->size = (e->elements * dtypes[e->dtype].bits + 7) / 8;
   if (e->kind == RAW) {
@@ -943,7 +956,7 @@ static int read_tables(decoder *d, cursor *c) {
 
 /* Reads all records once, checks them, and keeps where they begin. */
 static int read_records(decoder *d, cursor c, cursor all_classes) {
-  uint64_t number, i, matrices = 0, offset;
+  uint64_t number, i, matrices = 0, looked = 0, offset;
   cursor text, names;
   uint8_t byte;
   TRY(number_of(&c, LARGEST_NUMBER, &number));
@@ -959,6 +972,7 @@ static int read_records(decoder *d, cursor c, cursor all_classes) {
   TRY(number_of(&c, number ? number : 1, &d->tensors));
   /* A single tensor may have no name. */
   REQUIRE(d->tensors == number || number == 0);
+  if (d->tensors > MOST_TENSORS) return WAVPRUNE_UNSUPPORTED;
   TRY(number_of(&c, LARGEST_NUMBER, &number));
   TRY(part_of(&c, number, &text));
   d->basis_list = text;
@@ -981,6 +995,8 @@ static int read_records(decoder *d, cursor c, cursor all_classes) {
     entry e;
     TRY(pass(d, &d->at, &e));
     matrices += e.kind == MATRIX;
+    /* Each matrix looks for its basis from the first one on. */
+    if (e.basis && (looked += d->basis_list.left) >> 32) return WAVPRUNE_UNSUPPORTED;
     REQUIRE(d->at.raw < MOST_ELEMENTS * 8);
   }
   REQUIRE(d->at.classes.left == 0);
@@ -1043,10 +1059,10 @@ static double move_mixture(mixture *x, unsigned symbol, unsigned quantiser) {
 }
 
 /* The frequencies of all 256 symbols in a table of the family: trellis_tables.family. */
-static void family(unsigned code, unsigned quantiser, uint16_t *frequencies) {
+static void family(unsigned code, unsigned quantiser, uint8_t *frequencies) {
   const double weight = (double)((code - 1) % SHAPES) / (SHAPES - 1);
   double scale = 0.05, laplace = 0, normal = 0, rare = 0;
-  unsigned i, any = 0, sum = 0;
+  uint32_t i, sum = 0;
   mixture x;
   for (i = 0; i < (code - 1) / SHAPES; ++i) scale *= 1.15;
   x = begin_mixture(scale);
@@ -1061,38 +1077,29 @@ static void family(unsigned code, unsigned quantiser, uint16_t *frequencies) {
     const double share = (1 - weight) * (x.laplace * width / laplace) +
                          weight * (x.normal * width / normal);
     const double scaled = share * SLOTS;
-    frequencies[i] = 0;
+    uint32_t frequency = 0;
     if (scaled < 0.6) {
       rare += scaled;
     } else {
-      frequencies[i] = (uint16_t)(scaled + 0.5);
-      if (!frequencies[i]) frequencies[i] = 1;
+      frequency = (uint32_t)(scaled + 0.5);
+      frequency += !frequency;
     }
-    any |= frequencies[i];
-    sum += frequencies[i];
+    keep(frequencies, i, frequency);
+    sum += frequency;
   }
-  frequencies[ESCAPE] = (uint16_t)(rare + 0.5);
-  if (!frequencies[ESCAPE]) frequencies[ESCAPE] = 1;
-  sum += frequencies[ESCAPE];
-  if (!any) {
-    frequencies[0] = 1;
-    ++sum;
-  }
+  if (!sum) keep(frequencies, 0, sum = 1);
+  i = (unsigned)(rare + 0.5);
+  i += !i;
+  keep(frequencies, ESCAPE, i);
+  sum += i;
   while (sum != SLOTS) {
-    unsigned largest = 0, part;
+    uint32_t largest = 0, most = cached(frequencies, 0), part;
     for (i = 1; i <= ESCAPE; ++i)
-      if (frequencies[i] > frequencies[largest]) largest = i;
-    if (sum < SLOTS) {
-      part = SLOTS - sum;
-      frequencies[largest] = (uint16_t)(frequencies[largest] + part);
-      sum += part;
-    } else {
-      part = frequencies[largest] / 8u;
-      part = part ? part : 1;
-      part = sum - SLOTS < part ? sum - SLOTS : part;
-      frequencies[largest] = (uint16_t)(frequencies[largest] - part);
-      sum -= part;
-    }
+      if (cached(frequencies, i) > most) most = cached(frequencies, largest = i);
+    part = most / 8 + (most < 8);
+    if (sum < SLOTS || part > sum - SLOTS) part = sum - SLOTS;
+    keep(frequencies, largest, most - part);
+    sum -= part;
   }
 }
 
@@ -1106,35 +1113,33 @@ static void forget_tables(decoder *d) {
 static int make_table(decoder *d, unsigned table) {
   const unsigned code = d->table_codes[table], hint_count = (unsigned)SLOTS >> d->hint_shift;
   const unsigned head = 1 + hint_count / 2;
-  uint16_t *made, *starts;
-  uint8_t *hints;
+  uint8_t *made, *starts;
   uint64_t size = ESCAPE, number;
-  unsigned i, sum = 0, hint = 0;
+  uint32_t i, sum = 0, hint = 0;
   REQUIRE(code);
   if (d->cache_units - d->cache_used < head + MOST_STARTS) forget_tables(d);
-  made = d->cache + d->cache_used;
-  starts = made + head;
+  made = d->cache + 2 * (size_t)d->cache_used;
+  starts = made + 2 * head;
   if (code == WRITTEN) {
     cursor c = d->table_list;
     TRY(skip(&c, d->written_at[table]));
     TRY(number_of(&c, ESCAPE, &size));
-    for (i = 0; i < size; ++i) {
+    for (i = 1; i <= size; ++i) {
       TRY(number_of(&c, SLOTS - 1, &number));
-      starts[1 + i] = (uint16_t)number;
+      keep(starts, i, (uint32_t)number);
     }
   } else {
-    family(code, table & 1, starts + 1);
+    family(code, table & 1, starts + 2);
   }
-  while (size && !starts[size]) --size;
-  starts[0] = 0;
-  for (i = 0; i < size; ++i) starts[1 + i] = (uint16_t)(sum += starts[1 + i]);
+  while (size && !cached(starts, size)) --size;
+  keep(starts, 0, 0);
+  for (i = 1; i <= size; ++i) keep(starts, i, sum += cached(starts, i));
   REQUIRE(sum < SLOTS);
-  starts[1 + size] = SLOTS;
-  made[0] = (uint16_t)size;
-  hints = (uint8_t *)(made + 1);
+  keep(starts, size + 1, SLOTS);
+  keep(made, 0, (uint32_t)size);
   for (i = 0; i < hint_count; ++i) {
-    while (starts[1 + hint] <= i << d->hint_shift) ++hint;
-    hints[i] = (uint8_t)hint;
+    while (cached(starts, hint + 1) <= i << d->hint_shift) ++hint;
+    made[2 + i] = (uint8_t)hint;
   }
   d->tables_at[table] = (uint16_t)d->cache_used;
   d->cache_used += head + size + 2;
@@ -1206,23 +1211,23 @@ static int decode_group(decoder *d, run *r, const entry *e, classes *columns, cl
       const unsigned sum = row_class + column_class[l], quantiser = trellis[l] & 1u;
       const unsigned table = 2 * (sum < CLASSES - 1 ? sum : CLASSES - 1) + quantiser;
       const uint32_t slot = x[l] & (SLOTS - 1);
-      const uint16_t *made, *starts;
-      uint32_t symbol, state, takes;
+      const uint8_t *made, *starts;
+      uint32_t symbol, state, takes, start;
       int32_t value;
       unsigned odd;
       if (!d->tables_at[table]) TRY(make_table(d, table));
-      made = d->cache + d->tables_at[table];
-      starts = made + head;
-      symbol = ((const uint8_t *)(made + 1))[slot >> hint_shift];
-      while (slot >= starts[symbol + 1]) ++symbol;
-      state = ((uint32_t)starts[symbol + 1] - starts[symbol]) * (x[l] >> PRECISION) + slot -
-              starts[symbol];
+      made = d->cache + 2 * (size_t)d->tables_at[table];
+      starts = made + 2 * head;
+      symbol = made[2 + (slot >> hint_shift)];
+      while (slot >= cached(starts, symbol + 1)) ++symbol;
+      start = cached(starts, symbol);
+      state = (cached(starts, symbol + 1) - start) * (x[l] >> PRECISION) + slot - start;
       /* Four bytes of checksum follow the last word: no branch asks whether one is taken. */
       REQUIRE(words <= end);
       takes = state < LEAST_STATE;
       x[l] = takes ? state << 16 | u16_at(words) : state;
       words += 2 * takes;
-      if (symbol == made[0]) {
+      if (symbol == cached(made, 0)) {
         int32_t index;
         TRY(next_escape(r, &index));
         odd = (unsigned)index & 1;
@@ -1333,10 +1338,13 @@ static uint32_t brain_of(float value) {
 }
 
 static void store(int dtype, double value, uint8_t *out) {
-  const float rounded = (float)value;
-  if (dtype == F64)
+  float rounded;
+  if (dtype == F64) {
     put_bytes(out, bits_of_double(value), 8);
-  else if (dtype == F32)
+    return;
+  }
+  rounded = (float)value;
+  if (dtype == F32)
     put_bytes(out, bits_of(rounded), 4);
   else
     put_bytes(out, dtype == F16 ? half_of(rounded) : brain_of(rounded), 2);
@@ -1425,7 +1433,8 @@ static int finish_matrix(decoder *d, const entry *e, uint8_t *out) {
   const double most = largest_of(e->dtype);
   const int in_range = e->exponent || e->dtype == F16;
   uint64_t K = 1, M = 1, kernels, n, k, m;
-  float *values = NULL, *matrix = NULL;
+  uint8_t *values = NULL, *matrix = NULL;
+  float element;
   const uint16_t little = 1;
   basis b;
   memset(&b, 0, sizeof b);
@@ -1443,10 +1452,13 @@ static int finish_matrix(decoder *d, const entry *e, uint8_t *out) {
     due = product(K, M);
     due = due && due <= (bytes / 4 - K) ? K + due : K;
     if (2 * d->cache_used > bytes - 4 * due) forget_tables(d);
-    values = (float *)(void *)(d->cache + (d->cache_units / 2 * 2 - 2 * due));
-    if (due > K) matrix = values + K;
+    values = d->cache + (size_t)(bytes - 4 * due);
+    if (due > K) matrix = values + 4 * K;
     for (k = 0; matrix && k < K; ++k)
-      for (m = 0; m < M; ++m) TRY(basis_element(&b, k, m, matrix + k * M + m));
+      for (m = 0; m < M; ++m) {
+        TRY(basis_element(&b, k, m, &element));
+        memcpy(matrix + 4 * (k * M + m), &element, 4);
+      }
   }
   kernels = e->rows * e->columns / M;
   for (n = 0; n < kernels; ++n) {
@@ -1460,10 +1472,9 @@ static int finish_matrix(decoder *d, const entry *e, uint8_t *out) {
       double sum = 0;
       int any = 0;
       for (m = 0; m < M; ++m) {
-        float element;
         double part;
         if (matrix)
-          element = matrix[k * M + m];
+          memcpy(&element, matrix + 4 * (k * M + m), 4);
         else
           TRY(basis_element(&b, k, m, &element));
         if (element == 0) continue;
@@ -1472,10 +1483,13 @@ static int finish_matrix(decoder *d, const entry *e, uint8_t *out) {
         sum = any ? sum + part : part;
         any = 1;
       }
-      values[k] = (float)sum;
+      element = (float)sum;
+      memcpy(values + 4 * k, &element, 4);
     }
     for (k = 0; k < K; ++k) {
-      double value = e->basis ? (double)values[k] : (double)coefficient;
+      double value;
+      if (e->basis) memcpy(&coefficient, values + 4 * k, 4);
+      value = (double)coefficient;
       if (in_range) {
         if (e->exponent) value = scaled((float)value, e->exponent);
         value = clipped(value, most);
@@ -1518,39 +1532,44 @@ static int read_stored(decoder *d, uint64_t index, const entry *e, uint8_t *out)
 
 /* The elements of a vector, one after the other. */
 typedef struct vector {
-  entry e;
+  int kind, dtype;
+  cursor values;
   const uint8_t *data; /* of a raw one or a decoded matrix */
 } vector;
 
 static int open_vector(decoder *d, uint64_t index, uint64_t length, uint8_t *decoded, vector *v) {
-  TRY(entry_at(d, index, &v->e));
-  REQUIRE(v->e.kind != ALIAS && v->e.axes == 1 && v->e.shape[0] == length);
-  if (!is_float(v->e.dtype)) return WAVPRUNE_UNSUPPORTED;
+  entry e;
+  TRY(entry_at(d, index, &e));
+  REQUIRE(e.kind != ALIAS && e.axes == 1 && e.shape[0] == length);
+  if (!is_float(e.dtype)) return WAVPRUNE_UNSUPPORTED;
+  v->kind = e.kind;
+  v->dtype = e.dtype;
+  v->values = e.values;
   v->data = decoded;
-  if (v->e.kind == MATRIX) {
-    if (!decoded) return WAVPRUNE_UNSUPPORTED;
-    return read_stored(d, index, &v->e, decoded);
+  if (e.kind == MATRIX) {
+    REQUIRE(decoded);
+    return read_stored(d, index, &e, decoded);
   }
-  if (v->e.kind == RAW) {
+  if (e.kind == RAW) {
     v->data = d->data + d->first_raw + d->at.raw;
-    REQUIRE(same_crc(crc_of(v->data, v->e.size), v->e.crc));
+    REQUIRE(same_crc(crc_of(v->data, e.size), e.crc));
   }
   return 0;
 }
 
 static int next_element(vector *v, double *value) {
-  const unsigned item = item_of(v->e.dtype);
+  const unsigned item = item_of(v->dtype);
   uint8_t bytes[8];
-  if (v->e.kind == LOGS) {
+  if (v->kind == LOGS) {
     uint64_t code;
-    TRY(number_of(&v->e.values, 4 * LARGEST_CODE + 2, &code));
-    *value = log_value(code, v->e.dtype);
-  } else if (v->e.kind == FILLED) {
-    cursor c = v->e.values;
+    TRY(number_of(&v->values, 4 * LARGEST_CODE + 2, &code));
+    *value = log_value(code, v->dtype);
+  } else if (v->kind == FILLED) {
+    cursor c = v->values;
     TRY(bytes_of(&c, bytes, item));
-    *value = load(v->e.dtype, bytes);
+    *value = load(v->dtype, bytes);
   } else {
-    *value = load(v->e.dtype, v->data);
+    *value = load(v->dtype, v->data);
     v->data += item;
   }
   return 0;
@@ -1669,18 +1688,14 @@ int wavprune_open(wavprune_decoder *d, const void *data, size_t size, void *buff
 }
 
 void wavprune_cache(wavprune_decoder *d, void *memory, size_t size) {
-  const size_t shift = (4 - (size_t)((uintptr_t)memory & 3)) & 3;
   /* Less than its own is no help. */
-  if (size < shift + sizeof d->own_cache) {
+  if (size < sizeof d->own_cache) {
     memory = d->own_cache;
     size = sizeof d->own_cache;
-  } else {
-    memory = (uint8_t *)memory + shift;
-    size -= shift;
   }
-  d->cache = (uint16_t *)memory;
-  d->cache_units = size / 4 * 2;
-  d->hint_shift = size < WAVPRUNE_CACHE - 3 ? FEW_HINTS : MANY_HINTS;
+  d->cache = (uint8_t *)memory;
+  d->cache_units = size / 2;
+  d->hint_shift = size < WAVPRUNE_CACHE ? FEW_HINTS : MANY_HINTS;
   forget_tables(d);
 }
 

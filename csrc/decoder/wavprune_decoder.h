@@ -6,7 +6,7 @@
  *
  * Memory: the file's bytes, which are only read; a wavprune_decoder (4 KB); for each tensor that is
  * read, a buffer of `room` bytes, which is that of the result but for some whose coefficients take
- * more; and less than 2 KB of stack. Records and classes that Zstandard has compressed are
+ * more; and less than 4 KB of stack. Records and classes that Zstandard has compressed are
  * decompressed by a function of the caller into a buffer of the caller, of wavprune_heads_size bytes;
  * a file that wavprune.checkpoint.portable has written needs neither. With a cache of
  * WAVPRUNE_CACHE bytes decoding is faster.
@@ -49,8 +49,9 @@ enum wavprune_status {
   WAVPRUNE_NEEDS_ROOM = 4,
   /* There is no tensor of this number. */
   WAVPRUNE_NO_TENSOR = 5,
-  /* Beyond the limits of this decoder: a tensor of 2^48 bytes, 1,024 batch norms, or a batch norm
-   * whose factor or variance is a matrix, which no version of wavprune writes. */
+  /* Beyond the limits of this decoder: a tensor of 2^48 elements, 65,536 tensors, 1,024 batch norms,
+   * matrices that together would look through 4 GB of bases, vectors of a batch norm that are no F64,
+   * F32, F16 or BF16. */
   WAVPRUNE_UNSUPPORTED = 6
 };
 
@@ -103,7 +104,7 @@ typedef struct wavprune_run {
 } wavprune_run;
 
 #define WAVPRUNE_TABLES 80
-#define WAVPRUNE_OWN_CACHE 1300
+#define WAVPRUNE_OWN_CACHE 2600
 
 typedef struct wavprune_decoder {
   uint64_t tensors; /* how many the file has; for the caller to read */
@@ -114,13 +115,13 @@ typedef struct wavprune_decoder {
   wavprune_cursor basis_list, link_list, stream_list, table_list;
   wavprune_place begin, at, of_stream; /* `of_stream`: the first matrix of the stream at `at` */
   wavprune_run run;
-  uint16_t *cache;
+  uint8_t *cache;
   uint64_t cache_units, cache_used;     /* of two bytes */
   uint16_t tables_at[WAVPRUNE_TABLES];  /* in the cache; 0: not there */
   uint16_t written_at[WAVPRUNE_TABLES]; /* among the tables that are written out */
   uint8_t table_codes[WAVPRUNE_TABLES];
-  unsigned hint_shift; /* and what follows is at a multiple of 4 */
-  uint16_t own_cache[WAVPRUNE_OWN_CACHE];
+  unsigned hint_shift;
+  uint8_t own_cache[WAVPRUNE_OWN_CACHE];
 } wavprune_decoder;
 
 /* The decoder's own part ends here. */
@@ -135,10 +136,11 @@ int wavprune_heads_size(const void *data, size_t size, size_t *needed);
 int wavprune_open(wavprune_decoder *decoder, const void *data, size_t size, void *heads,
                   size_t heads_size, wavprune_decompress decompress, void *context);
 
-/* Gives the decoder more memory than its own: with WAVPRUNE_CACHE bytes no table is made twice, and
- * with four bytes more for each element of its matrix (81 for 3x3 kernels) and value of its kernels
- * a basis is not either. Kernels of more than 600 values need four bytes a value. `memory` must stay
- * where it is. To be called after wavprune_open. */
+/* Gives the decoder more memory than its own, which may lie anywhere and must stay there. With
+ * WAVPRUNE_CACHE bytes no table is made twice: with its own alone, a file can be made that takes ten
+ * microseconds a weight. With four bytes for each element of its matrix (81 for 3x3 kernels) and each
+ * value of a kernel, a basis is made once a tensor; its own do for 5x5 kernels, and kernels of more
+ * than 650 values need a cache. To be called after wavprune_open. */
 void wavprune_cache(wavprune_decoder *decoder, void *memory, size_t size);
 
 /* What the file says of a tensor; its number is its place in the model. In rising order each takes

@@ -13,6 +13,8 @@ import torch
 from tests.support import checkpoints
 from wavprune import PruneConfig
 from wavprune.checkpoint.formats import open_checkpoint
+from wavprune.checkpoint.formats.safetensors import read_header
+from wavprune.errors import WavpruneError
 
 
 def test_lists_the_4d_weights_and_nothing_else(tmp_path: Path) -> None:
@@ -221,3 +223,12 @@ def test_an_ordered_dict_keeps_what_state_dict_put_beside_it(tmp_path: Path) -> 
     copy = torch.load(tmp_path / "b.pt")
     assert isinstance(copy, OrderedDict)
     assert copy._metadata == content._metadata  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("shape", [[0, 1 << 40, 1 << 40], [1 << 61, 0]])
+def test_an_empty_tensor_that_torch_cannot_have_is_refused(
+    tmp_path: Path, shape: list[int]
+) -> None:
+    path = checkpoints.save_raw(tmp_path / "a.safetensors", {"a": ("F32", shape, b"")})
+    with pytest.raises(WavpruneError, match="tensor 'a' has an impossible shape"):
+        read_header(path)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import base64
 import copy
 import itertools
+import math
 import zlib
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,14 @@ import zstandard
 from torch import nn
 
 from wavprune import PruneConfig, checkpoint, fast
+<<<<<<< HEAD
 from wavprune.checkpoint import index_store, packed, packed_layout, unpacked
+=======
+from wavprune.checkpoint import packed, unpacked
+from wavprune.checkpoint.binary import Writer
+>>>>>>> w-cdec
 from wavprune.checkpoint.formats.safetensors import read_header
+from wavprune.checkpoint.norms import NormLink, unfold
 from wavprune.checkpoint.packed_layout import TENSOR, Layout
 from wavprune.checkpoint.unpacked import Unpacked
 from wavprune.errors import WavpruneError
@@ -284,14 +291,33 @@ def test_files_that_claim_too_much_are_refused(tmp_path: Path) -> None:
 
 
 def test_records_that_unfold_into_much_are_refused() -> None:
-    from wavprune.checkpoint.binary import Writer
-
     bomb = zstandard.ZstdCompressor(level=19).compress(bytes(1 << 26))
     block = Writer()
     block.numbers([1 << 26, len(bomb), 0, 0])
     block.raw(bomb)
     with pytest.raises(WavpruneError, match="its records say 67108864 where at most"):
         Unpacked(bytes(block.data), LIMIT)
+
+
+def test_indices_beyond_the_largest_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def signed(self: Writer, value: int) -> None:
+        self.number(2 * value if abs(value) < 128 else 1 << 32)
+
+    monkeypatch.setattr(Writer, "signed", signed)
+    weight = torch.linspace(-1, 1, 3 * 3 * 9).reshape(3, 3, 3, 3)
+    options = {"wavelet": "identity", "coder": "trellis", "step": 1e-4}
+    path = checkpoint.save({"a.weight": weight}, tmp_path / "a.safetensors", **options).path  # type: ignore[arg-type]  # of several types
+    with pytest.raises(WavpruneError, match="its records say 4294967296 where at most 4194304"):
+        checkpoint.load(path)
+
+
+def test_an_empty_tensor_that_torch_cannot_have_is_refused(tmp_path: Path) -> None:
+    packer = packed.Packer({})
+    packer.raw("a", "F32", (0, 1 << 40, 1 << 40), np.zeros(0, dtype=np.uint8))
+    with pytest.raises(WavpruneError, match="'a' is said to be "):
+        Unpacked(packer.finish()[0], LIMIT)
 
 
 def test_layouts_turn_back() -> None:
@@ -337,3 +363,14 @@ def test_files_of_the_first_release_are_read(tmp_path: Path) -> None:
     assert zlib.crc32(state["a.weight"].numpy().tobytes()) == 4254243800
     assert state["a.bias"].tolist() == [0, 1, 2, 3, 4, 5]
     assert int(state["n"]) == 3
+
+
+def test_a_square_root_does_not_depend_on_the_machine() -> None:
+    """Torch's differs from IEEE 754 in one of 150 values where it calls a library for vectors."""
+    generator = torch.Generator().manual_seed(0)
+    variance = torch.rand(4000, generator=generator, dtype=torch.float64)
+    ones = torch.ones(4000, dtype=torch.float64)
+    parts = {"w": ones.view(-1, 1), "g": ones, "v": variance, "m": ones, "b": 0 * ones}
+    unfolded = unfold(NormLink("w", "g", "v", "m", "b", 0.0), parts)
+    expected = [1 / math.sqrt(value) for value in variance.tolist()]
+    assert unfolded["b"].tolist() == expected

@@ -258,6 +258,9 @@ def test_compiled_and_plain_synthesis_give_the_same_bits(
     fast = synthesise(values, matrix)
     slow = synthesise(values, matrix, compiled=False)
     assert fast.tobytes() == slow.tobytes()
+    # A value of no coefficient is 0, not -0.
+    matrix[1], values[:] = 0, -1
+    assert not synthesise(values, matrix)[:, 1].tobytes().strip(b"\0")
 
 
 @settings(deadline=None, max_examples=40)

@@ -118,7 +118,8 @@ def unfold(link: NormLink, tensors: Mapping[str, torch.Tensor]) -> dict[str, tor
     fits = weight.ndim > 1 and all(vector.shape == weight.shape[:1] for vector in vectors)
     if not fits or not all(t.is_floating_point() for t in (weight, *vectors)):
         raise WavpruneError(f"the batch norm of {link.weight!r} does not fit it")
-    scale = gamma.double() / (var.double() + link.eps).sqrt()
+    # Not torch's root, which on some machines is not rounded to the nearest.
+    scale = gamma.double() / torch.from_numpy(np.sqrt((var.double() + link.eps).numpy()))
     divisor = torch.where(scale == 0, torch.ones_like(scale), scale)
     axes = [-1] + [1] * (weight.ndim - 1)
     return {

@@ -39,7 +39,9 @@ def synthesise(coefficients: Floats, matrix: Floats, *, compiled: bool = True) -
         >>> synthesise(np.float32([[1, 2], [3, 4]]), np.float32([[1, 1], [1, -1]])).tolist()
         [[4.0, -2.0], [6.0, -2.0]]
     """
-    if compiled and ops is not None and matrix.size <= LARGEST_PLAN:
+    # The operator takes a row of zeros times a coefficient, which may be infinite.
+    planned = matrix.size <= LARGEST_PLAN and bool(matrix.any(axis=1).all())
+    if compiled and ops is not None and planned:
         # Inference tensors do not pass through autograd's part of the operator.
         with torch.inference_mode():
             rows = torch.from_numpy(np.ascontiguousarray(coefficients.T, dtype=np.float64))

@@ -35,8 +35,21 @@ from .packed_layout import (
 )
 from .records import DTYPES, HIGHEST_EXPONENT, LOWEST_EXPONENT
 from .stored_basis import StoredBasis, basis_from_json
+<<<<<<< HEAD
 from .trellis import Floats, Ints
 from .trellis_coder import COLUMNS, Classes, Coded, Decoder, decoding_tables
+=======
+from .trellis import (
+    COLUMNS,
+    LARGEST_INDEX,
+    Classes,
+    Coded,
+    Decoder,
+    Floats,
+    Ints,
+    decoding_tables,
+)
+>>>>>>> w-cdec
 
 # Records and classes have at most so many bytes for each of the file, and this more.
 HEAD_RATIO, HEAD_ALWAYS = 256, 1 << 16
@@ -107,10 +120,14 @@ class Unpacked:
         *heads, start = heads_of(self._data)
         reader, classes = map(Reader, heads)
         self.metadata: dict[str, str] = _json(reader.blob(), dict)
+        if not all(isinstance(value, str) for value in self.metadata.values()):
+            raise WavpruneError("its metadata is not a map of strings")
         text = reader.text()
         self.names = text.split("\0") if text else []
         count = reader.number(len(self.names) or 1)
         if count != len(self.names):
+            if text:
+                raise WavpruneError(f"it names {len(self.names)} tensors, and has {count}")
             # One tensor without a name.
             self.names = [""] * count
         if len(set(self.names)) != len(self.names):
@@ -134,7 +151,7 @@ class Unpacked:
         self._coded: list[tuple[int, int, Ints]] = []
         for number, part in enumerate(parts):
             words, escapes = reader.number(), reader.number(len(self._data))
-            listed = [reader.signed() for _ in range(escapes)]
+            listed = [reader.signed(LARGEST_INDEX) for _ in range(escapes)]
             self._coded.append((start, words, np.array(listed, dtype=np.int32)))
             start += 4 * COLUMNS + 2 * words + 4
             self._streams |= {name: (number, [n for n, _ in part]) for name, _ in part}
@@ -166,7 +183,8 @@ class Unpacked:
             return
         dtype = ALL_DTYPES[reader.number(len(ALL_DTYPES) - 1)]
         shape = tuple(reader.number() for _ in range(reader.number(MOST_AXES)))
-        if math.prod(shape) >= 1 << 48:
+        # Of an empty tensor too: torch cannot have it with too long other axes.
+        if math.prod(n for n in shape if n) >= 1 << 48:
             raise WavpruneError(f"its tensor {name!r} is said to be {shape}")
         if kind == RAW:
             crc = int.from_bytes(reader.raw(4), "little")
@@ -193,6 +211,8 @@ class Unpacked:
         taken = len(set(names)) < 5 or not self._links.keys().isdisjoint(names)
         if taken or not self._entries.keys() >= set(names) or not 0 <= eps < math.inf:
             raise WavpruneError("its batch norms are not those of its layers")
+        if any(isinstance(self._entries[name], Matrix) for name in (gamma, var)):
+            raise WavpruneError(f"the batch norm of {weight!r} is not on a grid")
         self._links |= dict.fromkeys(names, link)
 
     def _read_matrix(self, name: str, dtype: str, shape: tuple[int, ...], reader: Reader) -> Matrix:

@@ -1,4 +1,4 @@
-"""``wavprune compress`` and ``decompress``."""
+"""``wavprune compress``, ``decompress`` and ``portable``."""
 
 from __future__ import annotations
 
@@ -226,6 +226,25 @@ def decompress(source: Path, output: Path, max_bytes: int | None, force: bool) -
     else:
         size = run(compressed_weights(source) or source, output, max_bytes=max_bytes)
     click.echo(f"decompressed: {output}, {size:,} bytes")
+
+
+@click.command()
+@SOURCE
+@OUTPUT
+@click.option("--max-bytes", type=int, help="Refuse a file that says its tensors have more.")
+@FORCE
+def portable(source: Path, output: Path, max_bytes: int | None, force: bool) -> None:
+    """Write a packed file so that it is read without Zstandard.
+
+    IN is what `wavprune compress` wrote with --coder trellis or --calibration. OUT decodes to the
+    same weights, here and by the decoder in C of csrc/decoder.
+    """
+    from ..checkpoint.portable_file import portable as run
+
+    check_replaceable(output, force)
+    expect_output(output)
+    size = run(source, output, max_bytes=max_bytes)
+    click.echo(f"portable: {output}, {size:,} bytes")
 
 
 def _facts(saved: SaveReport) -> dict[str, object]:

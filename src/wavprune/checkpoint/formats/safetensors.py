@@ -299,6 +299,8 @@ def _entry(name: str, content: Any, offset: int) -> Entry:
         )
     if not _naturals(shape) or not _naturals(offsets) or len(offsets) != 2:
         raise WavpruneError(f"tensor {name!r} has no shape or no place in the file")
+    if 8 * math.prod(n for n in shape if n) > LARGEST_NUMBER:
+        raise WavpruneError(f"tensor {name!r} has an impossible shape, {str(shape)[:100]}")
     start, stop = offsets
     size = stop - start
     bits = math.prod(shape) * BITS[dtype]

@@ -55,6 +55,18 @@ def portable(
     Raises:
         WavpruneError: as for ``load``; or the file is of version 1 or 2; or ``output`` is no
             ``.safetensors`` file.
+
+    Example:
+        >>> import tempfile
+        >>> import torch
+        >>> from wavprune import checkpoint
+        >>> state = {"a.weight": torch.ones(2, 2, 3, 3)}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = f"{folder}/a.safetensors"
+        ...     saved = checkpoint.save(state, path, coder="trellis", step=0.1)
+        ...     size = checkpoint.portable(path, path)
+        ...     print(list(checkpoint.load(path)))
+        ['a.weight']
     """
     path, target = Path(path), output_path("output", output)
     packed = open_packed(path, max_bytes)
