@@ -15,12 +15,8 @@ import zstandard
 from torch import nn
 
 from wavprune import PruneConfig, checkpoint, fast
-<<<<<<< HEAD
 from wavprune.checkpoint import index_store, packed, packed_layout, unpacked
-=======
-from wavprune.checkpoint import packed, unpacked
 from wavprune.checkpoint.binary import Writer
->>>>>>> w-cdec
 from wavprune.checkpoint.formats.safetensors import read_header
 from wavprune.checkpoint.norms import NormLink, unfold
 from wavprune.checkpoint.packed_layout import TENSOR, Layout

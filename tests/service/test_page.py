@@ -17,6 +17,7 @@ from tests.support.service import upload
 
 playwright = pytest.importorskip("playwright.sync_api")
 
+expect = playwright.expect
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = [
     pytest.mark.waits,
@@ -101,18 +102,14 @@ def test_a_person_drops_slides_prunes_and_downloads(page: Any, demo: Path, tmp_p
     slider.focus()
     for _ in range(20):
         page.keyboard.press("ArrowRight")
-    page.wait_for_function("document.querySelector('#amount').textContent === '90.0%'")
-    page.wait_for_function(
-        "old => !document.querySelector('#totals').innerText.includes(old)", arg=before
-    )
+    expect(page.locator("#amount")).to_have_text("90.0%")
+    expect(page.locator("#totals")).not_to_contain_text(before)
     assert total(page, "Pruned") == "90.0%"
     page.get_by_role("radio", name=re.compile("^dct")).check()
-    page.wait_for_function(
-        "document.querySelector('#by-sparsity .chosen').classList.contains('c2')"
-    )
+    expect(page.locator("#by-sparsity .chosen")).to_have_class(re.compile("c2"))
     assert page.locator("#by-sparsity path").count() == page.locator("#bases input").count() == 6
     page.get_by_role("button", name="layer2.conv1").click()
-    page.wait_for_function("document.querySelector('#kernels').src.includes('layer2.conv1')")
+    expect(page.locator("#kernels")).to_have_attribute("src", re.compile(r"layer2\.conv1"))
     assert page.locator("#kernels").evaluate("image => image.naturalWidth") > 50
     page.get_by_role("button", name="Prune", exact=True).click()
     page.wait_for_selector("#jobs li[data-state=done]")

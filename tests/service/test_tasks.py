@@ -104,7 +104,7 @@ def test_a_directory_is_calibrated_and_compared(directory: Path) -> None:
     assert 0 <= result["agreement"] <= 1
     assert 0 < result["kl"] < 1
     with zipfile.ZipFile(made / result["file"]) as archive:
-        assert {"config.json", "model.safetensors"} <= set(archive.namelist())
+        assert {"model/config.json", "model/model.safetensors"} <= set(archive.namelist())
     jobs = directory.parent.parent / "jobs" / "b"
     jobs.mkdir(parents=True)
     made.rename(jobs / "result")
@@ -117,7 +117,7 @@ def test_a_directory_is_pruned_into_a_zip(directory: Path) -> None:
     result, made = run(directory, "prune", tasks.ZIP)
     with zipfile.ZipFile(made / result["file"]) as archive:
         assert archive.testzip() is None
-        assert {"config.json", "model.safetensors"} <= set(archive.namelist())
+        assert {"model/config.json", "model/model.safetensors"} <= set(archive.namelist())
 
 
 def test_a_pickle_is_not_unpickled(tmp_path: Path) -> None:

@@ -7,18 +7,13 @@ and backend: those that ``save`` has reported.
 from .attached import Attached, attach
 from .contents import CodedLayer, FileContents, contents_of
 from .loading import decompress, load
-<<<<<<< HEAD
-from .portable import portable
-from .pruned import pruned_metadata
-=======
 from .portable_file import portable
->>>>>>> w-cdec
+from .pruned import pruned_metadata
 from .report import SavedLayer, SaveReport
 from .saving import save
 
 __all__ = [
     "Attached",
-<<<<<<< HEAD
     "CodedLayer",
     "FileContents",
     "SaveReport",
@@ -29,13 +24,5 @@ __all__ = [
     "load",
     "portable",
     "pruned_metadata",
-=======
-    "SaveReport",
-    "SavedLayer",
-    "attach",
-    "decompress",
-    "load",
-    "portable",
->>>>>>> w-cdec
     "save",
 ]

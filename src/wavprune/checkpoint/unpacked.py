@@ -35,21 +35,8 @@ from .packed_layout import (
 )
 from .records import DTYPES, HIGHEST_EXPONENT, LOWEST_EXPONENT
 from .stored_basis import StoredBasis, basis_from_json
-<<<<<<< HEAD
-from .trellis import Floats, Ints
+from .trellis import LARGEST_INDEX, Floats, Ints
 from .trellis_coder import COLUMNS, Classes, Coded, Decoder, decoding_tables
-=======
-from .trellis import (
-    COLUMNS,
-    LARGEST_INDEX,
-    Classes,
-    Coded,
-    Decoder,
-    Floats,
-    Ints,
-    decoding_tables,
-)
->>>>>>> w-cdec
 
 # Records and classes have at most so many bytes for each of the file, and this more.
 HEAD_RATIO, HEAD_ALWAYS = 256, 1 << 16

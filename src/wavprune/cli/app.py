@@ -40,12 +40,9 @@ COMMANDS = {
     "report": ("sweep", "Write a results file as one page: bytes, pictures and tables."),
     "compress": ("checkpoint", "Store the weights of a checkpoint in few bytes."),
     "decompress": ("checkpoint", "Write what compress stored as an ordinary safetensors file."),
-<<<<<<< HEAD
+    "portable": ("checkpoint", "Write a packed file so that it is read without Zstandard."),
     "serve": ("serve", "Prune models over HTTP, with a page in front of it."),
     "completion": ("completion", "Print a script that completes commands in a shell."),
-=======
-    "portable": ("checkpoint", "Write a packed file so that it is read without Zstandard."),
->>>>>>> w-cdec
 }
 DONE, DEFECT, FAILED_RUNS, MISTAKE, INTERRUPTED = 0, 1, 1, 2, 130
 REPORT_DEFECT = (

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from ..bases import kernel_shape
+from ..checkpoint import formats
 from ..checkpoint.formats import WeightFile, open_checkpoint
 from ..checkpoint.formats.safetensors import DTYPES
 from ..checkpoint.sources import tensors_of
@@ -24,6 +25,8 @@ from ..errors import WavpruneError
 from .curves import Floats, LayerCurves, Measured, bases_shown, measure
 
 VERSION = 1
+# ONNX models, where this version reads them.
+GRAPHS: tuple[str, ...] = getattr(formats, "ONNX", ())
 MOST_LAYERS = 2048
 # Kernels of a layer that are pictured, the strongest; of 1x1 kernels, a corner of all.
 PICTURED, CORNER = 8, 16
@@ -138,8 +141,8 @@ def analyze(path: Path, progress: Callable[[float], object]) -> ModelCurves:
     if not facts:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in list(skipped.items())[:4])
         raise WavpruneError(f"{path.name} holds no convolution that can be pruned: {reasons}")
-    source = tensors_of(path)
-    header = LAYER_RECORD * len(facts) + TENSOR_RECORD * len(source.names)
+    size, names = _stored(path)
+    header = LAYER_RECORD * len(facts) + TENSOR_RECORD * names
     fields = (
         np.array([[getattr(curve, field) for curve in found.curves] for found in measured])
         for field in LayerCurves._fields
@@ -149,12 +152,20 @@ def analyze(path: Path, progress: Callable[[float], object]) -> ModelCurves:
         bases=bases,
         norms=np.array([found.norm for found in measured]),
         curves=LayerCurves(*fields),
-        other_bytes=max(0, source.size - compressed) + header,
-        total_bytes=source.size,
+        other_bytes=max(0, size - compressed) + header,
+        total_bytes=size,
         skipped=skipped,
         samples=samples,
         matrices=matrices,
     )
+
+
+def _stored(path: Path) -> tuple[int, int]:
+    """Bytes of all tensors of a checkpoint, and how many there are; of a graph, of its file."""
+    if path.suffix.lower() in GRAPHS:
+        return path.stat().st_size, 0
+    source = tensors_of(path)
+    return source.size, len(source.names)
 
 
 def _layers(file: WeightFile, skipped: dict[str, str]) -> Iterator[LayerRef]:

@@ -112,7 +112,8 @@ def as_svg(picture: Kernels) -> str:
     name = html.escape(picture.layer)
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {x} {height}" width="{x}" '
-        f'height="{height}" role="img" aria-label="Kernels of {name} before and after">'
+        f'height="{height}" shape-rendering="crispEdges" role="img" '
+        f'aria-label="Kernels of {name} before and after">'
         f"<title>{name}</title><style>{style}</style>{''.join(parts)}</svg>"
     )
 

@@ -61,13 +61,23 @@ class Preview(NamedTuple):
 
 
 class _Row(NamedTuple):
-    """Every layer in one choice of bases, ``(L,)`` each."""
+    """Every layer in one choice of bases.
+
+    Attributes:
+        chosen: ``(L,)``, the basis of each.
+        sparsity: ``(L,)``.
+        kept: ``(L, B)``, in every basis.
+        errors: ``(L, B)``, squared.
+    """
 
     chosen: Floats
     sparsity: Floats
     kept: Floats
     errors: Floats
-    best: Floats
+
+    def of(self, values: Floats) -> Floats:
+        """Values ``(L, B)`` in the chosen bases, ``(L,)``."""
+        return np.asarray(values[np.arange(len(self.chosen)), self.chosen])
 
 
 def preview(model: ModelCurves, basis: str, sparsity: float, scope: str = "layer") -> Preview:
@@ -90,30 +100,31 @@ def preview(model: ModelCurves, basis: str, sparsity: float, scope: str = "layer
         raise WavpruneError(f"sparsity={sparsity!r}; allowed: numbers in [0, 1)")
     if scope not in SCOPES:
         raise WavpruneError(f"scope={scope!r}; allowed: {', '.join(SCOPES)}")
-    rows = {name: _row(model, name, sparsity, scope) for name in (*model.bases, AUTO)}
+    rows = _rows(model, sparsity, scope)
     row = rows[basis]
-    sizes = _at_sparsity(model, row)
+    kept, errors, best = row.of(row.kept), row.of(row.errors), row.errors.argmin(axis=1)
+    sizes = _sizes(model, row)
     total = float(model.norms.sum())
     layers = [
         LayerPreview(
             fact.name,
             IDENTITY if fact.is_pointwise else model.bases[row.chosen[i]],
-            model.bases[row.best[i]],
-            max(0.0, 1 - float(row.kept[i]) / fact.numel),
-            int(row.kept[i]),
-            _relative(row.errors[i], model.norms[i]),
+            model.bases[best[i]],
+            max(0.0, 1 - float(kept[i]) / fact.numel),
+            int(kept[i]),
+            _relative(errors[i], model.norms[i]),
             round(sizes[i]),
         )
         for i, fact in enumerate(model.layers)
     ]
-    kept = int(row.kept.sum())
+    all_kept = int(kept.sum())
     return Preview(
         basis,
-        max(0.0, 1 - kept / model.numel),
-        kept,
-        _relative(row.errors.sum(), total),
+        max(0.0, 1 - all_kept / model.numel),
+        all_kept,
+        _relative(errors.sum(), total),
         round(float(sizes.sum()) + model.other_bytes),
-        {name: _relative(other.errors.sum(), total) for name, other in rows.items()},
+        {name: _relative(one.of(one.errors).sum(), total) for name, one in rows.items()},
         layers,
     )
 
@@ -156,9 +167,8 @@ def curves(model: ModelCurves, layer: int | None) -> dict[str, Any]:
 def thresholds(model: ModelCurves, basis: str, sparsity: float, scope: str) -> Floats:
     """The least importance that each layer keeps in a basis, ``(L,)``."""
     check(model, basis)
-    row = _row(model, basis, sparsity, scope)
-    at = _interpolated(model.curves.thresholds, row.sparsity)
-    return _take(at, row.chosen)
+    row = _rows(model, sparsity, scope)[basis]
+    return row.of(_interpolated(model.curves.thresholds, row.sparsity))
 
 
 def _series(
@@ -172,27 +182,33 @@ def _series(
     }
 
 
-def _row(model: ModelCurves, name: str, sparsity: float, scope: str) -> _Row:
+def _rows(model: ModelCurves, sparsity: float, scope: str) -> dict[str, _Row]:
+    """Every basis for all layers, and ``"auto"``."""
+    count = len(model.layers)
+    fixed = np.repeat(np.arange(len(model.bases))[:, None], count, axis=1)
     if scope == "layer":
-        at = np.full(len(model.layers), sparsity)
-        errors = _interpolated(model.curves.errors, at)
-        kept = _interpolated(model.curves.kept, at)
-        best = errors.argmin(axis=1)
-        chosen = _best(model, errors) if name == AUTO else np.full(len(at), model.bases.index(name))
-        return _Row(chosen, at, _take(kept, chosen), _take(errors, chosen), best)
-    layers = np.arange(len(model.layers))
-    if name == AUTO:
-        # As the choice is made: at the counts of the identity's threshold, then once more.
-        chosen = np.zeros(len(layers), dtype=np.int64)
-        for _ in range(2):
-            at = _shared(model, chosen, sparsity)
-            chosen = _best(model, _interpolated(model.curves.errors, at))
-    else:
-        chosen = np.full(len(layers), model.bases.index(name))
-    at = _shared(model, chosen, sparsity)
-    errors = _interpolated(model.curves.errors, at)
-    kept = _interpolated(model.curves.kept, at)
-    return _Row(chosen, at, _take(kept, chosen), _take(errors, chosen), errors.argmin(axis=1))
+        row = _at(model, np.full(count, sparsity))
+        rows = {name: row._replace(chosen=fixed[i]) for i, name in enumerate(model.bases)}
+        rows[AUTO] = row._replace(chosen=_best(model, row.errors))
+        return rows
+    shared = _shared(model, fixed, sparsity)
+    rows = {
+        name: _at(model, shared[i])._replace(chosen=fixed[i]) for i, name in enumerate(model.bases)
+    }
+    # As the choice is made: at the counts of the identity's threshold, then once more.
+    chosen = _best(model, rows[IDENTITY].errors)
+    at = _shared(model, chosen[None], sparsity)[0]
+    chosen = _best(model, _at(model, at).errors)
+    at = _shared(model, chosen[None], sparsity)[0]
+    rows[AUTO] = _at(model, at)._replace(chosen=chosen)
+    return rows
+
+
+def _at(model: ModelCurves, sparsity: Floats) -> _Row:
+    """All bases at one sparsity a layer."""
+    errors = _interpolated(model.curves.errors, sparsity)
+    kept = _interpolated(model.curves.kept, sparsity)
+    return _Row(np.zeros(len(sparsity), dtype=np.int64), sparsity, kept, errors)
 
 
 def _among(model: ModelCurves) -> Floats:
@@ -207,23 +223,34 @@ def _best(model: ModelCurves, errors: Floats) -> Floats:
 
 
 def _shared(model: ModelCurves, chosen: Floats, sparsity: float) -> Floats:
-    """The sparsity of each layer where all have one threshold, by bisection, ``(L,)``."""
-    thresholds = model.curves.thresholds[np.arange(len(chosen)), chosen]
-    sizes = np.array([layer.numel for layer in model.layers], dtype=np.float64)
-    low, high = 0.0, float(thresholds.max())
-    at = np.zeros(len(chosen))
+    """The sparsity of each layer where all have one threshold, by bisection.
+
+    Args:
+        model: its curves.
+        chosen: ``(n, L)``: the bases of the layers, in n ways.
+        sparsity: of all layers together.
+
+    Returns:
+        ``(n, L)``.
+    """
+    thresholds = model.curves.thresholds[np.arange(chosen.shape[1]), chosen]
+    share = np.array([layer.numel for layer in model.layers]) / model.numel
+    low, high = np.zeros(len(chosen)), thresholds.max(axis=(1, 2)).astype(np.float64)
+    at = np.zeros(chosen.shape)
     for _ in range(BISECTIONS):
         middle = (low + high) / 2
-        at = _sparsity_at(thresholds, middle)
-        low, high = (middle, high) if (at * sizes).sum() < sparsity * sizes.sum() else (low, middle)
+        at = _sparsity_at(thresholds, middle[:, None])
+        is_low = at @ share < sparsity
+        low, high = np.where(is_low, middle, low), np.where(is_low, high, middle)
     return at
 
 
-def _sparsity_at(thresholds: Floats, value: float) -> Floats:
-    """Where each row of rising thresholds ``(L, G)`` reaches a value, ``(L,)``."""
-    right = np.clip((thresholds < value).sum(axis=1), 1, len(GRID) - 1)
-    rows = np.arange(len(thresholds))
-    low, high = thresholds[rows, right - 1], thresholds[rows, right]
+def _sparsity_at(thresholds: Floats, value: Floats) -> Floats:
+    """Where rising thresholds ``(n, L, G)`` reach values ``(n, 1)``, ``(n, L)``."""
+    right = np.clip((thresholds < value[..., None]).sum(axis=-1), 1, len(GRID) - 1)[..., None]
+    low = np.take_along_axis(thresholds, right - 1, -1)[..., 0]
+    high = np.take_along_axis(thresholds, right, -1)[..., 0]
+    right = right[..., 0]
     share = np.clip((value - low) / np.where(high > low, high - low, 1), 0, 1)
     return np.asarray(GRID[right - 1] + share * (GRID[right] - GRID[right - 1]))
 
@@ -239,15 +266,10 @@ def _interpolated(values: Floats, at: Floats) -> Floats:
     return np.asarray(first + (second - first) * share[:, None])
 
 
-def _at_sparsity(model: ModelCurves, row: _Row) -> Floats:
+def _sizes(model: ModelCurves, row: _Row) -> Floats:
     sizes = model.curves.sizes[np.arange(len(row.chosen)), row.chosen]
-    return np.array(
-        [np.interp(at, SIZE_GRID, size) for at, size in zip(row.sparsity, sizes, strict=True)]
-    )
-
-
-def _take(values: Floats, chosen: Floats) -> Floats:
-    return np.asarray(values[np.arange(len(chosen)), chosen])
+    pairs = zip(row.sparsity, sizes, strict=True)
+    return np.array([np.interp(at, SIZE_GRID, size) for at, size in pairs])
 
 
 def _relative(error: Any, norm: Any) -> float:

@@ -5,17 +5,18 @@ Each task reads one directory and writes another; nothing here knows of HTTP or 
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shutil
 import time
 import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..checkpoint import save as save_compressed
+from ..checkpoint import save
 from ..checkpoint.formats.names import SkippedLayerWarning
 from ..checkpoint.prune import prune_file
 from ..common.atomic import replaced
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from ..sweep.data import Loader
 
 ZIP = ".zip"
+ROOT = __name__.partition(".")[0]
 CURVES, INPUTS, RESULT, REPORT = "curves.npz", "inputs", "result.json", "report.json"
 # What is made of a directory: itself, and a zip of it to download.
 DIRECTORY, PACKED = "model", "model.zip"
@@ -137,6 +139,10 @@ def _compress(
     source: Path, model: Path, settings: dict[str, Any], output: Path, report: Listener
 ) -> dict[str, Any]:
     target = output / f"{DIRECTORY}.safetensors"
+    save_compressed: Any = save
+    if source.suffix in analysis.GRAPHS:
+        save_compressed = importlib.import_module(f"{ROOT}.onnx").save
+        target = target.with_suffix(source.suffix)
     report("compress", None)
     if settings.get("target_bytes") is None:
         saved = save_compressed(source, target, config=_config(settings, model))
@@ -164,6 +170,10 @@ def _compress(
     facts = {"bytes": saved.bytes, "uncompressed": saved.uncompressed, "layers": layers}
     (output / REPORT).write_text(json.dumps(facts, indent=2))
     kept = sum(layer.kept for layer in saved.layers)
+    if target != saved.path:
+        # A graph without weights, and its weights: they go together.
+        _pack((target, saved.path), output / PACKED)
+        target = output / PACKED
     return {
         "file": target.name,
         "bytes": saved.bytes,
@@ -271,7 +281,7 @@ def _finished(pruned: PruneReport, target: Path, report: Listener) -> dict[str, 
     if target.is_dir():
         report("pack", None)
         file = target.parent / PACKED
-        _pack(target, file)
+        _pack((path for path in sorted(target.rglob("*")) if path.is_file()), file)
     return {
         "file": file.name,
         "bytes": file.stat().st_size,
@@ -281,11 +291,10 @@ def _finished(pruned: PruneReport, target: Path, report: Listener) -> dict[str, 
     }
 
 
-def _pack(directory: Path, target: Path) -> None:
+def _pack(files: Iterable[Path], target: Path) -> None:
     with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive:
-        for path in sorted(directory.rglob("*")):
-            if path.is_file():
-                archive.write(path, path.relative_to(directory))
+        for path in files:
+            archive.write(path, path.relative_to(target.parent))
 
 
 def finish(output: Path, result: dict[str, Any], target: Path) -> None:
