@@ -29,10 +29,10 @@ training.
 What was chosen on which images: ridges, probes and which candidate is taken are chosen in each run
 from the calibration inputs alone. The length and the inputs of the last refit's steps, and how many
 positions the sequential pass looks at, were chosen on ResNet-20 at 70, 80 and 90%, on calibration
-images. The ridges for fewer than 64 inputs, the way in which
-ridges are tried and the shares of a few inputs were chosen on the demo's ResNets and their test
-digits, and the last refit was tried on one of them (97%, 98% and 50 inputs) before its final form,
-so the demo's rows are not those of an untouched test.
+images. The ridges for fewer than 64 inputs, the way in which ridges are tried and the shares of a
+few inputs were chosen on the demo's ResNets and their test digits, and the last refit was tried on
+some of them (95 to 99%, 50 inputs) before its final form, so the demo's rows are not those of an
+untouched test.
 
 `python -m benchmarks.calibrated NETWORK --data FOLDER` repeats the rows of a network (`--method`
 names the published ones), with the packages that `benchmarks/calibrated_networks.py` lists. CPU
