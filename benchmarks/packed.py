@@ -330,6 +330,9 @@ def main() -> None:
                 rows = [row for row in rows if row.network != name] + [f.row for f in files]
                 compared = [row for row in compared if row.network != name]
                 compared += ratios(files, CASES[name](arguments.data))
+        places = list(CASES)
+        rows.sort(key=lambda row: places.index(row.network))
+        compared.sort(key=lambda row: places.index(row.network))
         write(rows_path, rows)
         write(ratios_path, compared)
 
