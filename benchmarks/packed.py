@@ -239,7 +239,7 @@ def _names(files: Sequence[File]) -> list[str]:
 
 def _ratio(
     ours: Sequence[File], theirs: Sequence[File], at: float | None, allowed: float
-) -> tuple[float, float, float, float] | None:
+) -> tuple[int, int, float, float] | None:
     """Bytes of both at a divergence, or else a loss; their ratio, and its 95% upper bound."""
     generator = torch.Generator().manual_seed(0)
     count = len(ours[0].divergence)
@@ -254,7 +254,8 @@ def _ratio(
         assert pair[0] is not None
         assert pair[1] is not None
         drawn.append(pair[0] / pair[1])
-    return sizes[0], sizes[1], sizes[0] / sizes[1], float(np.quantile(drawn, 0.95))
+    own, other = sizes[0], sizes[1]
+    return round(own), round(other), own / other, float(np.quantile(drawn, 0.95))
 
 
 def _bytes_at(
@@ -329,6 +330,9 @@ def main() -> None:
                 rows = [row for row in rows if row.network != name] + [f.row for f in files]
                 compared = [row for row in compared if row.network != name]
                 compared += ratios(files, CASES[name](arguments.data))
+        places = list(CASES)
+        rows.sort(key=lambda row: places.index(row.network))
+        compared.sort(key=lambda row: places.index(row.network))
         write(rows_path, rows)
         write(ratios_path, compared)
 

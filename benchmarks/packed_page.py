@@ -45,8 +45,8 @@ class Ratio(NamedTuple):
     setting: str
     other: str
     at: str
-    bytes: float
-    other_bytes: float
+    bytes: int
+    other_bytes: int
     ratio: float
     upper: float
 
@@ -107,11 +107,12 @@ def _ratios(ratios: Sequence[Ratio]) -> list[str]:
         return []
     lines = ["| setting | at | bytes | over | its bytes | ratio | 95% upper |"]
     lines.append("|---|---|---:|---|---:|---:|---:|")
-    lines += [
-        f"| {r.setting} | {r.at} | {r.bytes:,.0f} | {r.other} | {r.other_bytes:,.0f} "
-        f"| {r.ratio:.3f} | {r.upper:.3f} |"
-        for r in ratios
-    ]
+    for r in ratios:
+        upper = "" if math.isnan(r.upper) else f"{r.upper:.3f}"
+        lines.append(
+            f"| {r.setting} | {r.at} | {r.bytes:,} | {r.other} | {r.other_bytes:,} "
+            f"| {r.ratio:.3f} | {upper} |"
+        )
     return [*lines, ""]
 
 

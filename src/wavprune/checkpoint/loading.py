@@ -32,6 +32,8 @@ RATIO = 1024
 ALWAYS = 1 << 26
 # Matrices up to this size stay until the file is read, for the next layer of that basis.
 CACHED_MATRIX = 1 << 16
+# Packed files up to this size are read at once.
+SMALL_FILE = 1 << 25
 
 
 class OpenFile(NamedTuple):
@@ -143,7 +145,7 @@ def open_packed(
         path: of the file.
         max_bytes: as for ``load``.
         aliases: see ``Unpacked``.
-        in_memory: read all its bytes now; else those of a tensor when it is asked for.
+        in_memory: read all its bytes now; of a large file, else, those of a tensor in its turn.
 
     Raises:
         WavpruneError: as for ``load``.
@@ -158,7 +160,8 @@ def open_packed(
             raise WavpruneError(f"it does not hold the bytes of {TENSOR!r}")
         data = FileSlice(path, entry.start, entry.size)
         limit = _limit(path, max_bytes)
-        return Unpacked(data[:] if in_memory else data, limit, aliases)
+        at_once = in_memory or len(data) <= SMALL_FILE
+        return Unpacked(data[:] if at_once else data, limit, aliases)
 
 
 def _limit(path: Path, max_bytes: int | None) -> int:
