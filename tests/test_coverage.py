@@ -41,7 +41,7 @@ def test_a_report_says_what_was_pruned_and_what_was_skipped() -> None:
     assert again == report
     assert str(again.coverage) == SENTENCE
     state = net.state_dict()
-    assert report.stored_bytes == sum(t.numel() * t.element_size() for t in state.values())
+    assert report.dense_bytes == sum(t.numel() * t.element_size() for t in state.values())
 
 
 def test_a_second_call_has_the_coverage_of_its_own_selection() -> None:
@@ -67,7 +67,7 @@ def test_a_file_has_a_coverage_too(tmp_path: Path) -> None:
     tensors = checkpoints.state()
     assert report.coverage is not None
     assert report.coverage.parameters == sum(tensor.numel() for tensor in tensors.values())
-    assert report.stored_bytes == sum(t.numel() * t.element_size() for t in tensors.values())
+    assert report.dense_bytes == sum(t.numel() * t.element_size() for t in tensors.values())
     skipped = [(one.name, one.kind) for one in report.coverage.skipped]
     assert set(skipped) == {("first", "4-D"), ("third", "4-D"), ("head", "2-D")}
 
@@ -94,7 +94,7 @@ def test_a_report_without_a_coverage_is_one_of_an_earlier_version() -> None:
     content = json.loads(wavprune.fast.prune(nn.Conv2d(2, 2, 3)).to_json())
     del content["coverage"]
     report = PruneReport.from_json(json.dumps(content))
-    assert report.estimated_bytes() is report.stored_bytes is None
+    assert report.estimated_bytes() is report.dense_bytes is None
     assert "total" in str(report)
 
 

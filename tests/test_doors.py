@@ -122,7 +122,7 @@ def test_a_bare_layer_is_measured_compared_and_calibrated() -> None:
     pooled.register_forward_hook(lambda _, __, output: output.flatten(1))
     loader = [(INPUTS[0], labels)]
     report = wavprune.fast.prune(copy.deepcopy(pooled), sparsity=0.5)
-    assert report.stored_bytes == 4 * (4 * 3 * 25 + 3)
+    assert report.dense_bytes == 4 * (4 * 3 * 25 + 3)
     assert wavprune.evaluate(pooled, loader, report=report).samples == 8
     table = wavprune.compare(
         pooled, loader, sparsities=[0.5], calibration=None, wavelets=["uhaar", "dct"]

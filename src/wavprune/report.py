@@ -271,7 +271,7 @@ class PruneReport:
         return sum(layer.seconds for layer in self.layers)
 
     @property
-    def stored_bytes(self) -> int | None:
+    def dense_bytes(self) -> int | None:
         """What all tensors of the model take in an ordinary file, pruned or not.
 
         None for a report that does not know its model.
@@ -296,7 +296,7 @@ class PruneReport:
         Example:
             >>> import torch, wavprune
             >>> report = wavprune.fast.prune(torch.nn.Conv2d(64, 64, 3), sparsity=0.9)
-            >>> report.stored_bytes, report.estimated_bytes() < 10_000
+            >>> report.dense_bytes, report.estimated_bytes() < 10_000
             (147712, True)
         """
         if bits not in BITS:
@@ -346,7 +346,7 @@ class PruneReport:
         }
         if self.coverage is not None:
             content["coverage"] = self.coverage.to_dict()
-            content["stored_bytes"] = self.stored_bytes
+            content["dense_bytes"] = self.dense_bytes
             content["estimated_bytes"] = {str(bits): self.estimated_bytes(bits) for bits in BITS}
         if self.decision is not None:
             content["decision"] = self.decision.to_dict()

@@ -141,6 +141,7 @@ def test_on_a_terminal_a_bar_says_how_long_it_takes(here: Path) -> None:
         ("export none.db -o out.csv", "none.db does not exist; allowed: a file that a sweep wrote"),
         ("export none.db", "Missing option '-o'"),
         ("report none.db -o out.html", "none.db does not exist"),
+        ("report none.db -o out.pdf", "out.pdf must end in .html"),
     ],
 )
 def test_a_mistake_is_one_line(line: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:

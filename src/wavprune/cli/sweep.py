@@ -43,6 +43,12 @@ PART_NAMES = {
 }
 
 
+def _html(context: click.Context, parameter: click.Parameter, path: Path) -> Path:
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise click.BadParameter(f"{path} must end in .html")
+    return _output(context, parameter, path)
+
+
 def _output(context: click.Context, parameter: click.Parameter, path: Path) -> Path:
     if path.is_dir() or not path.parent.is_dir():
         raise click.BadParameter(f"{path} is not a file in a directory that exists")
@@ -50,8 +56,8 @@ def _output(context: click.Context, parameter: click.Parameter, path: Path) -> P
 
 
 def _output_option(**settings: Any) -> Callable[[Command], Command]:
-    kind = click.Path(path_type=Path)
-    return click.option("-o", "--output", type=kind, callback=_output, **settings)
+    settings = {"callback": _output, **settings}
+    return click.option("-o", "--output", type=click.Path(path_type=Path), **settings)
 
 
 @click.command()
@@ -184,7 +190,7 @@ def export(
 
 @click.command()
 @RESULTS
-@_output_option(required=True, metavar="FILE", help="An .html file.")
+@_output_option(required=True, metavar="FILE", help="An .html file.", callback=_html)
 @FORCE
 @click.option(
     "--tolerance",
