@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .engine.run import prune_layers
     from .errors import WavpruneError
     from .evaluation.batchnorm import batchnorm_statistics, match_batchnorm, update_batchnorm
+    from .evaluation.biases import match_biases
     from .evaluation.compare import compare
     from .evaluation.comparison import Comparison
     from .evaluation.metrics import Evaluation, evaluate
@@ -59,6 +60,7 @@ _PUBLIC = {
     "evaluate": "evaluation.metrics:evaluate",
     "fast": "fast",
     "match_batchnorm": "evaluation.batchnorm:match_batchnorm",
+    "match_biases": "evaluation.biases:match_biases",
     "onnx": "onnx",
     "ops": "ops",
     "plots": "reporting.plots",
@@ -98,6 +100,7 @@ __all__ = [
     "evaluate",
     "fast",
     "match_batchnorm",
+    "match_biases",
     "onnx",
     "ops",
     "plots",
