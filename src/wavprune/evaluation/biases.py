@@ -87,10 +87,11 @@ def match_biases(
 
 def _layers(model: nn.Module) -> list[LayerRef]:
     """The weights of layers that may be called."""
+    weights = {name: m._parameters.get("weight") for name, m in named_layers(model).items()}
     return [
-        LayerRef(name, module.weight)
-        for name, module in named_layers(model).items()
-        if isinstance(getattr(module, "weight", None), torch.Tensor) and module.weight.ndim > 1
+        LayerRef(name, weight)
+        for name, weight in weights.items()
+        if weight is not None and weight.ndim > 1
     ]
 
 
