@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .engine.run import prune_layers
     from .errors import WavpruneError
     from .evaluation.batchnorm import batchnorm_statistics, match_batchnorm, update_batchnorm
+    from .evaluation.biases import match_biases
     from .evaluation.compare import compare
     from .evaluation.comparison import Comparison
     from .evaluation.measure import Measure
@@ -63,6 +64,7 @@ _PUBLIC = {
     "fast": "fast",
     "from_pretrained": "checkpoint.huggingface:from_pretrained",
     "match_batchnorm": "evaluation.batchnorm:match_batchnorm",
+    "match_biases": "evaluation.biases:match_biases",
     "onnx": "onnx",
     "ops": "ops",
     "plots": "reporting.plots",
@@ -105,6 +107,7 @@ __all__ = [
     "fast",
     "from_pretrained",
     "match_batchnorm",
+    "match_biases",
     "onnx",
     "ops",
     "plots",

@@ -152,7 +152,7 @@ def test_nothing_to_prune(tmp_path: Path, content: Any) -> None:
         open_checkpoint(tmp_path / "a.pt").select(PruneConfig())
 
 
-@pytest.mark.parametrize("name", ["a.onnx", "model.safetensors.index.json", "noending"])
+@pytest.mark.parametrize("name", ["a.tflite", "model.safetensors.index.json", "noending"])
 def test_other_kinds_are_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"{}")
     with pytest.raises(ValueError, match=r"of no kind that can be pruned; allowed: a \.safet"):

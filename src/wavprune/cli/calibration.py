@@ -177,8 +177,8 @@ def load(source: Path) -> tuple[nn.Module, Path | None]:
     if re.fullmatch(FACTORY, str(source)):
         return load_model(FactoryModel(factory=str(source))), None
     raise WavpruneError(
-        f"{source}: calibration runs the network, so its code is needed; allowed: an .onnx model, "
-        "a Hugging Face directory, or package.module:function that returns the network"
+        f"{source}: calibration runs the network, so its code is needed; allowed: a Hugging Face "
+        "directory, an .onnx model, or package.module:function that returns the network"
     )
 
 

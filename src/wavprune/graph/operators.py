@@ -171,7 +171,7 @@ def _gemm(
     return product if c is None else product + attributes.get("beta", 1.0) * c
 
 
-def _axes(attributes: Attributes, axes: torch.Tensor | None) -> list[int] | None:
+def axes_of(attributes: Attributes, axes: torch.Tensor | None) -> list[int] | None:
     """Axes, which are an input in later opsets and an attribute in earlier ones."""
     if axes is not None:
         return [int(axis) for axis in axes.tolist()]
@@ -181,7 +181,7 @@ def _axes(attributes: Attributes, axes: torch.Tensor | None) -> list[int] | None
 
 def _reduce(function: Operator) -> Operator:
     def run(attributes: Attributes, x: torch.Tensor, axes: torch.Tensor | None = None) -> Any:
-        chosen = _axes(attributes, axes)
+        chosen = axes_of(attributes, axes)
         if not chosen:
             if attributes.get("noop_with_empty_axes", 0):
                 return x

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional
 
 from ..errors import WavpruneError
-from .operators import Attributes, _axes, operator, torch_pads
+from .operators import Attributes, axes_of, operator, torch_pads
 
 # What ONNX calls modes of padding and of resizing, and torch.
 PADS = {"constant": "constant", "reflect": "reflect", "edge": "replicate", "wrap": "circular"}
@@ -57,7 +57,7 @@ def _transpose(attributes: Attributes, x: torch.Tensor) -> torch.Tensor:
 def _squeeze(
     attributes: Attributes, x: torch.Tensor, axes: torch.Tensor | None = None
 ) -> torch.Tensor:
-    chosen = _axes(attributes, axes)
+    chosen = axes_of(attributes, axes)
     return x.squeeze() if chosen is None else x.squeeze(tuple(chosen))
 
 
@@ -65,7 +65,7 @@ def _squeeze(
 def _unsqueeze(
     attributes: Attributes, x: torch.Tensor, axes: torch.Tensor | None = None
 ) -> torch.Tensor:
-    chosen = _axes(attributes, axes) or []
+    chosen = axes_of(attributes, axes) or []
     rank = x.ndim + len(chosen)
     for axis in sorted(axis % rank for axis in chosen):
         x = x.unsqueeze(axis)

@@ -28,8 +28,8 @@ from ..common.files import check_regular
 from ..common.optional import require
 from ..errors import WavpruneError
 from ..graph import GraphModule, Model, parameters
+from ..graph.building import Place
 from ..graph.model import KEY, onnx, stored_in
-from ..graph.module import Place
 from ..graph.tensors import EXTRA, PURPOSE, TYPES, set_location, set_values
 from ..graph.writing import INLINE, DataFile, data_name, serialized, write_model
 from .models import checked
