@@ -11,6 +11,12 @@
 #if defined(__FAST_MATH__)
 #error "-ffast-math gives other bits"
 #endif
+/* For those who forget -ffp-contract=off. */
+#if defined(__clang__)
+#pragma STDC FP_CONTRACT OFF
+#elif defined(__GNUC__)
+#pragma GCC optimize("fp-contract=off")
+#endif
 
 typedef wavprune_cursor cursor;
 typedef wavprune_decoder decoder;

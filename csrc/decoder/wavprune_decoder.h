@@ -6,7 +6,7 @@
  *
  * Memory: the file's bytes, which are only read; a wavprune_decoder (4 KB); for each tensor that is
  * read, a buffer of `room` bytes, which is that of the result but for some whose coefficients take
- * more; and less than 4 KB of stack. Records and classes that Zstandard has compressed are
+ * more; and about 4 KB of stack. Records and classes that Zstandard has compressed are
  * decompressed by a function of the caller into a buffer of the caller, of wavprune_heads_size bytes;
  * a file that wavprune.checkpoint.portable has written needs neither. With a cache of
  * WAVPRUNE_CACHE bytes decoding is faster.

@@ -119,7 +119,9 @@ def unfold(link: NormLink, tensors: Mapping[str, torch.Tensor]) -> dict[str, tor
     if not fits or not all(t.is_floating_point() for t in (weight, *vectors)):
         raise WavpruneError(f"the batch norm of {link.weight!r} does not fit it")
     # Not torch's root, which on some machines is not rounded to the nearest.
-    scale = gamma.double() / torch.from_numpy(np.sqrt((var.double() + link.eps).numpy()))
+    with np.errstate(invalid="ignore"):
+        deviation = np.sqrt((var.double() + link.eps).numpy())
+    scale = gamma.double() / torch.from_numpy(deviation)
     divisor = torch.where(scale == 0, torch.ones_like(scale), scale)
     axes = [-1] + [1] * (weight.ndim - 1)
     return {
