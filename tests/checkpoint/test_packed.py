@@ -312,9 +312,12 @@ def test_indices_beyond_the_largest_are_refused(
 
 def test_an_empty_tensor_that_torch_cannot_have_is_refused(tmp_path: Path) -> None:
     packer = packed.Packer({})
-    packer.raw("a", "F32", (0, 1 << 40, 1 << 40), np.zeros(0, dtype=np.uint8))
+    packer.raw("a", "F32", (0, 1 << 40, 1 << 40), lambda: np.zeros(0, dtype=np.uint8))
+    path = tmp_path / "a.safetensors"
+    with path.open("wb") as file:
+        packer.finish(tmp_path).write(file)
     with pytest.raises(WavpruneError, match="'a' is said to be "):
-        Unpacked(packer.finish()[0], LIMIT)
+        checkpoint.load(path)
 
 
 def test_layouts_turn_back() -> None:

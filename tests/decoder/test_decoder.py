@@ -6,6 +6,7 @@ import json
 import subprocess
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,8 @@ import torch
 from torch import nn
 
 from wavprune import checkpoint
-from wavprune.checkpoint.container import KEY, tensor_writer
 from wavprune.checkpoint.norms import NormLink
 from wavprune.checkpoint.packed import Packer
-from wavprune.checkpoint.packed_layout import METADATA, TENSOR
 from wavprune.errors import WavpruneError
 
 from ..checkpoint.test_calibrated import inputs
@@ -62,10 +61,8 @@ def saved(folder: Path, model: Any, **settings: Any) -> Path:
 
 def packed(folder: Path, packer: Packer) -> Path:
     path = folder / "a.safetensors"
-    with tensor_writer(path) as writer, path.open("wb") as out:
-        writer.write(packer.finish()[0])
-        writer.close(TENSOR, "U8")
-        writer.finish(out, {KEY: METADATA})
+    with path.open("wb") as file:
+        packer.finish(folder).write(file)
     return path
 
 
@@ -187,7 +184,7 @@ def folded_by_hand(folder: Path) -> Path:
                 packer.logs(name, code, tensor)
             else:
                 data = tensor.contiguous().view(torch.uint8).numpy().reshape(-1)
-                packer.raw(name, code, tensor.shape, data)
+                packer.raw(name, code, tensor.shape, partial(np.asarray, data))
         weight, gamma, var, mean, bias = (f"{code}.{part}" for part in parts)
         packer.link(NormLink(weight, gamma, var, mean, bias, 1e-3 * i))
     return packed(folder, packer)
