@@ -167,7 +167,7 @@ def _reason(point: Point, within: str, scale: Scale) -> str:
     error = scale.difference(2 * point.change_spread)
     if is_tie(point.change, point.change_spread):
         return f"{text}; up to {error} may be chance, so it is as good."
-    return f"{text}; the change is known to {error}."
+    return f"{text}, give or take {error}."
 
 
 def _rivals(found: Front, chosen: Point, scale: Scale) -> list[str]:

@@ -14,6 +14,9 @@ from .export import csv_text
 from .scale import percentage, size
 from .series import UNPRUNED
 
+# The columns that a narrow window shows first, and the last one.
+_FIRST = ("method", "bits", "sparsity", "top1", "value", "spread", "file_bytes", "stored_bytes")
+_LAST = "guid"
 # The page shows this many runs at most; an export has all.
 MAX_ROWS = 2000
 
@@ -50,10 +53,11 @@ class Table:
 def runs_table(runs: pd.DataFrame) -> Table:
     """The finished runs; a setting that all of them share has no column."""
     pruned = runs[runs["method"] != UNPRUNED]
-    hidden = {"value"} if runs["top1"].notna().all() else set()
+    # Of a classifier top-1 is the value, and its spread follows from it.
+    hidden = {"value", "spread"} if runs["top1"].notna().all() else set()
     columns = [
         column
-        for column in RUNS
+        for column in sorted(RUNS, key=_place)
         if column.name not in hidden and (not column.role or _varies(pruned, column.name))
     ]
     note = ""
@@ -61,6 +65,13 @@ def runs_table(runs: pd.DataFrame) -> Table:
         note = f"The last {MAX_ROWS:,} of {len(runs):,} runs; an export has all."
     named = runs.assign(method=series.bases(runs).replace(UNPRUNED, "unpruned"))
     return _table("Every finished run", columns, named.tail(MAX_ROWS), note)
+
+
+def _place(column: Column) -> int:
+    """Where a column is in the table of runs; those of one place keep their order."""
+    if column.name in _FIRST:
+        return _FIRST.index(column.name)
+    return len(_FIRST) + (column.name == _LAST)
 
 
 def layers_table(layers: pd.DataFrame, runs: pd.DataFrame) -> Table:
