@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -120,3 +121,31 @@ def test_a_large_job_is_cancelled_ended_or_too_large(tmp_path: Path, launcher: L
         assert client.delete(f"/api/v1/models/{found['id']}").status_code == 204
         assert client.get(f"/api/v1/models/{found['id']}").status_code == 404
         assert not list((tmp_path / "kept" / "jobs").iterdir())
+
+
+def test_a_job_that_needs_too_much_memory_is_named(tmp_path: Path, launcher: Launcher) -> None:
+    large = {"0.weight": torch.randn(512, 512, 3, 3)}
+    save_file(large, str(tmp_path / "large.safetensors"))
+    with (
+        running(tmp_path / "kept", launcher, worker_bytes=1_000) as address,
+        httpx.Client(base_url=address, timeout=60) as client,
+    ):
+        found = upload(client, tmp_path / "large.safetensors")
+        assert client.get("/api/v1/about").status_code == 200
+    assert found["state"] == "refused"
+    assert "needs more memory" in found["error"] or "want of memory" in found["error"]
+
+
+def test_what_nobody_looks_at_is_removed(tmp_path: Path, launcher: Launcher, demo: Path) -> None:
+    with (
+        running(tmp_path / "kept", launcher, idle_seconds=1.0) as address,
+        httpx.Client(base_url=address, timeout=60) as client,
+    ):
+        identity = upload(client, demo)["id"]
+        end = time.monotonic() + 60
+        # The list of all models looks at none.
+        while client.get("/api/v1/models").json():
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        assert client.get(f"/api/v1/models/{identity}").status_code == 404
+        assert not list((tmp_path / "kept" / "models").iterdir())

@@ -115,14 +115,18 @@ def test_no_job_is_lost_at_any_moment(
                 answer = client.post(f"/api/v1/models/{model}/jobs", json=settings)
                 if answer.status_code == 201:
                     asked.add(answer.json()["id"])
-            end = time.monotonic() + (SECONDS if kill == KILLS else moments.uniform(0, 1.5))
+            end = time.monotonic() + (4 * SECONDS if kill == KILLS else moments.uniform(0, 1.5))
             while time.monotonic() < end:
                 found = jobs_of(client, model)
                 done |= {key: job for key, job in found.items() if job["state"] == "done"}
-                if len(done) == len(asked) and kill == KILLS:
+                is_open = any(job["state"] in ("queued", "running") for job in found.values())
+                if kill == KILLS and not is_open:
                     break
                 time.sleep(0.02)
-    assert done.keys() == asked
+    # A job that takes a service down so often is given up, and says so.
+    given_up = {job["id"] for job in found.values() if "interrupted" in (job["error"] or "")}
+    assert done.keys() | given_up == asked
+    assert not given_up or KILLS >= 20
     kept = tmp_path / "kept"
     assert not [path for path in (kept / "jobs").rglob("attempt-*") if path.exists()]
     assert {path.name for path in (kept / "jobs").iterdir()} == asked

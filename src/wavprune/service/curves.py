@@ -237,7 +237,9 @@ def _of_steps(ordered: Floats, sums: Floats, squares: Floats, norm: float) -> tu
             errors[i] = errors[i - 1] * (STEPS[i] / STEPS[i - 1]) ** 2
             continue
         symbols = np.arange(int(ordered[-1] / step + 0.5) + 1)
-        edges = np.searchsorted(ordered, (symbols + 0.5).astype(np.float64) * step, side="left")
+        # In the same dtype, or all coefficients would be converted first.
+        halves = ((symbols + 0.5) * step).astype(ordered.dtype)
+        edges = np.searchsorted(ordered, halves, side="left")
         counts = np.diff(edges, prepend=0)
         linear = np.diff(_until(sums, edges), prepend=0.0)
         square = np.diff(_until(squares, edges), prepend=0.0)

@@ -51,11 +51,13 @@ def serve(connection: socket.socket, memory: int, threads: int) -> None:
 
 
 def _read(connection: socket.socket, lines: queue.Queue[str]) -> None:
-    with connection.makefile("r", encoding="utf-8") as source:
-        for line in source:
-            lines.put(line)
-    # Nobody is left who wants what this process does.
-    os._exit(0)
+    try:
+        with connection.makefile("r", encoding="utf-8") as source:
+            for line in source:
+                lines.put(line)
+    finally:
+        # Nobody is left who wants what this process does, also where they were killed.
+        os._exit(0)
 
 
 def _send(messages: TextIO, message: dict[str, Any]) -> None:
