@@ -11,8 +11,8 @@ REVISION = 2
 BEFORE = {
     2: """\
 Rows marked * were measured before the last refit had a second attempt with larger batches and half
-of its way among the candidates, and before the sequential pass looked at 96 positions of each input
-in place of 32.
+of its way among the candidates, and before the sequential pass looked at 96 positions of each of 64
+inputs or more, in place of 32.
 """
 }
 

@@ -19,7 +19,7 @@ from ..errors import WavpruneError
 from .admm import select
 from .calls import Call, NormCall, Tap
 from .candidates import Candidate, stored
-from .collect import PER_COLUMN
+from .collect import LEAST_POSITIONS, PER_COLUMN
 from .collected import Calibration
 from .network import Network, Values, channel_moments, matched, run_norm, shifts_bias
 from .patches import num_positions, patches
@@ -35,7 +35,8 @@ from .statistics import (
 )
 
 ITERATIONS = 20
-# Positions of every sample at least: values are solved for here for the last time.
+# Positions of every sample at least, where there are enough samples to learn more from them: values
+# are solved for here for the last time.
 POSITIONS = 96
 # Of the mean input energy, so that what neither network reads stays as it is.
 LEAST_RIDGE = 1e-9
@@ -123,7 +124,8 @@ class _Solving(Tap):
     def _solve(self, name: str, dense: Call, pruned: Call) -> None:
         problem, site = self._problems[name], self._calibration.layers[name]
         samples = len(pruned.batched)
-        wanted = positions_per_sample(site.rows, samples, PER_COLUMN, POSITIONS)
+        least = LEAST_POSITIONS if self._calibration.few else POSITIONS
+        wanted = positions_per_sample(site.rows, samples, PER_COLUMN, least)
         positions = sampled_positions(
             num_positions(pruned),
             wanted,
