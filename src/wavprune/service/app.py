@@ -14,7 +14,8 @@ from .documents import openapi_page
 from .guard import Guard
 from .launcher import Launcher
 from .limits import Settings
-from .service import FullError, NotReadyError, Service
+from .service import NotReadyError, Service
+from .uploads import FullError
 
 require("fastapi", "uvicorn", extra="serve", purpose="the service")
 
