@@ -16,7 +16,7 @@ RUN pip install --no-cache-dir --constraint /tmp/constraints.txt \
         --index-url https://download.pytorch.org/whl/cpu torch
 COPY --from=build /wheels /wheels
 RUN wheel=$(ls /wheels/wavprune-*.whl) && \
-    pip install --no-cache-dir --constraint /tmp/constraints.txt "$wheel[serve]" && rm -r /wheels
+    pip install --no-cache-dir --constraint /tmp/constraints.txt "$wheel[serve,onnx]" && rm -r /wheels
 RUN useradd --create-home --uid 1000 wavprune && install -d -o wavprune /data
 USER wavprune
 VOLUME /data

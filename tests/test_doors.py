@@ -134,6 +134,17 @@ def test_a_bare_layer_is_measured_compared_and_calibrated() -> None:
     assert calibrated.decision is not None
 
 
+def test_a_bare_layer_is_stored_from_inputs(tmp_path: Path) -> None:
+    net = nn.Conv2d(4, 3, 5)
+    path = tmp_path / "a.safetensors"
+    saved = checkpoint.save(net, path, calibration=INPUTS * 4, target_kl=0.01)
+    assert saved.layers[0].name == "weight"
+    back = nn.Conv2d(4, 3, 5)
+    back.load_state_dict(checkpoint.load(path))
+    error = (back(INPUTS[0]) - net(INPUTS[0])).norm() / net(INPUTS[0]).norm()
+    assert 0 < float(error) < 0.2
+
+
 FACTORY = """
 import torch
 

@@ -14,10 +14,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import onnx
 import wavprune
 from wavprune import checkpoint
 from wavprune.errors import WavpruneError
 from wavprune.service import tasks
+
+from ..support import graphs
 
 SETTINGS = {"basis": "dct", "sparsity": 0.8, "scope": "layer"}
 MOST = 1 << 26
@@ -53,6 +56,25 @@ def test_pruning_is_what_the_library_does(model: Path) -> None:
     found = load_file(made / result["file"])
     assert all(torch.equal(found[name], value) for name, value in net.state_dict().items())
     assert len(json.loads((made / tasks.REPORT).read_text())["layers"]) == 9
+
+
+def test_graphs_are_pruned_and_compressed(tmp_path: Path) -> None:
+    directory = tmp_path / "models" / "a"
+    directory.mkdir(parents=True)
+    source = directory / "source.onnx"
+    onnx.save(graphs.network(), source)
+    layers = len(wavprune.fast.prune(onnx.load(source), wavelet="dct", sparsity=0.8).layers)
+    assert tasks.analyze(directory, ".onnx", MOST, ignore)["layers"] == layers
+    result, made = run(directory, "prune", ".onnx")
+    model = onnx.load(source)
+    assert result["kept"] == wavprune.fast.prune(model, wavelet="dct", sparsity=0.8).kept
+    x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    np.testing.assert_array_equal(graphs.run(made / result["file"], x), graphs.run(model, x))
+    result, made = run(directory, "compress", ".onnx")
+    with zipfile.ZipFile(made / result["file"]) as packed:
+        packed.extractall(tmp_path)
+    (out,) = wavprune.onnx.session(tmp_path / "model.onnx").run(None, {"x": x.numpy()})
+    np.testing.assert_allclose(out, graphs.run(model, x), atol=0.05)
 
 
 def test_compressing_to_a_size_reaches_it(model: Path) -> None:

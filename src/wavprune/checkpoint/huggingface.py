@@ -173,6 +173,12 @@ def push_to_hub(
     Raises:
         WavpruneError: it is no such directory, or ``repo_id`` is none.
         ImportError: the extra ``huggingface`` is not installed.
+
+    Example:
+        >>> push_to_hub("no-such-folder", "user/network")
+        Traceback (most recent call last):
+            ...
+        wavprune.errors.WavpruneError: no-such-folder is no directory
     """
     hub = require("huggingface_hub", extra="huggingface", purpose="push_to_hub")
     folder = Path(directory)

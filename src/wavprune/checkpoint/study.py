@@ -100,7 +100,7 @@ def study_of(
             "calibration: its inputs reach no layer with a weight; allowed: models of convolutions "
             "and linear maps"
         )
-    names = {layer_name(tensor.name) for tensor in chosen}
+    names = {_module_of(tensor) for tensor in chosen}
     folded = fold(network, {name: site for name, site in sites.items() if name in names})
     if not same_outputs(dense, network.outputs(held)):
         raise WavpruneError(
@@ -115,7 +115,7 @@ def study_of(
     items: list[Item] = []
     shifts: dict[str, tuple[str, torch.Tensor, int]] = {}
     for tensor in chosen:
-        name = layer_name(tensor.name)
+        name = _module_of(tensor)
         site, sensitivity = sites[name], known[name]
         item = weight_item(tensor, source.tensors[tensor.name], plan, site, sensitivity, c)
         items.append(item)
@@ -149,11 +149,16 @@ def _refs(model: nn.Module) -> list[LayerRef]:
     ]
 
 
+def _module_of(tensor: Tensor) -> str:
+    """The name of the module whose weight it is; empty for the network itself."""
+    return tensor.name.removesuffix("weight").removesuffix(".")
+
+
 def _chosen(source: Source, plan: Plan, explicit: bool, sites: Mapping[str, Site]) -> list[Tensor]:
     if explicit:
         chosen = choose_tensors(source, plan)
         for tensor in chosen:
-            if layer_name(tensor.name) not in sites:
+            if _module_of(tensor) not in sites:
                 raise WavpruneError(
                     f"layer {layer_name(tensor.name)!r}: calibration inputs do not reach it; "
                     "ignore that layer"
@@ -161,14 +166,12 @@ def _chosen(source: Source, plan: Plan, explicit: bool, sites: Mapping[str, Site
         return chosen
     keys = [source.aliases.get(weight.key, weight.key) for weight in source.weights]
     chosen = [source.tensors[key] for key in dict.fromkeys(keys)]
-    return [
-        tensor for tensor in chosen if layer_name(tensor.name) in sites and tensor.dtype in DTYPES
-    ]
+    return [tensor for tensor in chosen if _module_of(tensor) in sites and tensor.dtype in DTYPES]
 
 
 def _bias_of(name: str, site: Site, folded: Mapping[str, str], source: Source) -> str | None:
     """The bias that takes up a shift of a layer's outputs."""
-    bias = f"{folded[name]}.bias" if name in folded else f"{name}.bias"
+    bias = f"{folded[name]}.bias" if name in folded else f"{name}.bias".removeprefix(".")
     takes = name in folded or (site.follows_bias and site.norm is None)
     return bias if takes and bias in source.tensors else None
 

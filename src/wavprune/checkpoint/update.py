@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from ..common.atomic import recover, replaced
 from ..errors import WavpruneError
@@ -16,6 +17,26 @@ from .formats.directory import copy_others
 from .formats.safetensors import SafetensorsFile
 from .prune import check_target
 from .pruned import entry_of
+
+
+def snapshot(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Copies of all tensors of a network, for ``changed_since``."""
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def changed_since(model: nn.Module, before: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors that are not what they were.
+
+    Example:
+        >>> network = nn.Linear(2, 1)
+        >>> before = snapshot(network)
+        >>> with torch.no_grad():
+        ...     _ = network.bias.add_(1)
+        >>> list(changed_since(network, before))
+        ['bias']
+    """
+    after = model.state_dict()
+    return {name: after[name] for name in after if not after[name].equal(before[name])}
 
 
 def update_directory(

@@ -207,7 +207,7 @@ def prune_calibrated(
     """
     from ..calibration.prune import prune_calibrated as prune
     from ..checkpoint.pruned import pruned_metadata
-    from ..checkpoint.update import update_directory
+    from ..checkpoint.update import changed_since, snapshot, update_directory
     from ..graph import GraphModule
     from ..onnx.models import rewrite_changed
 
@@ -217,13 +217,12 @@ def prune_calibrated(
     loader = inputs.load(directory)
     before: dict[str, torch.Tensor] = {}
     if output is not None and directory is not None:
-        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        before = snapshot(model)
     report = prune(model, config, loader, inputs.level, progress)
     if output is None:
         return report
     if directory is not None:
-        after = model.state_dict()
-        changed = {name: after[name] for name in after if not after[name].equal(before[name])}
+        changed = changed_since(model, before)
         update_directory(directory, output, changed, report=report, force=force)
         return report
     if isinstance(model, GraphModule):

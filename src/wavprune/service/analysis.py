@@ -25,8 +25,6 @@ from ..errors import WavpruneError
 from .curves import Floats, LayerCurves, Measured, bases_shown, measure
 
 VERSION = 1
-# ONNX models, where this version reads them.
-GRAPHS: tuple[str, ...] = getattr(formats, "ONNX", ())
 MOST_LAYERS = 2048
 # Kernels of a layer that are pictured, the strongest; of 1x1 kernels, a corner of all.
 PICTURED, CORNER = 8, 16
@@ -161,9 +159,10 @@ def analyze(path: Path, progress: Callable[[float], object]) -> ModelCurves:
 
 
 def _stored(path: Path) -> tuple[int, int]:
-    """Bytes of all tensors of a checkpoint, and how many there are; of a graph, of its file."""
-    if path.suffix.lower() in GRAPHS:
-        return path.stat().st_size, 0
+    """Bytes of all tensors of a checkpoint, and how many there are."""
+    if path.suffix.lower() in formats.ONNX:
+        sizes = [size for file in open_checkpoint(path).files for _, size in file.sizes()]
+        return sum(sizes), len(sizes)
     source = tensors_of(path)
     return source.size, len(source.names)
 

@@ -14,7 +14,6 @@ from .._version import __version__
 from ..checkpoint import formats
 from ..config import AUTO
 from . import pictures, tasks
-from .analysis import GRAPHS
 from .guard import COOKIE, same, session_of
 from .preview import check, curves, preview
 from .service import Progress, Service
@@ -36,7 +35,7 @@ from .shapes import (
 from .store import DONE, WAITING, Job, Model
 
 # Of checkpoints that can be uploaded, and of inputs.
-FILES = (*formats.SAFETENSORS, *formats.STATE_DICTS, *GRAPHS)
+FILES = (*formats.SAFETENSORS, *formats.STATE_DICTS, *formats.ONNX)
 ARRAYS, IMAGES = ".npz", (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 MOST_INPUTS = 4096
 # A stream of events says at least this often that it is there.

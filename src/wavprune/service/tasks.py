@@ -5,7 +5,6 @@ Each task reads one directory and writes another; nothing here knows of HTTP or 
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import shutil
@@ -17,11 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..checkpoint import save
+from ..checkpoint.formats import ONNX
 from ..checkpoint.formats.names import SkippedLayerWarning
 from ..checkpoint.prune import prune_file
 from ..common.atomic import replaced
 from ..common.progress import Listener
 from ..config import PruneConfig
+from ..onnx import save as save_graph
 from ..report import PruneReport
 from . import analysis
 from .archives import unpack
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from ..sweep.data import Loader
 
 ZIP = ".zip"
-ROOT = __name__.partition(".")[0]
 CURVES, INPUTS, RESULT, REPORT = "curves.npz", "inputs", "result.json", "report.json"
 # What is made of a directory: itself, and a zip of it to download.
 DIRECTORY, PACKED = "model", "model.zip"
@@ -140,8 +140,8 @@ def _compress(
 ) -> dict[str, Any]:
     target = output / f"{DIRECTORY}.safetensors"
     save_compressed: Any = save
-    if source.suffix in analysis.GRAPHS:
-        save_compressed = importlib.import_module(f"{ROOT}.onnx").save
+    if source.suffix in ONNX:
+        save_compressed = save_graph
         target = target.with_suffix(source.suffix)
     report("compress", None)
     if settings.get("target_bytes") is None:
@@ -187,18 +187,16 @@ def _calibrate(
     source: Path, model: Path, settings: dict[str, Any], output: Path, report: Listener
 ) -> dict[str, Any]:
     from ..calibration.prune import prune_calibrated
-    from ..checkpoint.update import update_directory
+    from ..checkpoint.update import changed_since, snapshot, update_directory
 
     report("load the network", None)
     network = load_network(source)
     inputs = load_inputs(source, model, settings)
-    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    before = snapshot(network)
     dense = load_network(source)
     pruned = prune_calibrated(network, _config(settings, model), inputs, settings["level"])
-    after = network.state_dict()
-    changed = {name: after[name] for name in after if not after[name].equal(before[name])}
     target = output / DIRECTORY
-    update_directory(source, target, changed)
+    update_directory(source, target, changed_since(network, before), report=pruned)
     facts = _finished(pruned, target, report)
     report("compare", None)
     return {**facts, **agreement(network, dense, inputs)}
