@@ -8,17 +8,21 @@ INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint c
 SOURCES := pyproject.toml setup.py constraints.txt
 KERNELS := setup.py $(filter-out csrc/decoder/%,$(wildcard csrc/*.* csrc/*/*.*))
 
-.PHONY: demo test pytest bench docs decoder wheel release-check findings big gpu \
+.PHONY: demo test lint pytest bench docs decoder wheel release-check findings big gpu \
 	sanitize sanitize-kernels clean
 
 demo: $(VENV)/.examples $(VENV)/.native
 	$(BIN)/python examples/demo.py --out out
 
-test: $(VENV)/.test $(VENV)/.native
+# Two at a time: while packages are installed the extension is compiled, and while tests run, the rest.
+test:
+	$(MAKE) --jobs=2 $(VENV)/.test $(VENV)/.native
+	OMP_NUM_THREADS=1 $(MAKE) --jobs=2 pytest lint sanitize-kernels docs
+
+lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(MAKE) --jobs=2 pytest sanitize-kernels docs
 
 pytest: $(VENV)/.test $(VENV)/.native
 	$(BIN)/pytest
