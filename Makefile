@@ -97,7 +97,7 @@ $(VENV)/.release: $(VENV)/.tools
 
 # Without a compiler this builds nothing; `wavprune info` says so.
 $(VENV)/.native: $(VENV)/.tools $(KERNELS)
-	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python setup.py --quiet build_ext --inplace
+	MAKEFLAGS= PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python setup.py --quiet build_ext --inplace
 	touch $@
 
 # WAVPRUNE_NO_EXTENSION: the target above builds the extension, once for all extras.
