@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -282,6 +283,57 @@ def test_a_record_of_another_weight_is_left_aside(
         saved = checkpoint.save(tmp_path / "in.safetensors", tmp_path / "a.safetensors")
     plain = checkpoint.save(dense, tmp_path / "b.safetensors")
     assert [layer.checksum for layer in saved.layers] == [layer.checksum for layer in plain.layers]
+
+
+def test_matrices_of_many_sizes_have_room_in_the_header(tmp_path: Path) -> None:
+    sizes = (4, 8, 16, 32, 64, 128, 256)
+    tensors = {f"a{n}.weight": torch.randn(n, n) for n in sizes}
+    save_file(tensors, tmp_path / "in.safetensors")
+    config = PruneConfig(wavelet="haar", sparsity=0.5, targets=("*",))
+    prune_file(tmp_path / "in.safetensors", tmp_path / "out.safetensors", config)
+    assert len(entry(tmp_path / "out.safetensors")["layers"]) == len(sizes)
+
+
+def test_a_matrix_that_has_changed_is_stored_as_it_is(tmp_path: Path, dense: Path) -> None:
+    config = PruneConfig(wavelet="haar", sparsity=0.9, targets=("fc",))
+    prune_file(dense, tmp_path / "pruned.safetensors", config)
+    with safe_open(tmp_path / "pruned.safetensors", framework="pt") as file:
+        metadata = file.metadata()
+    tensors = load_file(tmp_path / "pruned.safetensors")
+    tensors["fc.weight"] = torch.randn_like(tensors["fc.weight"])
+    save_file(tensors, tmp_path / "tuned.safetensors", metadata=metadata)
+    with pytest.warns(ChangedLayerWarning, match="fc"):
+        saved = checkpoint.save(tmp_path / "tuned.safetensors", tmp_path / "small.safetensors")
+    assert "fc" not in [layer.name for layer in saved.layers]
+    torch.testing.assert_close(
+        checkpoint.load(tmp_path / "small.safetensors")["fc.weight"], tensors["fc.weight"]
+    )
+
+
+def test_no_basis_is_computed_of_a_kernel_that_is_too_large(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    save_file({"a.weight": torch.ones(1, 1, 300_000)}, path)
+    with pytest.raises(WavpruneError, match="layer 'a': 300000 kernels are too large"):
+        checkpoint.save(path, tmp_path / "b.safetensors")
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [nn.DataParallel, partial(torch.compile, backend="eager")],
+    ids=["parallel", "compiled"],
+)
+def test_names_are_those_within_a_wrapper(wrap: Any, tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten())
+    wrapped = wrap(net)
+    report = wavprune.fast.prune(wrapped, wavelet="haar", sparsity=0.5)
+    path = tmp_path / "a.safetensors"
+    saved = checkpoint.save(wrapped, path, report=report, values="float32")
+    assert [layer.name for layer in saved.layers] == ["0"]
+    net.load_state_dict(checkpoint.load(path))
+    inputs = [torch.randn(64, 3, 3, 3) for _ in range(2)]
+    saved = checkpoint.save(wrapped, path, calibration=inputs, target_kl=0.01)
+    assert saved.layers[0].name == "0"
+    net.load_state_dict(checkpoint.load(path))
 
 
 def test_a_layer_that_is_gone_is_no_matter(tmp_path: Path, dense: Path) -> None:

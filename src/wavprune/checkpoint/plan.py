@@ -75,6 +75,7 @@ class Plan:
             stats = self.report[_reported_name(name, self.report)]
             return _layer(ref, kept_by_report(ref, stats, self.report), size)
         assert self.quantised is not None
+        _check_kernel(ref)
         if name in self.recorded:
             return _layer(ref, kept_by_record(ref, self.recorded[name]), size)
         return _layer(ref, Kept(_cheapest_basis(ref.weight, self.quantised)), size)
@@ -274,6 +275,16 @@ def _rate(weight: torch.Tensor) -> Callable[[Basis], float]:
         return float(np.log2(means + floor).sum())
 
     return rate
+
+
+def _check_kernel(ref: LayerRef) -> None:
+    """Raise WavpruneError, before a basis of it is computed, where a kernel is too large."""
+    kernel = ref.weight.shape[2:]
+    if math.prod(kernel) > LARGEST_KERNEL:
+        raise WavpruneError(
+            f"layer {ref.name!r}: {'x'.join(map(str, kernel))} kernels are too large to be stored; "
+            f"allowed: kernels of at most {LARGEST_KERNEL} values, or method='min_weight'"
+        )
 
 
 def _layer(ref: LayerRef, kept: Kept, size: _Size) -> Layer:

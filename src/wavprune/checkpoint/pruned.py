@@ -234,7 +234,8 @@ def _room_for(
     """
     name = config.basis_name
     candidates = (*SHORT, *LONG) if name == AUTO else ("identity", name)
-    count = len({weight.shape[2:] for weight in weights}) * len(candidates)
+    # The levels of a matrix follow from its whole shape.
+    count = len({weight.shape[2:] or weight.shape for weight in weights}) * len(candidates)
     longest = max(candidates, key=len), max(MODES, key=len)
     basis = [config.method, *longest, config.level or DEEPEST, DEEPEST, False, False]
     layers: dict[str, Any] = {}

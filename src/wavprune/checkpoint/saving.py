@@ -18,6 +18,7 @@ from ..common.checks import choice, positive
 from ..common.progress import progress_bar
 from ..config import PruneConfig
 from ..engine.ambient import neutral
+from ..engine.layers import unwrapped
 from ..errors import WavpruneError
 from ..graph import Model as Graph
 from ..report import PruneReport
@@ -112,7 +113,8 @@ def save(
         batchnorm: with ``calibration``: ``"fold"`` (the default) takes batch norms into the layers
             before them, which gives the same inference and cannot be fine-tuned; ``"keep"`` stores
             them as they are, but for the mean of the errors.
-        progress: show a progress bar on standard error, for each step that is tried.
+        progress: show a progress bar on standard error, for each step that is tried; not with
+            ``calibration`` or ``coder="trellis"``.
 
     Returns:
         What was done. The weights that ``load`` gives have these errors and checksums, to the bit.
@@ -157,6 +159,8 @@ def save(
     plan = with_record(pruned_together(plan, source), source)
     chosen = choose_tensors(source, plan) if calibration is None else []
     plan = verified(plan, chosen, whole_matrices=coder != TRELLIS)
+    # Matrices that only a record selects are not selected without it.
+    chosen = choose_tensors(source, plan) if calibration is None else []
     warn_skipped(model if isinstance(model, str | os.PathLike) else "model", source.skipped)
     goal = _goal(target_bytes, target_bits_per_weight, source)
     if calibration is not None:
@@ -164,7 +168,7 @@ def save(
         explicit = report is not None or config is not None or targets is not None
         explicit |= ignore is not None
         return save_calibrated(
-            *(model, calibration, plan, explicit, Target(target_kl, goal)),
+            *(unwrapped(model), calibration, plan, explicit, Target(target_kl, goal)),
             *(batchnorm or FOLD, target),
         )
     if coder == TRELLIS:

@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from ..common.tensors import memory_key
+from ..engine.layers import unwrapped
 from ..errors import WavpruneError
 from ..graph import Model, find_weights, parameters
 from .formats import ONNX, open_checkpoint
@@ -91,7 +92,7 @@ def tensors_of(
     """The tensors of a model, of a state dict, of a graph or of a checkpoint on disk.
 
     Args:
-        model: where they are.
+        model: where they are; names are those within wrappers such as ``DataParallel``.
         scratch: see ``open_checkpoint``.
 
     Raises:
@@ -100,7 +101,7 @@ def tensors_of(
             holds no checkpoint.
     """
     if isinstance(model, nn.Module):
-        model = model.state_dict()
+        model = unwrapped(model).state_dict()
     if isinstance(model, Mapping):
         return _of_nested(flatten(model))
     if isinstance(model, Model):

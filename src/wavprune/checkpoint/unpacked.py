@@ -110,6 +110,8 @@ class Unpacked:
         if not all(isinstance(value, str) for value in self.metadata.values()):
             raise WavpruneError("its metadata is not a map of strings")
         text = reader.text()
+        if text.count("\0") > len(self._data):
+            raise WavpruneError("it has more names than bytes")
         self.names = text.split("\0") if text else []
         count = reader.number(len(self.names) or 1)
         if count != len(self.names):
@@ -376,7 +378,9 @@ class Unpacked:
             raise WavpruneError(DAMAGED)
         if not entry.size:
             return torch.empty(entry.shape if dtype else (0,), dtype=dtype or torch.uint8)
-        values = torch.frombuffer(bytearray(part), dtype=torch.uint8)
+        # What was read from a file is in memory of its own.
+        own = part if isinstance(self._data, FileSlice) else bytearray(part)
+        values = torch.frombuffer(own, dtype=torch.uint8)
         return values if dtype is None else values.view(dtype).view(entry.shape)
 
     def _decoder(self, number: int) -> Decoder:

@@ -23,6 +23,7 @@ from ..common.clock import Clock, Part, timed
 from ..common.loaders import check_loader, inputs_and_labels
 from ..config import PruneConfig
 from ..engine.ambient import autocast_enabled
+from ..engine.coverage import coverage_of
 from ..engine.device import compute_device
 from ..engine.layers import LayerRef, select_layers
 from ..engine.rules import rule_for
@@ -249,6 +250,7 @@ def run_trial(
             else:
                 layers = select_layers(copied, config)
                 report = prune_layers(layers, config, source, masks=True).wait()
+                report.coverage = coverage_of(copied, layers)
     pruned = time.perf_counter()
     # The unpruned model has answered already.
     answers = reference.predictions if config is None and not timing else None

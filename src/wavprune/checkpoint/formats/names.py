@@ -99,7 +99,6 @@ def select(
         prefix: what stands before every name in a nested file, such as ``"state_dict."``; patterns
             may have it or not, whether the layers' names here do or not.
         also: layers that are selected like convolutions.
-        also: layers that are selected like convolutions.
 
     Raises:
         WavpruneError: a pattern matches nothing, or nothing is left.
