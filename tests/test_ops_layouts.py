@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.support.cases import any_level, bits
@@ -90,6 +90,21 @@ def outcome(
     threads=st.integers(1, 3),
 )
 @settings(max_examples=150, deadline=None)
+# Fewer kernels than a block has, in rows that lie across memory.
+@example(
+    outs=2,
+    ins=2,
+    kernel=(3, 3),
+    dtype=torch.float64,
+    compute_float64=True,
+    order=[2, 3, 1, 0],
+    steps=(1, 1, 1, 1),
+    offset=2,
+    name="dct",
+    kept=0.974,
+    instruction_set=SETS[0],
+    threads=2,
+)
 def test_the_same_bits_in_every_layout(
     outs: int,
     ins: int,
