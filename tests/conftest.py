@@ -7,11 +7,22 @@ PyWavelets and pytest, and nothing else.
 from __future__ import annotations
 
 import importlib.util
+import signal
 from pathlib import Path
 
 import pytest
 
 MISSING = [name for name in ("hypothesis", "rich") if importlib.util.find_spec(name) is None]
+
+
+def pytest_configure() -> None:
+    """Signals that a shell in the background ignores are not ignored here, nor by child processes."""
+    for number, handler in (
+        (signal.SIGINT, signal.default_int_handler),
+        (signal.SIGHUP, signal.SIG_DFL),
+    ):
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 def pytest_ignore_collect(collection_path: Path) -> bool | None:
