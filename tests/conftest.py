@@ -16,7 +16,7 @@ MISSING = [name for name in ("hypothesis", "rich") if importlib.util.find_spec(n
 
 
 def pytest_configure() -> None:
-    """Signals that a shell in the background ignores are not ignored here, nor by child processes."""
+    """Signals that a shell in the background ignores count here, and in child processes."""
     for number, handler in (
         (signal.SIGINT, signal.default_int_handler),
         (signal.SIGHUP, signal.SIG_DFL),
