@@ -227,6 +227,26 @@ def test_compare_and_trials_take_it_too() -> None:
     assert result.rows()[0]["top1"] is None
 
 
+@pytest.mark.parametrize("name", ["error", "loss", "KL", "change", "note", "[b]"])
+def test_a_metric_may_be_named_as_a_column(name: str) -> None:
+    result = wavprune.compare(
+        Denoiser(),
+        images(),
+        sparsities=[0.5],
+        wavelets=["haar"],
+        methods=["dwt"],
+        metric=Measure(mse, name, False),
+    )
+    heading, unpruned, pruned = (
+        [cell.strip() for cell in line.strip("┃│").replace("┃", "│").split("│")]
+        for line in str(result).splitlines()
+        if line.startswith(("┃", "│"))
+    )
+    assert heading[4] == name
+    assert unpruned[4] == f"{result.unpruned.value:.4f}"
+    assert pruned[4] == f"{result.trials[0].evaluation.value:.4f}"
+
+
 @pytest.mark.parametrize(
     ("metric", "error", "message"),
     [
