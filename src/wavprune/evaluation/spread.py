@@ -27,19 +27,21 @@ def standard_error(parts: Parts | None) -> float | None:
     """The standard error of the whole, by the random-group method; None for fewer than two parts.
 
     Wolter, "Introduction to Variance Estimation", 2nd edition 2007, chapter 2: how much the values
-    of disjoint groups differ says how much the value of all of them would in other data.
+    of disjoint groups differ says how much the value of all of them would in other data. Groups
+    may differ in size: by the divisor the variance is unbiased where a group's own is inverse to
+    its weight.
 
     Example:
         >>> values = torch.tensor([1.0, 3.0], dtype=torch.float64)
         >>> standard_error(Parts(values, torch.tensor([0.5, 0.5], dtype=torch.float64)))
         1.0
     """
-    if parts is None or len(parts.values) < 2:
+    if parts is None or int((parts.weights > 0).sum()) < 2:
         return None
     values, weights = parts
+    squares = weights.square()
     mean = (weights * values).sum()
-    count = len(values)
-    variance = (weights.square() * (values - mean).square()).sum() * count / (count - 1)
+    variance = (squares * (values - mean).square()).sum() / (1 - squares.sum())
     return math.sqrt(float(variance))
 
 
