@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections import OrderedDict
 from functools import partial
@@ -225,6 +226,29 @@ def test_compare_and_trials_take_it_too() -> None:
     assert "higher is better" in text.replace("\n", " ")
     assert "KL" not in text
     assert result.rows()[0]["top1"] is None
+
+
+def test_seeds_that_differ_make_a_change_less_certain() -> None:
+    """As on the page of a sweep, where the same runs are a tie."""
+    result = wavprune.compare(
+        Denoiser(),
+        images(),
+        sparsities=[0.5],
+        methods=["random"],
+        seeds=[0, 1],
+        metric=Measure(mse, "MSE", False),
+    )
+    for changes, shown in (((-0.06, 0.0), "-0.0300 ~"), ((-0.031, -0.029), "-0.0300 │")):
+        trials = [
+            dataclasses.replace(
+                trial,
+                evaluation=dataclasses.replace(
+                    trial.evaluation, value=result.unpruned.value + change, change_spread=0.01
+                ),
+            )
+            for trial, change in zip(result, changes, strict=True)
+        ]
+        assert shown in str(dataclasses.replace(result, trials=tuple(trials)))
 
 
 @pytest.mark.parametrize("name", ["error", "loss", "KL", "change", "note", "[b]"])

@@ -10,12 +10,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from wavprune.evaluation.spread import joint_error
 from wavprune.reporting import plots
 from wavprune.reporting.export import export
 from wavprune.reporting.front import Front, front, headline
 from wavprune.reporting.page import write_page
 from wavprune.reporting.plots.front import front_by_bytes, visible_points
-from wavprune.reporting.scale import Scale, joint_error, scale_of, with_metric
+from wavprune.reporting.scale import Scale, scale_of, with_metric
 from wavprune.sweep.store import Store
 
 SAMPLES = 1800

@@ -17,7 +17,7 @@ from ..common.tables import as_html, as_text
 from ..common.text import csv_cell
 from ..report import data_frame, written
 from .metrics import Evaluation
-from .spread import ERRORS
+from .spread import is_tie, joint_error
 from .trial import Trial
 
 if TYPE_CHECKING:
@@ -165,6 +165,8 @@ class Comparison:
         reports = [trial.report for trial in trials if trial.report is not None]
         values = [evaluation.value for evaluation in evaluations]
         change = statistics.mean(values) - self.unpruned.value
+        error = joint_error(values, [evaluation.change_spread for evaluation in evaluations])
+        tie = " ~" if is_tie(change, error) else ""
         scale, digits = (100, 2) if self.unpruned.top1 is not None else (1, 4)
         texts = {
             "sparsity": f"{first.evaluation.sparsity:.2%}",
@@ -172,7 +174,7 @@ class Comparison:
             "kept": f"{reports[0].kept:,}" if reports else "",
             "bytes": f"{first.evaluation.stored_bytes:,}",
             "metric": _mean_and_range([scale * value for value in values], digits),
-            "change": f"{scale * change:+.{digits}f}{_tie(evaluations, change)}" if reports else "",
+            "change": f"{scale * change:+.{digits}f}{tie}" if reports else "",
             "loss": f"{_mean(evaluation.loss for evaluation in evaluations):.4f}",
             "KL": f"{_mean(evaluation.kl for evaluation in evaluations):.4f}",
             "agreement %": f"{100 * _mean(evaluation.agreement for evaluation in evaluations):.2f}",
@@ -180,14 +182,6 @@ class Comparison:
             "note": "; ".join(_notes(first, len(trials))),
         }
         return [texts[column] for column in self._columns()]
-
-
-def _tie(evaluations: Sequence[Evaluation], change: float) -> str:
-    """A mark where a mean change is no more than chance may make."""
-    spreads = [evaluation.change_spread for evaluation in evaluations]
-    known = [spread for spread in spreads if spread is not None]
-    tied = len(known) == len(spreads) and abs(change) <= ERRORS * statistics.mean(known)
-    return " ~" if tied else ""
 
 
 def _notes(trial: Trial, seeds: int) -> Iterator[str]:

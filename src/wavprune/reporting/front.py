@@ -9,8 +9,9 @@ from typing import Any
 
 import pandas as pd
 
+from ..evaluation.spread import ERRORS, is_tie, joint_error
 from . import series
-from .scale import Scale, is_tie, joint_error, percent, size
+from .scale import Scale, percent, size
 from .series import BASELINES
 
 # Sizes that differ by less than this part are the same.
@@ -164,7 +165,7 @@ def _reason(point: Point, within: str, scale: Scale) -> str:
     text += "" if point.measured else ", by computed sizes: sweep over bits to measure files"
     if math.isnan(point.change_spread):
         return f"{text}."
-    error = scale.difference(2 * point.change_spread)
+    error = scale.difference(ERRORS * point.change_spread)
     if is_tie(point.change, point.change_spread):
         return f"{text}; up to {error} may be chance, so it is as good."
     return f"{text}, give or take {error}."

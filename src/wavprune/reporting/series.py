@@ -14,8 +14,8 @@ from typing import Any
 import pandas as pd
 
 from ..config import WAVELETS
+from ..evaluation.spread import joint_error
 from ..sweep.schema import SETTINGS
-from .scale import joint_error
 
 # The method of the rows that are the unpruned network.
 UNPRUNED = "none"
