@@ -16,6 +16,7 @@ from torchmetrics.image import PeakSignalNoiseRatio
 import wavprune
 from tests.evaluation.test_metrics import lookup
 from wavprune import DenseReference, Measure, PruneConfig, evaluate
+from wavprune.errors import WavpruneError
 from wavprune.evaluation.spread import Parts, paired_error, share_error, standard_error
 
 
@@ -317,6 +318,15 @@ def test_the_spread_of_batches_is_right_whatever_their_sizes(sizes: tuple[int, .
     found = [standard_error(Parts(values, weights)) or 0.0 for values in right / counts]
     expected = math.sqrt(0.7 * 0.3 / sum(sizes))
     assert math.sqrt(sum(f**2 for f in found) / 2000) == pytest.approx(expected, rel=0.1)
+
+
+def test_a_reference_measured_by_another_metric_is_refused() -> None:
+    model, data = Denoiser(), images()
+    percent = Measure(lambda outputs, targets: 100 * mse(outputs, targets), "100 MSE", False)
+    reference = DenseReference.measure(model, data, metric=percent).predictions
+    message = "reference was measured by '100 MSE', the model by 'MSE'; allowed: the same metric"
+    with pytest.raises(WavpruneError, match=message):
+        evaluate(model, data, reference, timing=False, metric=Measure(mse, "MSE", False))
 
 
 def test_errors_of_parts_and_pairs() -> None:

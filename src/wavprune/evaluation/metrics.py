@@ -317,6 +317,11 @@ def _by_metric(
     compared: dict[str, Any] = {"agreement": None, "kl": None}
     parts, logits = None, None
     if isinstance(reference, Answers):
+        if reference.measure.name != answers.measure.name:
+            raise WavpruneError(
+                f"reference was measured by {reference.measure.name!r}, the model by "
+                f"{answers.measure.name!r}; allowed: the same metric"
+            )
         if reference.samples != answers.samples:
             raise WavpruneError(
                 f"reference was measured on {reference.samples} samples, the model on "
