@@ -189,6 +189,42 @@ class Overlap(torchmetrics.Metric):
         return {"map": self.total / self.count, "count": self.count}
 
 
+class Features(torchmetrics.Metric):
+    """As FID and LPIPS: a metric with a network of its own."""
+
+    higher_is_better = False
+    copies = 0
+    total: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = nn.Conv2d(1, 2, 3)
+        self.add_state("total", torch.tensor(0.0), "sum")
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Features:
+        Features.copies += 1
+        copied = Features()
+        copied.load_state_dict(self.state_dict())
+        return copied
+
+    def update(self, outputs: torch.Tensor, targets: torch.Tensor) -> None:
+        self.total += (self.network(outputs) - self.network(targets)).abs().mean().detach()
+
+    def compute(self) -> torch.Tensor:
+        return self.total
+
+
+@pytest.mark.parametrize(("reference", "copies"), [(None, 1), (Denoiser(), 2)])
+def test_a_metric_with_a_network_is_copied_once_for_each_model(
+    reference: nn.Module | None, copies: int
+) -> None:
+    Features.copies = 0
+    found = evaluate(Denoiser(), images(), reference, timing=False, metric=Features())
+    assert Features.copies == copies
+    assert found.value > 0
+    assert (found.spread, found.change_spread) == (None, None)
+
+
 def test_lists_of_images_with_lists_of_boxes() -> None:
     class Detector(nn.Module):
         def forward(self, pictures: list[torch.Tensor]) -> list[dict[str, torch.Tensor]]:
