@@ -105,6 +105,20 @@ def test_where_nothing_is_good_enough_it_says_so() -> None:
     assert "no finished run to compare with" in headline(alone, Scale())[1]
 
 
+@pytest.mark.parametrize(
+    ("dense", "stored", "line"),
+    [
+        (2_000, 20_000, "20 kB, 10 times larger: uhaar"),
+        (20_010, 20_000, "20 kB, no smaller: uhaar"),
+        (math.nan, 20_000, "20 kB: uhaar"),
+        (3_998_400, 999_600, "1 MB, 4 times smaller: uhaar"),
+    ],
+)
+def test_a_headline_of_any_sizes(dense: float, stored: float, line: str) -> None:
+    frame = runs(("none", 0.0, dense, 1765, 0), ("uhaar", 0.9, stored, 1765, 0))
+    assert headline(front(frame[:1], frame[1:], Scale()), Scale())[0].startswith(line)
+
+
 def test_repetitions_are_one_point_with_the_spread_of_both() -> None:
     result = found(
         *(("none", 0.0, 315_000, 1765 + seed, seed) for seed in (1, 2)),

@@ -155,9 +155,19 @@ def headline(found: Front, scale: Scale) -> tuple[str, str]:
     point = found.chosen
     if point is None:
         return f"No run is within {within}.", ""
-    smaller = f"{found.dense_bytes / point.bytes:.3g} times smaller"
-    line = f"{size(point.bytes)}, {smaller}: {point.name}, {scale.change(point.change)}"
+    sizes = f"{size(point.bytes)}{_times(found.dense_bytes / point.bytes)}"
+    line = f"{sizes}: {point.name}, {scale.change(point.change)}"
     return line, " ".join((_reason(point, within, scale), *_rivals(found, point, scale)))
+
+
+def _times(smaller: float) -> str:
+    """How much smaller or larger than the unpruned network's file; empty if it is not known."""
+    if math.isnan(smaller):
+        return ""
+    times = f"{max(smaller, 1 / smaller):.3g}"
+    if times == "1":
+        return ", no smaller"
+    return f", {times} times {'smaller' if smaller > 1 else 'larger'}"
 
 
 def _reason(point: Point, within: str, scale: Scale) -> str:

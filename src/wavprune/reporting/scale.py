@@ -152,11 +152,12 @@ def size(value: float) -> str:
     """A number of bytes with a suitable unit.
 
     Example:
-        >>> size(48_178), size(312)
-        ('48.2 kB', '312 B')
+        >>> size(48_178), size(312), size(999_600)
+        ('48.2 kB', '312 B', '1 MB')
     """
     for unit in ("B", "kB", "MB"):
-        if value < 1000:
+        # As written: what is rounded up to 1000 is one of the next unit.
+        if float(f"{value:.3g}") < 1000:
             return f"{value:.3g} {unit}"
         value /= 1000
     return f"{value:.3g} GB"
