@@ -119,6 +119,17 @@ def test_a_headline_of_any_sizes(dense: float, stored: float, line: str) -> None
     assert headline(front(frame[:1], frame[1:], Scale()), Scale())[0].startswith(line)
 
 
+def test_calibrated_points_say_so_once() -> None:
+    frame = runs(DENSE, *(("uhaar", 0.9, size, 1764, 0) for size in (28_900.0, 40_000.0)))
+    for levels, labels in (
+        ([None, "full", "full"], ["uhaar, 90%, calibrated full, 8 bits"]),
+        ([None, "full", None], ["uhaar, calibrated full, 90%, 8 bits", "uhaar, 90%, 8 bits"]),
+    ):
+        frame["calibrated"] = levels
+        found = front(frame[:1], frame[1:], Scale())
+        assert [point.name for point in found.points] == labels
+
+
 def test_repetitions_are_one_point_with_the_spread_of_both() -> None:
     result = found(
         *(("none", 0.0, 315_000, 1765 + seed, seed) for seed in (1, 2)),

@@ -28,7 +28,7 @@ class Point:
         label: what they are: basis, and the settings that vary.
         basis: the label of the basis or method.
         setting: what tells their panel from the others; empty where there is one.
-        details: how they were trained and stored, in a few words.
+        details: how they were calibrated, trained and stored, where the label does not say it.
         sparsity: what was pruned.
         bytes: of the stored file; computed where no file was written.
         measured: whether files were written.
@@ -220,7 +220,7 @@ def _points(pruned: pd.DataFrame, dense: pd.Series[float]) -> list[Point]:
                 label=str(labels[first]),
                 basis=str(bases[first]),
                 setting=_without(str(settings[first]), details),
-                details=details,
+                details=_without(details, str(labels[first])),
                 sparsity=float(rows["sparsity"].mean()),
                 bytes=float(rows["bytes"].mean()),
                 measured=bool(_measured(rows)),
@@ -238,7 +238,7 @@ def _measured(rows: pd.DataFrame) -> Any:
     return "file_bytes" in rows and rows["file_bytes"].notna().all()
 
 
-def _without(setting: str, details: str) -> str:
-    """The title of a panel without what the details say, or say by saying nothing."""
-    said = {*details.split(", "), "not trained", "not stored"}
-    return ", ".join(part for part in setting.split(", ") if part not in said)
+def _without(text: str, other: str) -> str:
+    """A text without the parts that another says, or says by saying nothing."""
+    said = {*other.split(", "), "not trained", "not stored"}
+    return ", ".join(part for part in text.split(", ") if part not in said)
