@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections import OrderedDict
 from functools import partial
@@ -15,6 +16,7 @@ from torchmetrics.image import PeakSignalNoiseRatio
 import wavprune
 from tests.evaluation.test_metrics import lookup
 from wavprune import DenseReference, Measure, PruneConfig, evaluate
+from wavprune.errors import WavpruneError
 from wavprune.evaluation.spread import Parts, paired_error, share_error, standard_error
 
 
@@ -187,6 +189,42 @@ class Overlap(torchmetrics.Metric):
         return {"map": self.total / self.count, "count": self.count}
 
 
+class Features(torchmetrics.Metric):
+    """As FID and LPIPS: a metric with a network of its own."""
+
+    higher_is_better = False
+    copies = 0
+    total: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = nn.Conv2d(1, 2, 3)
+        self.add_state("total", torch.tensor(0.0), "sum")
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Features:
+        Features.copies += 1
+        copied = Features()
+        copied.load_state_dict(self.state_dict())
+        return copied
+
+    def update(self, outputs: torch.Tensor, targets: torch.Tensor) -> None:
+        self.total += (self.network(outputs) - self.network(targets)).abs().mean().detach()
+
+    def compute(self) -> torch.Tensor:
+        return self.total
+
+
+@pytest.mark.parametrize(("reference", "copies"), [(None, 1), (Denoiser(), 2)])
+def test_a_metric_with_a_network_is_copied_once_for_each_model(
+    reference: nn.Module | None, copies: int
+) -> None:
+    Features.copies = 0
+    found = evaluate(Denoiser(), images(), reference, timing=False, metric=Features())
+    assert Features.copies == copies
+    assert found.value > 0
+    assert (found.spread, found.change_spread) == (None, None)
+
+
 def test_lists_of_images_with_lists_of_boxes() -> None:
     class Detector(nn.Module):
         def forward(self, pictures: list[torch.Tensor]) -> list[dict[str, torch.Tensor]]:
@@ -227,6 +265,49 @@ def test_compare_and_trials_take_it_too() -> None:
     assert result.rows()[0]["top1"] is None
 
 
+def test_seeds_that_differ_make_a_change_less_certain() -> None:
+    """As on the page of a sweep, where the same runs are a tie."""
+    result = wavprune.compare(
+        Denoiser(),
+        images(),
+        sparsities=[0.5],
+        methods=["random"],
+        seeds=[0, 1],
+        metric=Measure(mse, "MSE", False),
+    )
+    for changes, shown in (((-0.06, 0.0), "-0.0300 ~"), ((-0.031, -0.029), "-0.0300 │")):
+        trials = [
+            dataclasses.replace(
+                trial,
+                evaluation=dataclasses.replace(
+                    trial.evaluation, value=result.unpruned.value + change, change_spread=0.01
+                ),
+            )
+            for trial, change in zip(result, changes, strict=True)
+        ]
+        assert shown in str(dataclasses.replace(result, trials=tuple(trials)))
+
+
+@pytest.mark.parametrize("name", ["error", "loss", "KL", "change", "note", "[b]"])
+def test_a_metric_may_be_named_as_a_column(name: str) -> None:
+    result = wavprune.compare(
+        Denoiser(),
+        images(),
+        sparsities=[0.5],
+        wavelets=["haar"],
+        methods=["dwt"],
+        metric=Measure(mse, name, False),
+    )
+    heading, unpruned, pruned = (
+        [cell.strip() for cell in line.strip("┃│").replace("┃", "│").split("│")]
+        for line in str(result).splitlines()
+        if line.startswith(("┃", "│"))
+    )
+    assert heading[4] == name
+    assert unpruned[4] == f"{result.unpruned.value:.4f}"
+    assert pruned[4] == f"{result.trials[0].evaluation.value:.4f}"
+
+
 @pytest.mark.parametrize(
     ("metric", "error", "message"),
     [
@@ -263,6 +344,27 @@ def test_what_a_metric_cannot_take_is_said(measure: Measure, message: str) -> No
         evaluate(nn.Identity(), images(), metric=measure, timing=False)
 
 
+@pytest.mark.parametrize("sizes", [(256, 4), (100, 100, 100), (256, 256, 256, 8)])
+def test_the_spread_of_batches_is_right_whatever_their_sizes(sizes: tuple[int, ...]) -> None:
+    draw = torch.Generator().manual_seed(0)
+    counts = torch.tensor(sizes, dtype=torch.float64)
+    weights = counts / counts.sum()
+    # The accuracies of batches, on 2,000 data sets of which 7 in 10 samples are right.
+    right = torch.binomial(counts.expand(2000, -1), torch.tensor(0.7).double(), generator=draw)
+    found = [standard_error(Parts(values, weights)) or 0.0 for values in right / counts]
+    expected = math.sqrt(0.7 * 0.3 / sum(sizes))
+    assert math.sqrt(sum(f**2 for f in found) / 2000) == pytest.approx(expected, rel=0.1)
+
+
+def test_a_reference_measured_by_another_metric_is_refused() -> None:
+    model, data = Denoiser(), images()
+    percent = Measure(lambda outputs, targets: 100 * mse(outputs, targets), "100 MSE", False)
+    reference = DenseReference.measure(model, data, metric=percent).predictions
+    message = "reference was measured by '100 MSE', the model by 'MSE'; allowed: the same metric"
+    with pytest.raises(WavpruneError, match=message):
+        evaluate(model, data, reference, timing=False, metric=Measure(mse, "MSE", False))
+
+
 def test_errors_of_parts_and_pairs() -> None:
     draw = torch.Generator().manual_seed(0)
     values, weights = (
@@ -274,3 +376,4 @@ def test_errors_of_parts_and_pairs() -> None:
     assert paired_error(parts, Parts(values + 1, weights)) == pytest.approx(0, abs=1e-12)
     assert paired_error(parts, Parts(values[:9], weights[:9])) is None
     assert standard_error(Parts(values[:1], weights[:1])) is None
+    assert standard_error(Parts(values[:2], torch.tensor([1.0, 0.0]).double())) is None

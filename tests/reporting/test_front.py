@@ -10,12 +10,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from wavprune.evaluation.spread import joint_error
 from wavprune.reporting import plots
 from wavprune.reporting.export import export
 from wavprune.reporting.front import Front, front, headline
 from wavprune.reporting.page import write_page
 from wavprune.reporting.plots.front import front_by_bytes, visible_points
-from wavprune.reporting.scale import Scale, joint_error, scale_of, with_metric
+from wavprune.reporting.scale import Scale, scale_of, with_metric
 from wavprune.sweep.store import Store
 
 SAMPLES = 1800
@@ -102,6 +103,31 @@ def test_where_nothing_is_good_enough_it_says_so() -> None:
     alone = front(frame[:0], frame, Scale())
     assert headline(alone, Scale())[0] == ""
     assert "no finished run to compare with" in headline(alone, Scale())[1]
+
+
+@pytest.mark.parametrize(
+    ("dense", "stored", "line"),
+    [
+        (2_000, 20_000, "20 kB, 10 times larger: uhaar"),
+        (20_010, 20_000, "20 kB, no smaller: uhaar"),
+        (math.nan, 20_000, "20 kB: uhaar"),
+        (3_998_400, 999_600, "1 MB, 4 times smaller: uhaar"),
+    ],
+)
+def test_a_headline_of_any_sizes(dense: float, stored: float, line: str) -> None:
+    frame = runs(("none", 0.0, dense, 1765, 0), ("uhaar", 0.9, stored, 1765, 0))
+    assert headline(front(frame[:1], frame[1:], Scale()), Scale())[0].startswith(line)
+
+
+def test_calibrated_points_say_so_once() -> None:
+    frame = runs(DENSE, *(("uhaar", 0.9, size, 1764, 0) for size in (28_900.0, 40_000.0)))
+    for levels, labels in (
+        ([None, "full", "full"], ["uhaar, 90%, calibrated full, 8 bits"]),
+        ([None, "full", None], ["uhaar, calibrated full, 90%, 8 bits", "uhaar, 90%, 8 bits"]),
+    ):
+        frame["calibrated"] = levels
+        found = front(frame[:1], frame[1:], Scale())
+        assert [point.name for point in found.points] == labels
 
 
 def test_repetitions_are_one_point_with_the_spread_of_both() -> None:

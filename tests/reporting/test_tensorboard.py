@@ -3,12 +3,13 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import metadata, plugin_data_pb2
 
 from wavprune.cli import main
-from wavprune.reporting.tensorboard import export_tensorboard
+from wavprune.reporting.tensorboard import _folder, export_tensorboard
 from wavprune.sweep.store import Store
 
 
@@ -39,6 +40,14 @@ def test_tensorboard_reads_every_run_with_its_settings(
         assert ("wavelet" in settings) == (run["method"] == "dwt")
         if run["method"] != "none":
             assert settings["sparsity_requested"].number_value == run["sparsity_requested"]
+
+
+@pytest.mark.parametrize(
+    ("sweep", "folder"), [("/runs", "runs"), ("!!", "sweep"), ("..", "sweep"), ("a/../b", "a-..-b")]
+)
+def test_logs_stay_within_their_folder(sweep: str, folder: str) -> None:
+    run = pd.Series({"sweep": sweep, "model": "/net/..", "sparsity": 0.5, "guid": "0123456789"})
+    assert _folder(run, "dct") == f"{folder}/net-..-dct-0.5-01234567"
 
 
 def test_what_is_there_stays(results: Path, tmp_path: Path) -> None:

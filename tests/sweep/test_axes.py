@@ -9,12 +9,14 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from torch.utils.data import DataLoader, TensorDataset
 
 import wavprune
 from tests.support import sweeps
 from wavprune import PruneConfig, checkpoint
 from wavprune.engine.layers import select_layers
 from wavprune.engine.run import prune_layers
+from wavprune.errors import WavpruneError
 from wavprune.sweep.data import load_data
 from wavprune.sweep.finishing import fine_tune
 from wavprune.sweep.grid import Storage, expand
@@ -186,6 +188,27 @@ def test_what_was_pruned_stays_pruned_in_training(root: Path, method: str) -> No
             pruned = before[f"{stats.name}.weight"] == 0
             assert torch.equal(weight == 0, pruned)
         assert not torch.equal(weight, before[f"{stats.name}.weight"])
+
+
+def test_one_sample_left_over_and_frozen_networks() -> None:
+    torch.manual_seed(0)
+    conv = torch.nn.Conv2d(1, 4, 3)
+    model = torch.nn.Sequential(
+        conv,
+        torch.nn.AdaptiveAvgPool2d(1),
+        torch.nn.BatchNorm2d(4),
+        torch.nn.Flatten(),
+    ).eval()
+    config = PruneConfig(sparsity=0.5)
+    report = prune_layers(select_layers(model, config), config, masks=True)
+    training = Training.model_validate({"data": {"builtin": "demo"}, "learning_rate": 0.1})
+    data = TensorDataset(torch.randn(17, 1, 8, 8), torch.arange(17) % 4)
+    before = conv.weight.clone()
+    fine_tune(model, config, report, training, DataLoader(data, 16), 1)
+    assert not torch.equal(conv.weight, before)
+    model.requires_grad_(False)
+    with pytest.raises(WavpruneError, match="no parameter of the model requires a gradient"):
+        fine_tune(model, config, report, training, DataLoader(data, 16), 1)
 
 
 def test_epochs_of_a_sweep(root: Path, tmp_path: Path) -> None:

@@ -92,7 +92,8 @@ class MetricTally:
         if measure.has_state:
             with timed("metrics"), torch.inference_mode(False):
                 self._whole = _fresh(measure.metric)
-                self._groups = [_fresh(self._whole) for _ in range(GROUPS)]
+                groups = 0 if _holds_network(measure.metric) else GROUPS
+                self._groups = [_fresh(self._whole) for _ in range(groups)]
             self._weights = [0] * GROUPS
 
     def read(self, batch: Any) -> tuple[Any, Any]:
@@ -278,6 +279,11 @@ def _fresh(metric: Any) -> Any:
         copied = copied.to("cpu")
     copied.reset()
     return copied
+
+
+def _holds_network(metric: Any) -> bool:
+    """Whether a metric has parameters, as those do that compare features of images."""
+    return isinstance(metric, nn.Module) and any(True for _ in metric.parameters())
 
 
 def _computed(metric: Any, name: str) -> Any:

@@ -17,7 +17,7 @@ from ..common.tables import as_html, as_text
 from ..common.text import csv_cell
 from ..report import data_frame, written
 from .metrics import Evaluation
-from .spread import ERRORS
+from .spread import is_tie, joint_error
 from .trial import Trial
 
 if TYPE_CHECKING:
@@ -99,9 +99,9 @@ class Comparison:
 
         table = Table(title=self._title(), title_justify="left", caption_justify="left")
         table.caption = escape(" ".join((self._caption(), *self.notes)))
-        for column in self._columns():
+        for column, heading in self._columns().items():
             justify: Literal["left", "right"] = "left" if column in ("basis", "note") else "right"
-            table.add_column(column, justify=justify, no_wrap=column != "note")
+            table.add_column(escape(heading), justify=justify, no_wrap=column != "note")
         table.add_row(*self._cells([self._unpruned()]))
         section: float | None = None
         for trials in self._groups():
@@ -138,13 +138,15 @@ class Comparison:
             f"{settings['mode']}; batch norm: {settings['batchnorm']}"
         )
 
-    def _columns(self) -> list[str]:
-        """The headings of the table: what was measured."""
+    def _columns(self) -> dict[str, str]:
+        """The columns of the table with their headings: a metric may be named as any of them."""
         unpruned = self.unpruned
-        measured = ["top-1 %" if unpruned.top1 is not None else unpruned.metric, "change"]
-        measured += ["loss"] if unpruned.loss is not None else []
-        measured += ["KL", "agreement %"] if unpruned.kl is not None else []
-        return ["sparsity", "basis", "kept", "bytes", *measured, "error", "note"]
+        columns = ["sparsity", "basis", "kept", "bytes", "metric", "change"]
+        columns += ["loss"] if unpruned.loss is not None else []
+        columns += ["KL", "agreement %"] if unpruned.kl is not None else []
+        headings = {column: column for column in (*columns, "error", "note")}
+        headings["metric"] = "top-1 %" if unpruned.top1 is not None else unpruned.metric
+        return headings
 
     def _caption(self) -> str:
         if self.unpruned.top1 is not None:
@@ -163,29 +165,23 @@ class Comparison:
         reports = [trial.report for trial in trials if trial.report is not None]
         values = [evaluation.value for evaluation in evaluations]
         change = statistics.mean(values) - self.unpruned.value
+        error = joint_error(values, [evaluation.change_spread for evaluation in evaluations])
+        tie = " ~" if is_tie(change, error) else ""
         scale, digits = (100, 2) if self.unpruned.top1 is not None else (1, 4)
         texts = {
             "sparsity": f"{first.evaluation.sparsity:.2%}",
             "basis": first.basis,
             "kept": f"{reports[0].kept:,}" if reports else "",
             "bytes": f"{first.evaluation.stored_bytes:,}",
-            "change": f"{scale * change:+.{digits}f}{_tie(evaluations, change)}" if reports else "",
+            "metric": _mean_and_range([scale * value for value in values], digits),
+            "change": f"{scale * change:+.{digits}f}{tie}" if reports else "",
             "loss": f"{_mean(evaluation.loss for evaluation in evaluations):.4f}",
             "KL": f"{_mean(evaluation.kl for evaluation in evaluations):.4f}",
             "agreement %": f"{100 * _mean(evaluation.agreement for evaluation in evaluations):.2f}",
             "error": f"{_mean(report.relative_error for report in reports):.4f}" if reports else "",
             "note": "; ".join(_notes(first, len(trials))),
         }
-        metric = _mean_and_range([scale * value for value in values], digits)
-        return [texts.get(column, metric) for column in self._columns()]
-
-
-def _tie(evaluations: Sequence[Evaluation], change: float) -> str:
-    """A mark where a mean change is no more than chance may make."""
-    spreads = [evaluation.change_spread for evaluation in evaluations]
-    known = [spread for spread in spreads if spread is not None]
-    tied = len(known) == len(spreads) and abs(change) <= ERRORS * statistics.mean(known)
-    return " ~" if tied else ""
+        return [texts[column] for column in self._columns()]
 
 
 def _notes(trial: Trial, seeds: int) -> Iterator[str]:

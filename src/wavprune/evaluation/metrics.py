@@ -66,7 +66,7 @@ class Evaluation:
         value: the metric's value.
         higher_is_better: whether larger values of it are better.
         spread: the standard error of ``value``: how far other samples would move it; None where it
-            is not known.
+            is not known, as of metrics that hold a network, such as FID.
         change_spread: the standard error of its difference from the reference model's on the same
             samples; None without one.
         classes: how many classes the model tells apart.
@@ -226,20 +226,21 @@ def evaluate(
         nullcontext() if reference_model is None else running(reference_model, device) as other,
     ):
         num_bytes = stored_bytes(model, report)
-        tally, reference_tally = tally_of(measure, loader), tally_of(measure, loader)
+        tally = tally_of(measure, loader)
+        reference_tally = None if reference_model is None else tally_of(measure, loader)
         for batch in batches(loader, progress, "evaluate"):
             inputs, targets = tally.read(batch)
             with timed("forward"):
                 tally.add(run(on_device(inputs, run_device)), targets)
-            if reference_model is not None:
+            if reference_model is not None and reference_tally is not None:
                 with timed("reference"):
                     assert other is not None
                     reference_tally.add(reference_model(on_device(inputs, other)), targets)
         with timed("forward"):
             latency = stopwatch.latency() if stopwatch else None
-    if isinstance(reference, nn.Module):
-        reference = reference_tally.answers()
-    return measured(model, tally.answers(), reference, report, num_bytes, latency)
+    answers = reference if reference_tally is None else reference_tally.answers()
+    assert not isinstance(answers, nn.Module)
+    return measured(model, tally.answers(), answers, report, num_bytes, latency)
 
 
 def measured(
@@ -317,6 +318,11 @@ def _by_metric(
     compared: dict[str, Any] = {"agreement": None, "kl": None}
     parts, logits = None, None
     if isinstance(reference, Answers):
+        if reference.measure.name != answers.measure.name:
+            raise WavpruneError(
+                f"reference was measured by {reference.measure.name!r}, the model by "
+                f"{answers.measure.name!r}; allowed: the same metric"
+            )
         if reference.samples != answers.samples:
             raise WavpruneError(
                 f"reference was measured on {reference.samples} samples, the model on "

@@ -9,8 +9,9 @@ from typing import Any
 
 import pandas as pd
 
+from ..evaluation.spread import ERRORS, is_tie, joint_error
 from . import series
-from .scale import Scale, is_tie, joint_error, percent, size
+from .scale import Scale, percent, size
 from .series import BASELINES
 
 # Sizes that differ by less than this part are the same.
@@ -27,7 +28,7 @@ class Point:
         label: what they are: basis, and the settings that vary.
         basis: the label of the basis or method.
         setting: what tells their panel from the others; empty where there is one.
-        details: how they were trained and stored, in a few words.
+        details: how they were calibrated, trained and stored, where the label does not say it.
         sparsity: what was pruned.
         bytes: of the stored file; computed where no file was written.
         measured: whether files were written.
@@ -154,9 +155,19 @@ def headline(found: Front, scale: Scale) -> tuple[str, str]:
     point = found.chosen
     if point is None:
         return f"No run is within {within}.", ""
-    smaller = f"{found.dense_bytes / point.bytes:.3g} times smaller"
-    line = f"{size(point.bytes)}, {smaller}: {point.name}, {scale.change(point.change)}"
+    sizes = f"{size(point.bytes)}{_times(found.dense_bytes / point.bytes)}"
+    line = f"{sizes}: {point.name}, {scale.change(point.change)}"
     return line, " ".join((_reason(point, within, scale), *_rivals(found, point, scale)))
+
+
+def _times(smaller: float) -> str:
+    """How much smaller or larger than the unpruned network's file; empty if it is not known."""
+    if math.isnan(smaller):
+        return ""
+    times = f"{max(smaller, 1 / smaller):.3g}"
+    if times == "1":
+        return ", no smaller"
+    return f", {times} times {'smaller' if smaller > 1 else 'larger'}"
 
 
 def _reason(point: Point, within: str, scale: Scale) -> str:
@@ -164,7 +175,7 @@ def _reason(point: Point, within: str, scale: Scale) -> str:
     text += "" if point.measured else ", by computed sizes: sweep over bits to measure files"
     if math.isnan(point.change_spread):
         return f"{text}."
-    error = scale.difference(2 * point.change_spread)
+    error = scale.difference(ERRORS * point.change_spread)
     if is_tie(point.change, point.change_spread):
         return f"{text}; up to {error} may be chance, so it is as good."
     return f"{text}, give or take {error}."
@@ -209,7 +220,7 @@ def _points(pruned: pd.DataFrame, dense: pd.Series[float]) -> list[Point]:
                 label=str(labels[first]),
                 basis=str(bases[first]),
                 setting=_without(str(settings[first]), details),
-                details=details,
+                details=_without(details, str(labels[first])),
                 sparsity=float(rows["sparsity"].mean()),
                 bytes=float(rows["bytes"].mean()),
                 measured=bool(_measured(rows)),
@@ -227,7 +238,7 @@ def _measured(rows: pd.DataFrame) -> Any:
     return "file_bytes" in rows and rows["file_bytes"].notna().all()
 
 
-def _without(setting: str, details: str) -> str:
-    """The title of a panel without what the details say, or say by saying nothing."""
-    said = {*details.split(", "), "not trained", "not stored"}
-    return ", ".join(part for part in setting.split(", ") if part not in said)
+def _without(text: str, other: str) -> str:
+    """A text without the parts that another says, or says by saying nothing."""
+    said = {*other.split(", "), "not trained", "not stored"}
+    return ", ".join(part for part in text.split(", ") if part not in said)

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from ..evaluation.metrics import TOP1
-from ..evaluation.spread import ERRORS, share_error
+from ..evaluation.spread import share_error
 
 # How much top-1 accuracy a run may lose and still count as accurate as the unpruned network, and
 # which part of its value any other metric.
@@ -120,29 +117,6 @@ def scale_of(runs: pd.DataFrame, asked: float | None = None) -> Scale:
     return Scale(str(first["metric"]), bool(first["higher_is_better"]), asked)
 
 
-def joint_error(values: Sequence[float], spreads: Sequence[Any]) -> float:
-    """The standard error of a mean over repetitions on the same samples; NaN if it is not known.
-
-    The samples' part is that of one run, for they are the same in all; the repetitions' is the
-    standard error of their mean.
-
-    Example:
-        >>> joint_error([0.5], [0.1]), joint_error([0.4, 0.6], [0.0, 0.0])
-        (0.1, 0.1)
-    """
-    known = [float(spread) for spread in spreads if pd.notna(spread)]
-    if not known and len(values) < 2:
-        return math.nan
-    samples = sum(spread**2 for spread in known) / len(known) if known else 0.0
-    repetitions = float(np.var(list(values), ddof=1)) / len(values) if len(values) > 1 else 0.0
-    return round(math.sqrt(samples + repetitions), 12)
-
-
-def is_tie(difference: float, error: float) -> bool:
-    """Whether chance alone may make a difference of this standard error; unknown ones may not."""
-    return difference == 0 or (not math.isnan(error) and abs(difference) <= ERRORS * error)
-
-
 def percentage(value: float) -> str:
     """A fraction as a percentage for a column, always with one decimal.
 
@@ -178,11 +152,12 @@ def size(value: float) -> str:
     """A number of bytes with a suitable unit.
 
     Example:
-        >>> size(48_178), size(312)
-        ('48.2 kB', '312 B')
+        >>> size(48_178), size(312), size(999_600)
+        ('48.2 kB', '312 B', '1 MB')
     """
     for unit in ("B", "kB", "MB"):
-        if value < 1000:
+        # As written: what is rounded up to 1000 is one of the next unit.
+        if float(f"{value:.3g}") < 1000:
             return f"{value:.3g} {unit}"
         value /= 1000
     return f"{value:.3g} GB"

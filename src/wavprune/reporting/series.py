@@ -14,8 +14,8 @@ from typing import Any
 import pandas as pd
 
 from ..config import WAVELETS
+from ..evaluation.spread import joint_error
 from ..sweep.schema import SETTINGS
-from .scale import joint_error
 
 # The method of the rows that are the unpruned network.
 UNPRUNED = "none"
@@ -43,7 +43,7 @@ _PANELS = tuple(column.name for column in SETTINGS if column.role == "panel")
 # ... those that differ in one of these are not one line, and what is left is repetition.
 _VARIANTS = tuple(column.name for column in SETTINGS if column.role == "variant")
 # What was done to a network beside pruning it.
-_DETAILS = ("epochs", "bits", "target_kl", "target_bits_per_weight")
+_DETAILS = ("calibrated", "epochs", "bits", "target_kl", "target_bits_per_weight")
 _UNITS = {"epochs": "{:g} epochs", "bits": "{:g} bits", "target_kl": "KL {:g}"}
 _UNITS["target_bits_per_weight"] = "{:g} bits per weight"
 _STORED = ("bits", "target_kl", "target_bits_per_weight")
@@ -181,8 +181,8 @@ def details(run: pd.Series[Any]) -> str:
     """How a run was calibrated, trained and stored, in a few words.
 
     Example:
-        >>> details(pd.Series({"epochs": 5, "bits": 8, "calibrated": None}))
-        '5 epochs, 8 bits'
+        >>> details(pd.Series({"epochs": 5, "bits": 8, "calibrated": "full"}))
+        'calibrated full, 5 epochs, 8 bits'
     """
     named = [
         _setting(column, run[column])
@@ -211,6 +211,7 @@ def _variant(column: str, method: str, value: Any) -> str:
     if pd.isna(value) or not value:
         return ""
     named = {"force_level": "forced", "matched": f"{value} matched"}
+    named["calibrated"] = f"calibrated {value}"
     return named.get(column, str(value))
 
 

@@ -11,9 +11,10 @@ from typing import Any, TypeAlias
 
 import pandas as pd
 
+from ..evaluation.spread import is_tie
 from . import series
 from .front import Front, front, smallest_good
-from .scale import Scale, is_tie, percent, scale_of
+from .scale import Scale, percent, scale_of
 from .series import BASELINES, UNPRUNED, listed
 
 # Settings of a model in which trainings of the same network may differ.

@@ -62,9 +62,13 @@ def export_tensorboard(results: str | os.PathLike[str], output: str | os.PathLik
 
 
 def _folder(run: pd.Series[Any], label: str) -> str:
-    """A name that says what the run is, and is no other run's."""
-    name = f"{run['sweep']}/{run['model']} {label} {run['sparsity']:.3g} {run['guid'][:8]}"
-    return "/".join(re.sub(r"[^\w.,=-]+", "-", part).strip(".-") for part in name.split("/"))
+    """A relative path that says what the run is, and is no other run's."""
+    name = f"{run['model']} {label} {run['sparsity']:.3g} {run['guid'][:8]}"
+    return f"{_file_name(run['sweep']) or 'sweep'}/{_file_name(name)}"
+
+
+def _file_name(text: str) -> str:
+    return re.sub(r"[^\w.,=-]+", "-", text).strip(".-")
 
 
 def _write(run: pd.Series[Any], folder: Path) -> None:

@@ -49,7 +49,8 @@ def fine_tune(
         epochs: passes over it.
 
     Raises:
-        WavpruneError: the loss is not finite, or its function fails to load.
+        WavpruneError: no parameter can be trained, the loss is not finite, or its function fails to
+            load.
     """
     assert report.masks is not None
     modules = named_layers(model)
@@ -135,6 +136,11 @@ def store(model: nn.Module, report: PruneReport, storage: Storage, inputs: Loade
 
 def _optimizer(model: nn.Module, training: Training) -> torch.optim.Optimizer:
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not parameters:
+        raise WavpruneError(
+            "training: no parameter of the model requires a gradient; allowed: at least one, or "
+            "epochs: 0"
+        )
     rate, decay = training.learning_rate, training.weight_decay
     if training.optimizer == "adamw":
         return torch.optim.AdamW(parameters, rate, weight_decay=decay)
@@ -142,14 +148,22 @@ def _optimizer(model: nn.Module, training: Training) -> torch.optim.Optimizer:
 
 
 def _shuffled(loader: Iterable[Any]) -> Iterator[Any]:
-    """The batches in random order; of a map-style dataset, random batches."""
+    """The batches in random order; of a map-style dataset, random batches.
+
+    One sample left over has no batch of its own: batch norms have no statistics of one value.
+    """
     if isinstance(loader, list):
         yield from (loader[i] for i in torch.randperm(len(loader)).tolist())
     elif (
         isinstance(loader, DataLoader) and loader.batch_size and hasattr(loader.dataset, "__len__")
     ):
+        samples = len(loader.dataset)
         yield from DataLoader(
-            loader.dataset, loader.batch_size, shuffle=True, collate_fn=loader.collate_fn
+            loader.dataset,
+            loader.batch_size,
+            shuffle=True,
+            collate_fn=loader.collate_fn,
+            drop_last=samples > 1 and samples % loader.batch_size == 1,
         )
     else:
         yield from loader
