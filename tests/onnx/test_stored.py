@@ -59,6 +59,49 @@ def test_weights_come_back_under_their_names_and_in_their_order(tmp_path: Path) 
         np.testing.assert_allclose(found[name], before[name], atol=0.1)
 
 
+MATRICES: dict[str, Any] = {
+    "square": ("y = MatMul(x, w)", (8, 8)),
+    "oblong": ("y = MatMul(x, w)", (8, 12)),
+    "transposed kernels": ("t = Transpose <perm = [1, 0, 2]> (w) y = Conv(x, t)", (8, 12, 3)),
+}
+
+
+@pytest.mark.parametrize("case", MATRICES)
+@pytest.mark.parametrize("settings", [{"sparsity": 0.6}, {"pattern": "2:4"}], ids=str)
+def test_what_was_pruned_is_stored_exactly(
+    tmp_path: Path, case: str, settings: dict[str, Any]
+) -> None:
+    body, shape = MATRICES[case]
+    sizes = "float[N, 8, 5] x" if len(shape) == 3 else "float[N, 8] x"
+    axes = ", ".join(["N", *(f"A{axis}" for axis in shape[1:])])
+    model = graphs.parse(f"net ({sizes}) => (float[{axes}] y) {{ {body} }}")
+    model.graph.initializer.append(graphs.initializer("w", shape))
+    pruned = type(model)()
+    pruned.CopyFrom(model)
+    report = wavprune.fast.prune(pruned, method="min_weight", targets="w", **settings)
+    saved = save(pruned, tmp_path / "a.onnx", report=report, values="float32")
+    assert saved.layers[0].kept == report.kept
+    decompress(tmp_path / "a.onnx", tmp_path / "b.onnx")
+    expected = graphs.arrays(pruned)["w"]
+    np.testing.assert_array_equal(graphs.arrays(onnx.load(tmp_path / "b.onnx"))["w"], expected)
+    method = {"method": "2:4"} if "pattern" in settings else {"method": "min_weight", **settings}
+    save(model, tmp_path / "c.onnx", config=PruneConfig(**method, targets=("w",)), values="float32")
+    decompress(tmp_path / "c.onnx", tmp_path / "d.onnx")
+    np.testing.assert_array_equal(graphs.arrays(onnx.load(tmp_path / "d.onnx"))["w"], expected)
+
+
+def test_what_was_kept_of_a_square_matrix_for_some_inputs_is_stored(tmp_path: Path) -> None:
+    model = graphs.model_of(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])], {"w": (16, 16)}, ("N", 16)
+    )
+    inputs = torch.randn(256, 16, generator=torch.Generator().manual_seed(0)) * torch.arange(16)
+    report = wavprune.fast.prune(model, targets="w", wavelet="identity", calibration=[inputs])
+    save(model, tmp_path / "a.onnx", report=report, values="float32")
+    decompress(tmp_path / "a.onnx", tmp_path / "b.onnx")
+    found = graphs.arrays(onnx.load(tmp_path / "b.onnx"))["w"]
+    np.testing.assert_allclose(found, graphs.arrays(model)["w"], atol=1e-6)
+
+
 def test_the_graph_alone_is_small(tmp_path: Path) -> None:
     model = graphs.network()
     model.graph.node[0].doc_string = "where it came from" * 1000

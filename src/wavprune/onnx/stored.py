@@ -6,8 +6,8 @@ take them from memory. Its metadata say in which file they are, under which name
     "wavprune": {"version": 1, "weights": "small.safetensors",
                  "names": {initializer: [name in the file, order of the axes or null]}}
 
-``names`` has only those whose name or order differs, as they do where a network went through torch
-to be compressed from inputs.
+``names`` has only those whose name or order differs: matrices are stored as torch has them, and a
+network that went through torch to be compressed from inputs has names of its own.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ..common.atomic import replaced
 from ..common.files import check_regular
 from ..common.optional import require
 from ..errors import WavpruneError
-from ..graph import GraphModule, Model, parameters
+from ..graph import GraphModule, Model, orders, parameters
 from ..graph.building import Place
 from ..graph.model import KEY, onnx, stored_in
 from ..graph.tensors import EXTRA, PURPOSE, TYPES, set_location, set_values
@@ -83,7 +83,8 @@ def save(
     graph_path, weights_path = paths_of(path)
     graph = _hoisted(checked(model))
     if calibration is None:
-        places = {name: Place(name) for name in parameters(graph)}
+        order_of = orders(graph)
+        places = {name: Place(name, order_of.get(name)) for name in parameters(graph)}
         report = save_tensors(graph, weights_path, **settings)
     else:
         module = GraphModule(graph)
