@@ -71,7 +71,7 @@ class OnnxFile:
         tensors = model.tensors
         mapped = None
         if data is not None:
-            data.take(model)
+            data.take(model, {weight.tensor for weight in chosen})
             mapped = data.mapped()
         opened = []
         for weight in chosen:
