@@ -204,7 +204,7 @@ def test_only_the_samples_of_a_graph_for_one_are_more(count: int) -> None:
         """
     )
     x = images(count, 8, 4, 4)
-    expected = np.concatenate([graphs.run(model, sample) for sample in x.split(1)])
+    expected = np.concatenate([graphs.run(model, sample) for sample in torch.split(x, 1)])
     np.testing.assert_array_equal(GraphModule(model)(x).numpy(), expected)
 
 
