@@ -51,6 +51,26 @@ def test_a_file_is_pruned_like_the_model_in_memory(inline: Path) -> None:
     assert before == after
 
 
+def test_the_share_that_is_pruned_is_that_of_the_network(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["a"]),
+        helper.make_node("Reshape", ["a", "sizes"], ["b"]),
+        helper.make_node("MatMul", ["b", "fc"], ["y"]),
+    ]
+    model = graphs.model_of(nodes, {"w": (4, 3, 7, 7), "fc": (16, 5)})
+    model.graph.initializer.append(numpy_helper.from_array(np.array([0, -1]), "sizes"))
+    onnx.save(model, tmp_path / "in.onnx")
+    inputs = torch.randn(32, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    for calibration in (None, [inputs]):
+        copy = ModelProto()
+        copy.CopyFrom(model)
+        found = wavprune.fast.prune(copy, sparsity=0.5, calibration=calibration).coverage
+        assert found is not None
+        assert str(found).startswith("pruned 588 of 668 parameters (88.0%)")
+    report = prune_file(tmp_path / "in.onnx", None, HALF, dry_run=True)
+    assert wavprune.fast.prune(model, sparsity=0.5).coverage == report.coverage
+
+
 def test_matrices_are_pruned_by_name_as_linear_layers_are(inline: Path) -> None:
     config = PruneConfig(method="min_weight", sparsity=0.5, targets=("mat", "fc"))
     target = inline.with_name("out.onnx")
