@@ -61,7 +61,7 @@ def test_weights_come_back_under_their_names_and_in_their_order(tmp_path: Path) 
 
 MATRICES: dict[str, Any] = {
     "square": ("y = MatMul(x, w)", (8, 8)),
-    "oblong": ("y = MatMul(x, w)", (8, 12)),
+    "oblong": ("y = Gemm(x, w)", (8, 12)),
     "transposed kernels": ("t = Transpose <perm = [1, 0, 2]> (w) y = Conv(x, t)", (8, 12, 3)),
 }
 
