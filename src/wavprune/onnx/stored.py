@@ -289,7 +289,7 @@ def _fits(proto: TensorProto, values: torch.Tensor) -> bool:
 
 
 def _hoisted(model: Model) -> Model:
-    """A copy of the model with its ``Constant`` nodes of floats as initializers."""
+    """A copy of the model with its ``Constant`` nodes of float32 and float16 as initializers."""
     copy = model.copy()
     proto = copy.proto
     if proto.ir_version < FREE_INITIALIZERS:
