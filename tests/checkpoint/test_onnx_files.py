@@ -16,6 +16,7 @@ from wavprune import PruneConfig
 from wavprune.checkpoint.formats import open_checkpoint
 from wavprune.checkpoint.prune import prune_file
 from wavprune.common.skipped import SkippedLayerWarning
+from wavprune.onnx.models import rewrite_changed, to_torch
 
 HALF = PruneConfig(sparsity=0.5)
 
@@ -48,6 +49,26 @@ def test_a_file_is_pruned_like_the_model_in_memory(inline: Path) -> None:
     before, after = onnx.load(inline), onnx.load(target)
     del before.graph.initializer[:], after.graph.initializer[:]
     assert before == after
+
+
+def test_the_share_that_is_pruned_is_that_of_the_network(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["a"]),
+        helper.make_node("Reshape", ["a", "sizes"], ["b"]),
+        helper.make_node("MatMul", ["b", "fc"], ["y"]),
+    ]
+    model = graphs.model_of(nodes, {"w": (4, 3, 7, 7), "fc": (16, 5)})
+    model.graph.initializer.append(numpy_helper.from_array(np.array([0, -1]), "sizes"))
+    onnx.save(model, tmp_path / "in.onnx")
+    inputs = torch.randn(32, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    for calibration in (None, [inputs]):
+        copy = ModelProto()
+        copy.CopyFrom(model)
+        found = wavprune.fast.prune(copy, sparsity=0.5, calibration=calibration).coverage
+        assert found is not None
+        assert str(found).startswith("pruned 588 of 668 parameters (88.0%)")
+    report = prune_file(tmp_path / "in.onnx", None, HALF, dry_run=True)
+    assert wavprune.fast.prune(model, sparsity=0.5).coverage == report.coverage
 
 
 def test_matrices_are_pruned_by_name_as_linear_layers_are(inline: Path) -> None:
@@ -100,6 +121,62 @@ def test_external_data_is_mapped_and_not_read(
     with file.beside(target, force=False), file.open(["first"], target) as (ref,):  # type: ignore[attr-defined]
         ref.weight.zero_()
     assert not graphs.arrays(onnx.load(target))["first.weight"].any()
+
+
+def shared(path: Path) -> dict[str, np.ndarray]:
+    """A file of two equal layers whose weights are the same bytes, and their biases, too."""
+    nodes = [
+        helper.make_node("Conv", ["x", "a.weight", "a.bias"], ["h"], pads=[1] * 4),
+        helper.make_node("Relu", ["h"], ["r"]),
+        helper.make_node("Conv", ["r", "b.weight", "b.bias"], ["y"], pads=[1] * 4),
+    ]
+    shapes = {"a.weight": (3, 3, 3, 3), "b.weight": (3, 3, 3, 3), "a.bias": (3,), "b.bias": (3,)}
+    model = graphs.model_of(nodes, shapes)
+    before = graphs.arrays(model)
+    (path.parent / "shared").write_bytes(before["a.weight"].tobytes() + bytes(12))
+    for tensor in model.graph.initializer:
+        start, size = (0, 324) if tensor.name.endswith("weight") else (324, 12)
+        onnx.external_data_helper.set_external_data(tensor, "shared", start, size)
+        tensor.ClearField("raw_data")
+    path.write_bytes(model.SerializeToString())
+    return graphs.arrays(onnx.load(path))
+
+
+def test_bytes_that_tensors_share_are_pruned_for_one_of_them(tmp_path: Path) -> None:
+    before = shared(tmp_path / "in.onnx")
+    prune_file(tmp_path / "in.onnx", tmp_path / "out.onnx", PruneConfig(ignore=("b",)))
+    after = graphs.arrays(onnx.load(tmp_path / "out.onnx"))
+    np.testing.assert_array_equal(after["b.weight"], before["b.weight"])
+    assert not np.array_equal(after["a.weight"], before["a.weight"])
+
+
+def test_bytes_that_tensors_share_get_the_values_of_each(tmp_path: Path) -> None:
+    shared(tmp_path / "in.onnx")
+    network = to_torch(tmp_path / "in.onnx")
+    with torch.no_grad():
+        for number, parameter in enumerate(network.parameters(), 1):
+            parameter.fill_(number)
+    rewrite_changed(tmp_path / "in.onnx", tmp_path / "out.onnx", network, force=False)
+    after = graphs.arrays(onnx.load(tmp_path / "out.onnx"))
+    for name, values in network.tensors().items():
+        np.testing.assert_array_equal(after[name], values.numpy())
+
+
+def test_tensors_that_overlap_do_not_fill_a_disk(tmp_path: Path) -> None:
+    shared(tmp_path / "in.onnx")
+    model = onnx.load(tmp_path / "in.onnx", load_external_data=False)
+    for number in range(12):
+        more = model.graph.initializer.add()
+        more.CopyFrom(model.graph.initializer[0])
+        more.name = f"more{number}"
+        more.dims[:] = [70]
+        more.raw_data = b" "
+        onnx.external_data_helper.set_external_data(more, "shared", 4 * number, 280)
+        more.ClearField("raw_data")
+    (tmp_path / "in.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(ValueError, match=r"come to [0-9,]+ bytes, in files of 336; allowed"):
+        prune_file(tmp_path / "in.onnx", tmp_path / "out.onnx", HALF)
+    assert {path.name for path in tmp_path.iterdir()} == {"in.onnx", "shared"}
 
 
 def test_an_error_leaves_nothing_behind(tmp_path: Path) -> None:

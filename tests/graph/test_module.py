@@ -193,6 +193,34 @@ def test_a_graph_for_one_size_of_batches_runs_any() -> None:
     assert GraphModule(model)(images(5, 3, 4, 4)).shape == (5, 48)
 
 
+@pytest.mark.parametrize("count", [1, 3, 8])
+def test_only_the_samples_of_a_graph_for_one_are_more(count: int) -> None:
+    # The bias has as many values as the last batch has samples.
+    model = graphs.parse(
+        """
+        net (float[1, 8, 4, 4] x) => (float[1, 8, 4, 4] y)
+        <float[8] b = {1, 2, 3, 4, 5, 6, 7, 8}, int64[4] s = {1, -1, 1, 1}>
+        { a = Relu(x) c = Reshape(b, s) y = Add(a, c) }
+        """
+    )
+    x = images(count, 8, 4, 4)
+    expected = np.concatenate([graphs.run(model, sample) for sample in torch.split(x, 1)])
+    np.testing.assert_array_equal(GraphModule(model)(x).numpy(), expected)
+
+
+def test_samples_that_are_on_another_axis_are_not_mixed() -> None:
+    model = graphs.parse(
+        """
+        net (float[1, 3, 4, 4] x) => (float[1, 12, 4] y)
+        <int64[2] s = {-1, 4}, int64[3] t = {1, -1, 4}>
+        { a = Reshape(x, s) y = Reshape(a, t) }
+        """
+    )
+    assert GraphModule(model)(images(1, 3, 4, 4)).shape == (1, 12, 4)
+    with pytest.raises(ValueError, match=r"for batches of 1, and got 2 samples, .* \(24, 4\)"):
+        GraphModule(model)(images(2, 3, 4, 4))
+
+
 def test_operators_without_a_form_in_torch_are_named() -> None:
     model = graphs.parse(
         "net (float[2, 3] x) => (float[2, 3] y) { a = Hardmax(x) y = Det(a) }", opset=20

@@ -10,7 +10,7 @@ import torch
 
 import onnx
 import wavprune
-from onnx import helper
+from onnx import helper, numpy_helper
 from tests.support import graphs
 from wavprune import PruneConfig
 from wavprune.onnx import SessionModule, decompress, save, session, to_torch
@@ -57,6 +57,49 @@ def test_weights_come_back_under_their_names_and_in_their_order(tmp_path: Path) 
     assert found.keys() == before.keys()
     for name in ("mat", "fc.weight", "up.weight", "second"):
         np.testing.assert_allclose(found[name], before[name], atol=0.1)
+
+
+MATRICES: dict[str, Any] = {
+    "square": ("y = MatMul(x, w)", (8, 8)),
+    "oblong": ("y = Gemm(x, w)", (8, 12)),
+    "transposed kernels": ("t = Transpose <perm = [1, 0, 2]> (w) y = Conv(x, t)", (8, 12, 3)),
+}
+
+
+@pytest.mark.parametrize("case", MATRICES)
+@pytest.mark.parametrize("settings", [{"sparsity": 0.6}, {"pattern": "2:4"}], ids=str)
+def test_what_was_pruned_is_stored_exactly(
+    tmp_path: Path, case: str, settings: dict[str, Any]
+) -> None:
+    body, shape = MATRICES[case]
+    sizes = "float[N, 8, 5] x" if len(shape) == 3 else "float[N, 8] x"
+    axes = ", ".join(["N", *(f"A{axis}" for axis in shape[1:])])
+    model = graphs.parse(f"net ({sizes}) => (float[{axes}] y) {{ {body} }}")
+    model.graph.initializer.append(graphs.initializer("w", shape))
+    pruned = type(model)()
+    pruned.CopyFrom(model)
+    report = wavprune.fast.prune(pruned, method="min_weight", targets="w", **settings)
+    saved = save(pruned, tmp_path / "a.onnx", report=report, values="float32")
+    assert saved.layers[0].kept == report.kept
+    decompress(tmp_path / "a.onnx", tmp_path / "b.onnx")
+    expected = graphs.arrays(pruned)["w"]
+    np.testing.assert_array_equal(graphs.arrays(onnx.load(tmp_path / "b.onnx"))["w"], expected)
+    method = {"method": "2:4"} if "pattern" in settings else {"method": "min_weight", **settings}
+    save(model, tmp_path / "c.onnx", config=PruneConfig(**method, targets=("w",)), values="float32")
+    decompress(tmp_path / "c.onnx", tmp_path / "d.onnx")
+    np.testing.assert_array_equal(graphs.arrays(onnx.load(tmp_path / "d.onnx"))["w"], expected)
+
+
+def test_what_was_kept_of_a_square_matrix_for_some_inputs_is_stored(tmp_path: Path) -> None:
+    model = graphs.model_of(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])], {"w": (16, 16)}, ("N", 16)
+    )
+    inputs = torch.randn(256, 16, generator=torch.Generator().manual_seed(0)) * torch.arange(16)
+    report = wavprune.fast.prune(model, targets="w", wavelet="identity", calibration=[inputs])
+    save(model, tmp_path / "a.onnx", report=report, values="float32")
+    decompress(tmp_path / "a.onnx", tmp_path / "b.onnx")
+    found = graphs.arrays(onnx.load(tmp_path / "b.onnx"))["w"]
+    np.testing.assert_allclose(found, graphs.arrays(model)["w"], atol=1e-6)
 
 
 def test_the_graph_alone_is_small(tmp_path: Path) -> None:
@@ -139,6 +182,54 @@ def test_a_graph_that_lies_is_refused(tmp_path: Path, said: dict[str, Any], mess
     changed(path, **said)
     with pytest.raises(ValueError, match=message):
         session(path)
+
+
+def with_constant(path: Path) -> None:
+    """A network that adds a constant of integers, which lies in another file."""
+    model = graphs.network()
+    nodes = [
+        helper.make_node("Constant", [], ["whole"], value=numpy_helper.from_array(np.arange(5))),
+        helper.make_node("Cast", ["whole"], ["floats"], to=1),
+        helper.make_node("Add", ["before", "floats"], ["y"]),
+    ]
+    model.graph.node[-1].output[0] = "before"
+    model.graph.node.extend(nodes)
+    onnx.save_model(
+        model, path, save_as_external_data=True, size_threshold=0, convert_attribute=True
+    )
+
+
+def test_all_else_in_external_data_moves_into_the_graph(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    with_constant(folder / "in.onnx")
+    save(folder / "in.onnx", tmp_path / "small.onnx", bits=8)
+    decompress(tmp_path / "small.onnx", tmp_path / "back.onnx")
+    found = outputs(session(tmp_path / "small.onnx"))
+    np.testing.assert_array_equal(found, graphs.run(tmp_path / "back.onnx", X))
+
+
+@pytest.mark.parametrize("place", ["beside", "../x", "/etc/passwd"])
+def test_a_constant_of_a_graph_is_read_from_no_file(tmp_path: Path, place: str) -> None:
+    path = tmp_path / "small.onnx"
+    save(graphs.network(), path, bits=8)
+    graph = onnx.load(path, load_external_data=False)
+    node = helper.make_node("Constant", [], ["c"], value=graphs.initializer("inner", (4,)))
+    onnx.external_data_helper.set_external_data(node.attribute[0].t, place)
+    graph.graph.node.append(node)
+    path.write_bytes(graph.SerializeToString())
+    for read in (session, lambda path: decompress(path, tmp_path / "back.onnx")):
+        with pytest.raises(ValueError, match=rf"small\.onnx: tensor 'inner' is in '{place}'"):
+            read(path)
+
+
+def test_a_pair_is_replaced_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(graphs.network(), tmp_path / "small.onnx", bits=8)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    monkeypatch.setattr("wavprune.graph.writing.LARGEST_FILE", 1000)
+    with pytest.raises(ValueError, match="the model would have"):
+        save(graphs.network(), tmp_path / "small.onnx", bits=4)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_a_session_is_evaluated_like_a_network(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Hashable, Mapping
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -16,7 +17,8 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from ..common.tensors import memory_key
 from ..engine.layers import unwrapped
 from ..errors import WavpruneError
-from ..graph import Model, find_weights, parameters
+from ..graph import GraphWeight, Model, find_weights, parameters
+from ..graph.tensors import GraphTensor
 from .formats import ONNX, open_checkpoint
 from .formats.names import Weight, weights_of
 from .formats.nesting import Nested, flatten
@@ -139,21 +141,23 @@ def tensors_of(
 def _of_graph(model: Model) -> Source:
     found, skipped = find_weights(model)
     names = parameters(model)
-    weights = []
-    for weight in found:
-        tensor = model.tensors[weight.tensor]
-        if weight.is_convolution and not weight.in_order:
-            skipped[weight.layer] = "its weight has another order of axes in the file"
-        elif weight.tensor in names:
-            weights.append(Weight(weight.layer, weight.tensor, tensor.shape))
+    weights = [Weight(w.layer, w.tensor, w.shape) for w in found if w.tensor in names]
+    turned = {w.tensor: w for w in found if not w.in_order}
     tensors = {}
     for name in names:
-        tensor = model.tensors[name]
+        tensor, weight = model.tensors[name], turned.get(name)
         assert tensor.dtype is not None
-        tensors[name] = Tensor(
-            name, DTYPE_NAMES[tensor.dtype], tensor.shape, tensor.size, tensor.read
-        )
+        dtype = DTYPE_NAMES[tensor.dtype]
+        # As torch has it, since reports, masks and targets of 2:4 are of that order.
+        shape, read = tensor.shape, tensor.read
+        if weight is not None:
+            shape, read = weight.shape, partial(_read_turned, tensor, weight)
+        tensors[name] = Tensor(name, dtype, shape, tensor.size, read)
     return Source(tensors, {}, names, weights, dict(PLAIN), skipped)
+
+
+def _read_turned(tensor: GraphTensor, weight: GraphWeight) -> torch.Tensor:
+    return weight.of(tensor.read()).contiguous()
 
 
 def _of_nested(nested: Nested) -> Source:

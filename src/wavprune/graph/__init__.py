@@ -4,7 +4,7 @@ The operators of a graph say what a state dict leaves open: which weights are ke
 transposed, and how many groups they have.
 """
 
-from .layers import GraphWeight, find_weights, parameters
+from .layers import GraphWeight, find_weights, orders, parameters
 from .model import Model, as_model, check_valid, read_model
 from .module import GraphModule, as_module
 
@@ -16,6 +16,7 @@ __all__ = [
     "as_module",
     "check_valid",
     "find_weights",
+    "orders",
     "parameters",
     "read_model",
 ]

@@ -110,6 +110,7 @@ class Builder:
         self.inputs = [entry.name for entry in self._graph.input if entry.name not in known]
         self.outputs = [entry.name for entry in self._graph.output]
         self._batch = _fixed_batch(self._graph, self.inputs)
+        self._computed = _computed(self._graph, self.inputs)
 
     def check_operators(self) -> None:
         """Raise WavpruneError for operators that have no form in torch, naming all of them."""
@@ -168,7 +169,7 @@ class Builder:
     def _attributes(self, node: NodeProto) -> dict[str, Any]:
         found: dict[str, Any] = {"opset": self._opset, "op": node.op_type}
         found["outputs"] = len(node.output)
-        if self._batch is not None:
+        if self._batch is not None and not self._computed.isdisjoint(node.input[:1]):
             found["batch"] = self._batch
         for entry in node.attribute:
             if entry.HasField("t"):
@@ -373,6 +374,15 @@ def _fixed_batch(graph: Any, inputs: Sequence[str]) -> int | None:
             size = entry.type.tensor_type.shape.dim[0]
             return int(size.dim_value) if size.HasField("dim_value") else None
     return None
+
+
+def _computed(graph: Any, inputs: Sequence[str]) -> set[str]:
+    """What comes from the inputs, but for their sizes: all that may have samples on an axis."""
+    found = set(inputs)
+    for node in graph.node:
+        if node.op_type not in ("Shape", "Size") and not found.isdisjoint(node.input):
+            found |= set(node.output)
+    return found
 
 
 def _with_drops(steps: Sequence[Step], outputs: Sequence[str]) -> Iterator[Step]:

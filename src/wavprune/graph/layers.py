@@ -213,6 +213,11 @@ def find_weights(model: Model) -> tuple[list[GraphWeight], dict[str, str]]:
     return list(weights.values()), skipped
 
 
+def orders(model: Model) -> dict[str, tuple[int, ...]]:
+    """The ``order`` of each weight that is not in torch's order itself, by its tensor's name."""
+    return {w.tensor: w.order for w in find_weights(model)[0] if not w.in_order}
+
+
 def _inside(node: NodeProto) -> Iterator[NodeProto]:
     """The nodes of a node's subgraphs."""
     graphs = [g for entry in node.attribute for g in (entry.g, *entry.graphs)]

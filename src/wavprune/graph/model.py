@@ -13,6 +13,7 @@ from ..common.optional import require
 from ..errors import WavpruneError
 from .tensors import (
     EXTRA,
+    FLOATS,
     PURPOSE,
     GraphTensor,
     all_tensors,
@@ -70,6 +71,18 @@ class Model:
                 raise WavpruneError(f"two tensors are called {name!r}")
             found[name] = tensor_of(proto, name, self.folder)
         return found
+
+    def sizes(self) -> list[tuple[int, int]]:
+        """Values and bytes of every tensor whose dtype torch has.
+
+        Integers say how operators work, and do not count as values.
+        """
+        tensors = [(t.numel, t.dtype) for t in self.tensors.values()]
+        return [
+            (numel if dtype in FLOATS else 0, numel * dtype.itemsize)
+            for numel, dtype in tensors
+            if dtype is not None
+        ]
 
     @property
     def has_external(self) -> bool:

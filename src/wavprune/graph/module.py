@@ -103,8 +103,9 @@ class GraphModule(nn.Module):
             path, _, attribute_name = own.rpartition(".")
             values[name] = place.back(getattr(self.get_submodule(path), attribute_name))
         values |= dict(zip(self._inputs, inputs, strict=True))
+        samples = inputs[0].shape[0] if inputs and inputs[0].ndim else None
         for step in self._steps:
-            found = self._run(step, [values[name] for name in step.inputs])
+            found = self._run(step, [values[name] for name in step.inputs], samples)
             outputs = found if isinstance(found, tuple) else (found,)
             values.update(zip(step.outputs, outputs, strict=False))
             values[""] = None
@@ -113,10 +114,13 @@ class GraphModule(nn.Module):
         results = tuple(values[name] for name in self._outputs)
         return results[0] if len(results) == 1 else results
 
-    def _run(self, step: Step, inputs: Sequence[Any]) -> Any:
+    def _run(self, step: Step, inputs: Sequence[Any], samples: int | None) -> Any:
         try:
             if step.module is None:
-                return OPERATORS[step.operator](step.attributes, *inputs)
+                attributes = step.attributes
+                if "batch" in attributes:
+                    attributes = {**attributes, "samples": samples}
+                return OPERATORS[step.operator](attributes, *inputs)
             layer = self.get_submodule(step.module)
             return _run_layer(step, layer, inputs[0])
         except (RuntimeError, IndexError, TypeError, WavpruneError) as error:

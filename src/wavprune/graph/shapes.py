@@ -32,9 +32,14 @@ def _reshape(attributes: Attributes, x: torch.Tensor, shape: torch.Tensor) -> to
     sizes = [int(size) for size in shape.tolist()]
     if not attributes.get("allowzero", 0):
         sizes = [x.shape[axis] if size == 0 else size for axis, size in enumerate(sizes)]
-    batch = attributes.get("batch")
-    if batch is not None and sizes and sizes[0] == batch and x.shape[0] != batch:
+    batch, samples = attributes.get("batch"), attributes.get("samples")
+    if batch != samples and x.ndim and sizes and sizes[0] == batch != x.shape[0]:
         # The graph was written for one size of batches only.
+        if x.shape[0] != samples:
+            raise WavpruneError(
+                f"the graph is for batches of {batch}, and got {samples} samples, which are not "
+                f"the first axis of a value of {tuple(x.shape)} that is given the shape {sizes}"
+            )
         sizes[0] = x.shape[0]
     return x.reshape(sizes)
 

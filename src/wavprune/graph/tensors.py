@@ -131,6 +131,19 @@ def set_values(proto: TensorProto, values: torch.Tensor) -> None:
     proto.raw_data = data.numpy().tobytes()
 
 
+def take_in(proto: TensorProto, folder: Path | None) -> None:
+    """Put the bytes that a message has in another file into the message.
+
+    Raises:
+        WavpruneError: as ``tensor_of``, or the file was cut off.
+    """
+    tensor = tensor_of(proto, proto.name, folder)
+    assert tensor.path is not None
+    data = read_exactly(tensor.path, tensor.start, tensor.size)
+    clear_values(proto)
+    proto.raw_data = bytes(data)
+
+
 def clear_values(proto: TensorProto) -> None:
     """Take the values out of a message, and the reference to a file."""
     for field in (*_FIELDS.values(), "int32_data", "raw_data", "external_data", "data_location"):
@@ -256,10 +269,15 @@ def _number(said: dict[str, str], key: str, default: int) -> int:
 
 def all_tensors(model: ModelProto) -> Iterator[TensorProto]:
     """Every tensor of a model, in subgraphs, attributes and functions too."""
-    graphs: list[Any] = [model.graph, *model.functions]
-    while graphs:
-        graph = graphs.pop()
-        yield from getattr(graph, "initializer", ())
+    yield from model.graph.initializer
+    yield from inner_tensors(model)
+
+
+def inner_tensors(model: ModelProto) -> Iterator[TensorProto]:
+    """Every tensor of a model but the initializers of its main graph."""
+    graphs: list[Any] = [*model.functions]
+    graph: Any = model.graph
+    while True:
         for sparse in getattr(graph, "sparse_initializer", ()):
             yield from (sparse.values, sparse.indices)
         for node in graph.node:
@@ -270,6 +288,10 @@ def all_tensors(model: ModelProto) -> Iterator[TensorProto]:
                 if attribute.HasField("sparse_tensor"):
                     yield from (attribute.sparse_tensor.values, attribute.sparse_tensor.indices)
                 graphs += [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]
+        if not graphs:
+            return
+        graph = graphs.pop()
+        yield from getattr(graph, "initializer", ())
 
 
 def copy_region(source: Path, start: int, size: int, target: Any) -> None:

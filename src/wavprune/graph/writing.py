@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 PAGE, SMALL, SMALL_ALIGNMENT = 4096, 1 << 16, 64
 # A model of more bytes than this gets external data.
 INLINE = 1 << 30
+# Tensors may overlap in external data, and are apart in copies of it.
+MOST_COPIES = 8
 Region = tuple[Path, int, int]
 
 
@@ -52,17 +54,35 @@ class DataFile:
 
     def __init__(self, path: Path, name: str) -> None:
         self.path, self.name = path, name
-        self._places: dict[Region, int] = {}
+        self._places: dict[Region | str, int] = {}
         self._moved: list[tuple[TensorProto, int, int]] = []
         self._end = 0
 
-    def take(self, model: Model) -> None:
-        """Copy the external data of a model, each part of a file once."""
+    def take(self, model: Model, changing: Collection[str] = ()) -> None:
+        """Copy the external data of a model, each part of a file once.
+
+        Args:
+            model: the model, whose tensors may be in the same part of a file.
+            changing: tensors that get bytes of their own, as others must not change with them.
+
+        Raises:
+            WavpruneError: the parts come to far more than the files.
+        """
+        names = {id(tensor.proto): name for name, tensor in model.tensors.items()}
+        found = []
+        for proto in all_tensors(model.proto):
+            if is_external(proto):
+                name = names.get(id(proto), proto.name)
+                tensor = tensor_of(proto, name, model.folder)
+                found.append((proto, tensor, name if name in changing else _region(tensor)))
+        _check_sizes({key: tensor for _, tensor, key in found})
         with self.path.open("wb") as out:
-            for proto in all_tensors(model.proto):
-                if is_external(proto):
-                    tensor = tensor_of(proto, proto.name, model.folder)
-                    self._moved.append((proto, self._copy(tensor, out), tensor.size))
+            for proto, tensor, key in found:
+                if key not in self._places:
+                    self._places[key] = self._align(tensor.size, out)
+                    copy_region(*_region(tensor), out)
+                    self._end += tensor.size
+                self._moved.append((proto, self._places[key], tensor.size))
 
     def put(self, tensors: Iterable[tuple[TensorProto, torch.Tensor]]) -> None:
         """Write these values, for messages that then say where they are."""
@@ -79,15 +99,6 @@ class DataFile:
         self._end = start
         return start
 
-    def _copy(self, tensor: GraphTensor, out: BinaryIO) -> int:
-        assert tensor.path is not None
-        region = (tensor.path, tensor.start, tensor.size)
-        if region not in self._places:
-            self._places[region] = self._align(tensor.size, out)
-            copy_region(*region, out)
-            self._end += tensor.size
-        return self._places[region]
-
     def mapped(self) -> torch.Tensor:
         """The bytes, to be read and changed where they are."""
         if not self._end:
@@ -95,14 +106,29 @@ class DataFile:
         return torch.from_file(str(self.path), shared=True, size=self._end, dtype=torch.uint8)
 
     def place(self, tensor: GraphTensor) -> int:
-        """Where the bytes of a tensor of the model are now."""
-        assert tensor.path is not None
-        return self._places[tensor.path, tensor.start, tensor.size]
+        """Where the bytes of a tensor are now that is changing."""
+        return self._places[tensor.name]
 
     def point(self, name: str) -> None:
         """Have the model say that its data is in the file of this name."""
         for proto, start, size in self._moved:
             set_location(proto, name, start, size)
+
+
+def _region(tensor: GraphTensor) -> Region:
+    assert tensor.path is not None
+    return tensor.path, tensor.start, tensor.size
+
+
+def _check_sizes(tensors: Mapping[Region | str, GraphTensor]) -> None:
+    """Raise WavpruneError where tensors overlap so often that copies of them fill a disk."""
+    files = {path: path.stat().st_size for path, _, _ in map(_region, tensors.values())}
+    needed, there = sum(tensor.size for tensor in tensors.values()), sum(files.values())
+    if needed > MOST_COPIES * there:
+        raise WavpruneError(
+            f"its tensors in external data come to {needed:,} bytes, in files of {there:,}; "
+            f"allowed: up to {MOST_COPIES} times as many"
+        )
 
 
 def rewrite(
@@ -127,7 +153,7 @@ def rewrite(
         model = source.copy()
         mapped = None
         if data is not None:
-            data.take(model)
+            data.take(model, tensors)
             mapped = data.mapped()
         for name, values in tensors.items():
             tensor = model.tensors[name]

@@ -6,8 +6,8 @@ take them from memory. Its metadata say in which file they are, under which name
     "wavprune": {"version": 1, "weights": "small.safetensors",
                  "names": {initializer: [name in the file, order of the axes or null]}}
 
-``names`` has only those whose name or order differs, as they do where a network went through torch
-to be compressed from inputs.
+``names`` has only those whose name or order differs: matrices are stored as torch has them, and a
+network that went through torch to be compressed from inputs has names of its own.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -23,14 +24,25 @@ import torch
 from ..checkpoint import load as load_tensors
 from ..checkpoint import save as save_tensors
 from ..checkpoint.report import SaveReport
+from ..checkpoint.saving import output_path
 from ..common.atomic import replaced
 from ..common.files import check_regular
 from ..common.optional import require
 from ..errors import WavpruneError
-from ..graph import GraphModule, Model, parameters
+from ..graph import GraphModule, Model, orders, parameters
 from ..graph.building import Place
 from ..graph.model import KEY, onnx, stored_in
-from ..graph.tensors import EXTRA, PURPOSE, TYPES, set_location, set_values
+from ..graph.tensors import (
+    EXTRA,
+    PURPOSE,
+    TYPES,
+    inner_tensors,
+    is_external,
+    location,
+    set_location,
+    set_values,
+    take_in,
+)
 from ..graph.writing import INLINE, DataFile, data_name, serialized, write_model
 from .models import checked
 
@@ -82,16 +94,24 @@ def save(
     """
     graph_path, weights_path = paths_of(path)
     graph = _hoisted(checked(model))
+    module: GraphModule | None = None
     if calibration is None:
-        places = {name: Place(name) for name in parameters(graph)}
-        report = save_tensors(graph, weights_path, **settings)
+        order_of = orders(graph)
+        places = {name: Place(name, order_of.get(name)) for name in parameters(graph)}
     else:
         module = GraphModule(graph)
         places = module.places
-        report = save_tensors(module, weights_path, calibration=calibration, **settings)
-    with replaced(graph_path) as new:
-        new.write_bytes(serialized(_weightless(graph, places, weights_path.name)))
-    return report
+        settings["calibration"] = calibration
+    # Both are complete before one of them takes its place: neither is of use without the other.
+    with replaced(graph_path) as new, replaced(weights_path) as new_weights:
+        staged = new_weights.with_name(f"{new_weights.name}{weights_path.suffix}")
+        try:
+            report = save_tensors(graph if module is None else module, staged, **settings)
+            new.write_bytes(serialized(_weightless(graph, places, weights_path.name)))
+            staged.rename(new_weights)
+        finally:
+            staged.unlink(missing_ok=True)
+    return replace(report, path=weights_path)
 
 
 def decompress(
@@ -156,14 +176,14 @@ def paths_of(path: str | os.PathLike[str]) -> tuple[Path, Path]:
     """The graph and its weights.
 
     Raises:
-        WavpruneError: the path is that of no ``.onnx`` file.
+        WavpruneError: the path is that of no ``.onnx`` file, or its weights cannot be beside it.
     """
     graph = Path(path)
     if graph.suffix.lower() != ".onnx" or graph.is_dir():
         raise WavpruneError(f"path must be a file that ends in .onnx, not {str(path)!r}")
     if not graph.parent.is_dir():
         raise WavpruneError(f"{graph}: there is no directory {graph.parent}")
-    return graph, graph.with_suffix(".safetensors")
+    return graph, output_path("path", graph.with_suffix(".safetensors"))
 
 
 class Stored(NamedTuple):
@@ -236,6 +256,13 @@ def open_stored(path: Path) -> Stored:
         raise WavpruneError(f"{path}: its metadata {KEY!r} cannot be read: {text[:80]}") from error
     if not plain:
         raise WavpruneError(f"{path} names {name!r}; allowed: a .safetensors file beside it")
+    for tensor in inner_tensors(proto):
+        if is_external(tensor):
+            # A runtime would look for it in the folder that the program happens to run in.
+            raise WavpruneError(
+                f"{path}: tensor {tensor.name!r} is in {location(tensor).get('location', '')!r}; "
+                "allowed: initializers in the compressed file, all else in the graph"
+            )
     weights = path.parent / name
     if weights.is_symlink():
         raise WavpruneError(f"{weights} is a link; allowed: a file")
@@ -262,7 +289,7 @@ def _fits(proto: TensorProto, values: torch.Tensor) -> bool:
 
 
 def _hoisted(model: Model) -> Model:
-    """A copy of the model with its large ``Constant`` nodes as initializers."""
+    """A copy of the model with its ``Constant`` nodes of float32 and float16 as initializers."""
     copy = model.copy()
     proto = copy.proto
     if proto.ir_version < FREE_INITIALIZERS:
@@ -296,15 +323,17 @@ def _weightless(model: Model, places: Mapping[str, Place], weights: str) -> Mode
     for name, place in places.items():
         stored.setdefault(place.tensor, (name, place.order))
     names = {}
+    for tensor in filter(is_external, inner_tensors(proto)):
+        take_in(tensor, model.folder)
     for tensor in proto.graph.initializer:
         found = stored.get(tensor.name)
         if found is not None:
             set_location(tensor, weights, None, None)
             if found != (tensor.name, None):
                 names[tensor.name] = found
-        elif model.tensors[tensor.name].path is not None:
+        elif is_external(tensor):
             # Too small or of another kind than what is compressed; it stays in the graph.
-            set_values(tensor, model.tensors[tensor.name].read())
+            take_in(tensor, model.folder)
     # What exporters note for debugging is several times as large as the graph.
     for noted in (proto.graph, *proto.graph.node, *proto.graph.value_info):
         noted.ClearField("metadata_props")

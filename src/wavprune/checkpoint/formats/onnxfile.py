@@ -43,9 +43,8 @@ class OnnxFile:
         return DTYPE_NAMES[tensor.dtype]
 
     def sizes(self) -> list[tuple[int, int]]:
-        """Elements and bytes of every tensor whose dtype torch has."""
-        tensors = [(t, t.dtype) for t in self.model.tensors.values()]
-        return [(t.numel, t.numel * dtype.itemsize) for t, dtype in tensors if dtype is not None]
+        """Elements, those of integers not counted, and bytes of every tensor."""
+        return self.model.sizes()
 
     @contextmanager
     def beside(self, target: Path, *, force: bool) -> Iterator[None]:
@@ -71,7 +70,7 @@ class OnnxFile:
         tensors = model.tensors
         mapped = None
         if data is not None:
-            data.take(model)
+            data.take(model, {weight.tensor for weight in chosen})
             mapped = data.mapped()
         opened = []
         for weight in chosen:
