@@ -47,7 +47,9 @@ def test_a_file_is_pruned_like_the_model_in_memory(inline: Path) -> None:
     assert [layer.name for layer in report] == ["first", "second", "up"]
     assert_same(target, expected())
     before, after = onnx.load(inline), onnx.load(target)
-    del before.graph.initializer[:], after.graph.initializer[:]
+    (record,) = after.metadata_props
+    assert record.key == "wavprune.pruned"
+    del before.graph.initializer[:], after.graph.initializer[:], after.metadata_props[:]
     assert before == after
 
 
@@ -341,3 +343,17 @@ def test_a_graph_without_convolutions_says_what_there_is(tmp_path: Path) -> None
     onnx.save(model, tmp_path / "in.onnx")
     with pytest.raises(ValueError, match=r"no convolution .* 2-D ones are used .*: head"):
         prune_file(tmp_path / "in.onnx", tmp_path / "out.onnx", HALF)
+
+
+def test_pruning_and_then_compressing_gives_the_bytes_of_one_step(tmp_path: Path) -> None:
+    config = PruneConfig(wavelet="haar", sparsity=0.9)
+    weight = torch.randn(32, 16, 5, 5, generator=torch.Generator().manual_seed(0))
+    layer = torch.nn.Conv2d(16, 32, 5)
+    layer.weight.data.copy_(weight)
+    wavprune.onnx.export(torch.nn.Sequential(layer), tmp_path / "net.onnx", torch.ones(1, 16, 8, 8))
+    prune_file(tmp_path / "net.onnx", tmp_path / "pruned.onnx", config)
+    two = wavprune.onnx.save(tmp_path / "pruned.onnx", tmp_path / "two.onnx")
+    one = wavprune.onnx.save(tmp_path / "net.onnx", tmp_path / "one.onnx", config=config)
+    none = wavprune.onnx.save(tmp_path / "net.onnx", tmp_path / "none.onnx")
+    assert abs(one.bytes - two.bytes) <= 8
+    assert one.bytes < 0.5 * none.bytes

@@ -28,8 +28,7 @@ from .formats import (
 )
 from .formats.directory import COMPRESSED_WEIGHTS, copy_others
 from .formats.names import warn_skipped
-from .formats.safetensors import SafetensorsFile
-from .pruned import make_room, note
+from .pruned import File, make_room, note
 
 
 @neutral()
@@ -124,10 +123,10 @@ def _prune(
         return _merged([report for report in reports if report.layers])
     with ExitStack() as stack:
         refs: list[LayerRef] = []
-        noted: list[tuple[SafetensorsFile, Path]] = []
+        noted: list[tuple[File, Path]] = []
         for file, copy in zip(files, copies, strict=True):
             weights = [weight for weight in file.weights if weight.layer in chosen]
-            if copy is not None and weights and isinstance(file, SafetensorsFile):
+            if copy is not None and weights and isinstance(file, File):
                 make_room(file, weights, config)
                 noted.append((file, copy))
             refs += stack.enter_context(file.open([weight.layer for weight in weights], copy))

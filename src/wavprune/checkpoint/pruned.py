@@ -28,6 +28,7 @@ from ..engine.auto import WAVELETS as LONG
 from ..errors import WavpruneError
 from ..report import PruneReport
 from .formats.names import WEIGHT, Weight
+from .formats.onnxfile import OnnxFile
 from .formats.safetensors import SafetensorsFile
 from .stored_basis import is_count
 
@@ -72,6 +73,8 @@ class PrunedLayer:
         return f"{self.method} {self.wavelet}"
 
 
+# Those whose metadata can say how they were pruned.
+File = SafetensorsFile | OnnxFile
 SHARED = tuple(field.name for field in fields(PrunedLayer))[:-2]
 
 
@@ -169,19 +172,26 @@ def parse(text: str) -> dict[str, PrunedLayer]:
     return result
 
 
-def pruned_of(file: SafetensorsFile) -> dict[str, PrunedLayer]:
+def pruned_of(file: File) -> dict[str, PrunedLayer]:
     """The layers that a file says were pruned.
 
     Raises:
         WavpruneError: its entry is not what this version writes.
     """
-    text = file.metadata.get(KEY)
-    if text is None:
-        return {}
     try:
-        return parse(text)
+        return pruned_in(file.metadata)
     except WavpruneError as error:
         raise WavpruneError(f"{file.path}: {error}; remove that entry") from error
+
+
+def pruned_in(metadata: Mapping[str, str]) -> dict[str, PrunedLayer]:
+    """The layers that metadata say were pruned.
+
+    Raises:
+        WavpruneError: the entry is not what this version writes.
+    """
+    text = metadata.get(KEY)
+    return {} if text is None else parse(text)
 
 
 def _is_basis(entry: Any) -> bool:
@@ -204,7 +214,7 @@ def _matrix(name: str, text: Any) -> bytes:
     return matrix
 
 
-def entry_of(file: SafetensorsFile, report: PruneReport) -> dict[str, str]:
+def entry_of(file: File, report: PruneReport) -> dict[str, str]:
     """The metadata of a file whose layers a report pruned, beside those pruned before."""
     own = {weight.layer for weight in file.weights}
     known = {name: layer for name, layer in pruned_of(file).items() if name in own}
@@ -212,12 +222,12 @@ def entry_of(file: SafetensorsFile, report: PruneReport) -> dict[str, str]:
     return {KEY: to_text(known)}
 
 
-def make_room(file: SafetensorsFile, weights: Sequence[Weight], config: PruneConfig) -> None:
+def make_room(file: File, weights: Sequence[Weight], config: PruneConfig) -> None:
     """Let copies of a file have room for what will be known when its weights are pruned."""
     file.make_room({KEY: ""}, _room_for(weights, config, pruned_of(file)))
 
 
-def note(file: SafetensorsFile, copy: Path, report: PruneReport) -> None:
+def note(file: File, copy: Path, report: PruneReport) -> None:
     """Write what was pruned into a copy that has room for it."""
     file.note(copy, entry_of(file, report))
 

@@ -25,7 +25,7 @@ from .formats.nesting import Nested, flatten
 from .formats.safetensors import BITS, DTYPE_NAMES, METADATA, SafetensorsFile, reader_of
 from .formats.torchfile import TorchFile
 from .pruned import KEY as PRUNED
-from .pruned import PrunedLayer, pruned_of
+from .pruned import PrunedLayer, pruned_in, pruned_of
 
 # What other libraries look for.
 PLAIN = {"format": "pt"}
@@ -153,7 +153,8 @@ def _of_graph(model: Model) -> Source:
         if weight is not None:
             shape, read = weight.shape, partial(_read_turned, tensor, weight)
         tensors[name] = Tensor(name, dtype, shape, tensor.size, read)
-    return Source(tensors, {}, names, weights, dict(PLAIN), skipped)
+    pruned = pruned_in({entry.key: entry.value for entry in model.proto.metadata_props})
+    return Source(tensors, {}, names, weights, dict(PLAIN), skipped, pruned=pruned)
 
 
 def _read_turned(tensor: GraphTensor, weight: GraphWeight) -> torch.Tensor:

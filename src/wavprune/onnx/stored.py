@@ -43,7 +43,7 @@ from ..graph.tensors import (
     set_values,
     take_in,
 )
-from ..graph.writing import INLINE, DataFile, data_name, serialized, write_model
+from ..graph.writing import INLINE, DataFile, data_name, serialized, set_metadata, write_model
 from .models import checked
 
 if TYPE_CHECKING:
@@ -338,7 +338,6 @@ def _weightless(model: Model, places: Mapping[str, Place], weights: str) -> Mode
     for noted in (proto.graph, *proto.graph.node, *proto.graph.value_info):
         noted.ClearField("metadata_props")
         noted.ClearField("doc_string")
-    entry = proto.metadata_props.add()
     said = {"version": VERSION, "weights": weights, "names": names}
-    entry.key, entry.value = KEY, json.dumps(said, separators=(",", ":"))
+    set_metadata(proto, {KEY: json.dumps(said, separators=(",", ":"))})
     return proto

@@ -6,7 +6,7 @@ beside the new model, and mapped there.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import torch
 from ...engine.layers import LayerRef
 from ...graph import GraphWeight, Model, find_weights, read_model
 from ...graph.tensors import set_values
-from ...graph.writing import DataFile, data_file, part, write_model
+from ...graph.writing import DataFile, data_file, part, set_metadata, write_model
 from .names import Weight
 from .safetensors import DTYPE_NAMES
 
@@ -30,6 +30,20 @@ class OnnxFile:
         self.graph_weights: dict[str, GraphWeight] = {weight.layer: weight for weight in found}
         self.weights = [Weight(weight.layer, weight.tensor, weight.shape) for weight in found]
         self._data: DataFile | None = None
+        self._noted: dict[str, str] = {}
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What the model says of itself."""
+        return {entry.key: entry.value for entry in self.model.proto.metadata_props}
+
+    def make_room(self, entries: Mapping[str, str], size: int) -> None:
+        """Nothing: a model is written when its entries are known."""
+
+    def note(self, copy: Path, entries: Mapping[str, str]) -> None:
+        """Let the copy that is open have these entries in its metadata."""
+        del copy
+        self._noted = dict(entries)
 
     @property
     def prefix(self) -> str:
@@ -86,6 +100,7 @@ class OnnxFile:
                 values.copy_(weight.back(ref.weight))
             if tensor.path is None:
                 set_values(tensor.proto, values)
+        set_metadata(model.proto, self._noted)
         write_model(model.proto, copy, data)
 
 
