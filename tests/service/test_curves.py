@@ -30,7 +30,8 @@ def model(demo: Path) -> analysis.ModelCurves:
 @settings(max_examples=12, deadline=None)
 @given(
     st.sampled_from(["identity", "uhaar", "dct", "klt", "haar", "db2", "rbio3.1"]),
-    st.sampled_from([(4, 3, 3), (3, 5, 5), (2, 7, 7), (8, 5), (6, 1, 1), (2, 2, 3, 4)]),
+    # With fewer kernels than values, klt has coefficients that are rounding alone.
+    st.sampled_from([(4, 3, 3), (5, 5, 5), (9, 7, 7), (8, 5), (6, 1, 1), (5, 2, 3, 4)]),
     st.integers(0, len(GRID) - 2),
     st.integers(0, 1000),
 )

@@ -148,6 +148,13 @@ def test_curves_of_another_version_are_measured_again(
     served(tmp_path, test)
 
 
+@pytest.mark.parametrize("content", [b"", b"PK", b"no zip at all"])
+def test_curves_that_cannot_be_read_are_measured_again(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / tasks.CURVES).write_bytes(content)
+    assert not analysis.is_current(tmp_path / tasks.CURVES)
+    assert not analysis.is_current(tmp_path / "none.npz")
+
+
 def test_messages_hold_no_path_of_this_machine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -239,10 +239,9 @@ def is_current(path: Path) -> bool:
     """True for curves that this version of ``save`` wrote."""
     try:
         with np.load(path, allow_pickle=False) as file:
-            facts = json.loads(file["facts"].tobytes())
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+            return bool(json.loads(file["facts"].tobytes())["version"] == VERSION)
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
         return False
-    return bool(facts["version"] == VERSION)
 
 
 def load(path: Path) -> ModelCurves:
