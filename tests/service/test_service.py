@@ -14,7 +14,7 @@ import pytest
 from wavprune.service import analysis, routes, tasks
 from wavprune.service.app import create_app
 from wavprune.service.guard import Guard
-from wavprune.service.limits import Settings
+from wavprune.service.limits import Limits, Settings
 from wavprune.service.service import Service
 from wavprune.service.store import FAILED, READY, REFUSED, WAITING
 from wavprune.service.worker import LONGEST_ERROR, _relative
@@ -33,8 +33,10 @@ class Broken:
         pass
 
 
-def served(directory: Path, test: Callable[[Guard], Coroutine[Any, Any, None]]) -> None:
-    app = create_app(Settings(directory), NO_WORKERS)
+def served(
+    directory: Path, test: Callable[[Guard], Coroutine[Any, Any, None]], **limits: Any
+) -> None:
+    app = create_app(Settings(directory, limits=Limits(**limits)), NO_WORKERS)
 
     async def run() -> None:
         try:
@@ -78,6 +80,34 @@ def test_one_failure_does_not_end_the_work_on_others(tmp_path: Path) -> None:
         assert [service.store.job(job).state for job in jobs] == [FAILED, FAILED]
 
     served(tmp_path / "kept", test)
+
+
+def test_a_zip_that_others_left_no_room_for_is_refused(tmp_path: Path) -> None:
+    async def test(app: Guard) -> None:
+        service = app.service
+
+        class Unpacks(Broken):
+            async def run(self, task: Any, *rest: Any) -> Any:
+                assert task["most"] == 500 - 1
+                source = Path(task["model"]) / "source"
+                source.mkdir()
+                (source / "a").write_bytes(bytes(499))
+                # An upload that was complete meanwhile.
+                (service.model_directory("other")).mkdir()
+                (service.model_directory("other") / "source.pt").write_bytes(bytes(100))
+                return {"done": {}}
+
+        analyst: Any = Unpacks()
+        service._analyst = analyst
+        (tmp_path / "a").write_bytes(b"x")
+        model = service.add_model(tmp_path / "a", "a.zip", ".zip")
+        await service._analyze(model)
+        found = service.store.model(model.id)
+        assert found.state == REFUSED
+        assert "the disk quota of 500 bytes is used up" in str(found.error)
+        assert service.used_bytes() == 100
+
+    served(tmp_path / "kept", test, disk_bytes=500)
 
 
 def test_who_follows_a_job_uses_its_model(tmp_path: Path) -> None:

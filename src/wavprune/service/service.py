@@ -403,6 +403,7 @@ class Service:
 
     async def _analyze(self, model: Model) -> None:
         taken = self.used_bytes() + sum(upload.claim for upload in self.uploads)
+        packed = tasks.uploaded(self.model_directory(model.id), tasks.ZIP).exists()
         task = {
             "task": "analyze",
             "model": str(self.model_directory(model.id)),
@@ -419,6 +420,9 @@ class Service:
             message = {"error": f"reading it took longer than {ANALYSIS_SECONDS:g} s"}
         except Exception as error:
             message = {"error": _defect(error)}
+        if packed and "error" not in message and self.used_bytes() > self.limits.disk_bytes:
+            # Something else has come while it was unpacked.
+            message = {"error": self.no_room()}
         self.progress.pop(model.id, None)
         # Raises where it was removed meanwhile.
         self.store.model(model.id)
