@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import struct
 import time
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 import torch
-from safetensors.torch import load, save_file
+from safetensors.torch import load, save, save_file
 
 import wavprune
 from tests.support.service import follow, running, upload
@@ -92,7 +95,49 @@ def test_settings_are_refused_by_name(
 ) -> None:
     answer = client.post(f"/api/v1/models/{model}/jobs", json=settings)
     assert answer.status_code == 422
-    assert message in answer.json()["detail"]
+    assert answer.json()["detail"].startswith(message)
+
+
+def test_a_scope_that_is_none_is_refused(client: httpx.Client, model: str) -> None:
+    path = f"/api/v1/models/{model}/kernels?layer=conv1&basis=dct&scope=banana"
+    answer = client.get(path)
+    assert answer.status_code == 422
+    assert answer.json()["detail"].startswith("scope: Input should be 'layer' or 'global'")
+
+
+def zipped(path: Path, files: dict[str, bytes]) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return path
+
+
+def test_uploads_of_long_names_and_beyond_the_quota_stop_nothing(
+    tmp_path: Path, launcher: Launcher
+) -> None:
+    tensor = {"dtype": "Q9", "shape": [1], "data_offsets": [0, 4]}
+    header = json.dumps({"x" * 1_100_000: tensor}).encode()
+    (tmp_path / "name.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(4))
+    network = save({"a.weight": torch.randn(2, 2, 3, 3), "a.bias": torch.zeros(200_000)})
+    left_out = {f"{i:02d}{'x' * 60_000}.py": b"" for i in range(20)}
+    with (
+        running(tmp_path / "kept", launcher, disk_bytes=3_600_000) as address,
+        httpx.Client(base_url=address, timeout=60) as client,
+    ):
+        refused = upload(client, tmp_path / "name.safetensors")
+        assert refused["state"] == "refused"
+        assert len(refused["error"]) <= 2000
+        names = zipped(tmp_path / "names.zip", {"model.safetensors": network, **left_out})
+        assert upload(client, names)["state"] == "ready"
+        # Small while it is packed.
+        zeros = {f"{i}.txt": bytes(10**6) for i in range(3)}
+        large = upload(
+            client, zipped(tmp_path / "large.zip", {"model.safetensors": network, **zeros})
+        )
+        assert large["state"] == "refused"
+        assert "unpacks to more than" in large["error"]
+        kept = (path.stat().st_size for path in (tmp_path / "kept" / "models").rglob("*.*"))
+        assert sum(kept) < 3_600_000
 
 
 def test_a_large_job_is_cancelled_ended_or_too_large(tmp_path: Path, launcher: Launcher) -> None:

@@ -62,6 +62,7 @@ def test_its_own_names_are_taken(tmp_path: Path, host: str) -> None:
     [
         {"origin": "http://evil.example"},
         {"origin": "null"},
+        {"origin": "http://["},
         {"origin": "http://127.0.0.1:1"},
         {"sec-fetch-site": "cross-site"},
         {"sec-fetch-site": "same-site"},
@@ -97,6 +98,11 @@ def test_a_token_is_asked_for_and_a_browser_keeps_it(tmp_path: Path) -> None:
 def test_a_short_token_is_refused(tmp_path: Path) -> None:
     with pytest.raises(WavpruneError, match="allowed: 16 or more"):
         Settings(tmp_path, token="secret")
+
+
+def test_a_token_that_no_header_takes_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(WavpruneError, match="allowed: ASCII"):
+        Settings(tmp_path, token=f"{TOKEN}é")
 
 
 def test_nothing_is_loaded_from_elsewhere(tmp_path: Path) -> None:

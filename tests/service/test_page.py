@@ -153,6 +153,17 @@ def test_a_person_reads_what_went_wrong(page: Any, tmp_path: Path) -> None:
     assert "no step brings the file to 1,000 bytes" in page.inner_text("#jobs li")
 
 
+def test_a_refused_model_of_another_page_is_removed(
+    context: Any, address: str, client: httpx.Client, tmp_path: Path
+) -> None:
+    (tmp_path / "other.safetensors").write_text("<!doctype html><title>404</title>")
+    model = upload(client, tmp_path / "other.safetensors")["id"]
+    page = opened(context, address)
+    page.get_by_role("button", name="Remove other.safetensors").click()
+    expect(page.locator("#models")).not_to_contain_text("other.safetensors")
+    assert client.get(f"/api/v1/models/{model}").status_code == 404
+
+
 def test_a_token_is_asked_for_where_one_is_needed(context: Any, address: str) -> None:
     page = context.new_page()
     asked = []

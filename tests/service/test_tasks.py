@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 import onnx
 import wavprune
 from wavprune import checkpoint
+from wavprune.checkpoint.formats.names import weights_of
 from wavprune.errors import WavpruneError
 from wavprune.service import tasks
 
@@ -133,6 +134,21 @@ def test_a_directory_is_calibrated_and_compared(directory: Path) -> None:
     compared, _ = run(directory, "compare", tasks.ZIP, job="b")
     assert compared["kl"] == pytest.approx(result["kl"], rel=1e-6)
     assert compared["agreement"] == result["agreement"]
+
+
+def test_images_are_brought_to_the_size_that_is_asked_for(directory: Path) -> None:
+    pil = pytest.importorskip("PIL.Image")
+    (directory / tasks.INPUTS / "000000.npz").unlink()
+    pil.new("RGB", (24, 20)).save(directory / tasks.INPUTS / "000000.png")
+    inputs = tasks.load_inputs(directory / "source", directory, {"image_size": 16})
+    (batch,) = tasks._batches(inputs)
+    assert batch.shape == (1, 3, 16, 16)
+
+
+def test_layers_are_ignored_where_the_file_has_their_names() -> None:
+    skipped = weights_of({"a.weight_v": (2, 2, 3, 3)})[1]
+    assert list(skipped) == ["a"]
+    assert tasks._by_name(skipped | {"b": "it was not computed in I8"}) == ["b"]
 
 
 def test_a_directory_is_pruned_into_a_zip(directory: Path) -> None:

@@ -62,7 +62,9 @@ def _size(option: str, default: int, text: str) -> Callable[[Command], Command]:
 @_size("--upload", DEFAULTS.upload_bytes, "The largest file that is taken.")
 @_size("--disk", DEFAULTS.disk_bytes, "What is kept altogether.")
 @_size("--memory", DEFAULTS.worker_bytes, "What a job may have.")
-@click.option("--queue", type=click.IntRange(1), default=DEFAULTS.queue, help="Jobs that wait.")
+@click.option(
+    "--queue", type=click.IntRange(1), default=DEFAULTS.queue, help="Jobs that wait or run."
+)
 @click.option(
     "--workers", type=click.IntRange(1, 64), default=DEFAULTS.workers, help="Jobs at once."
 )

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
+import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from ..bases import kernel_shape
+from ..bases.basis import DENSE_VALUES
 from ..checkpoint import formats
 from ..checkpoint.formats import WeightFile, open_checkpoint
 from ..checkpoint.formats.safetensors import DTYPES
@@ -24,12 +25,15 @@ from ..engine.layers import LayerRef, check_finite, unique_layers
 from ..errors import WavpruneError
 from .curves import Floats, LayerCurves, Measured, bases_shown, measure
 
-VERSION = 1
+# Curves of another version are measured again.
+VERSION = 2
 MOST_LAYERS = 2048
 # Kernels of a layer that are pictured, the strongest; of 1x1 kernels, a corner of all.
 PICTURED, CORNER = 8, 16
 # A kernel of more values is no picture.
 PICTURED_VALUES = 256
+# Of matrices that were computed from weights; of layers after these nothing is pictured.
+MATRIX_BYTES = 64 << 20
 # What a compressed file says of each layer, and of each other tensor.
 LAYER_RECORD, TENSOR_RECORD = 330, 75
 
@@ -125,14 +129,17 @@ def analyze(path: Path, progress: Callable[[float], object]) -> ModelCurves:
     measured: list[Measured] = []
     samples: dict[int, Floats] = {}
     matrices: dict[tuple[int, str], Floats] = {}
-    compressed = done = 0
+    compressed = done = matrix_bytes = 0
     for ref in (ref for file in checkpoint.files for ref in _layers(file, skipped)):
         found = measure(ref, bases)
         index, shape = len(facts), tuple(ref.weight.shape)
         facts.append(LayerFacts(ref.name, shape, str(ref.weight.dtype).removeprefix("torch.")))
         measured.append(found)
-        matrices |= {(index, name): matrix for name, matrix in found.matrices.items()}
-        samples[index] = _sample(ref)
+        matrix_bytes += sum(matrix.nbytes for matrix in found.matrices.values())
+        sample = _sample(ref)
+        samples[index] = sample if matrix_bytes <= MATRIX_BYTES else sample[:0]
+        if len(samples[index]):
+            matrices |= {(index, name): matrix for name, matrix in found.matrices.items()}
         compressed += ref.weight.numel() * ref.weight.element_size()
         done += ref.weight.numel()
         progress(done / total)
@@ -174,7 +181,12 @@ def _layers(file: WeightFile, skipped: dict[str, str]) -> Iterator[LayerRef]:
         if not weight.is_convolution:
             continue
         dtype = file.dtype(weight.layer)
-        if DTYPES.get(dtype) in PRUNABLE:
+        rows, columns = kernel_shape(weight.shape).kernel
+        if rows * columns > DENSE_VALUES:
+            skipped[weight.layer] = (
+                f"its kernels have {rows}x{columns} values; allowed: up to {DENSE_VALUES:,}"
+            )
+        elif DTYPES.get(dtype) in PRUNABLE:
             chosen.append(weight.layer)
         else:
             skipped[weight.layer] = f"its weight has dtype {dtype}"
@@ -223,9 +235,18 @@ def save(curves: ModelCurves, path: Path) -> None:
         np.savez(file, **arrays)
 
 
+def is_current(path: Path) -> bool:
+    """True for curves that this version of ``save`` wrote."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return bool(json.loads(file["facts"].tobytes())["version"] == VERSION)
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
+        return False
+
+
 def load(path: Path) -> ModelCurves:
     """What ``save`` wrote."""
-    with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
+    with np.load(path, allow_pickle=False) as file:
         arrays = {name: file[name] for name in file}
     facts = json.loads(arrays.pop("facts").tobytes())
     matrices = {}

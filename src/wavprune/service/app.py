@@ -87,8 +87,11 @@ def _add_errors(app: FastAPI) -> None:
     async def invalid(request: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"] if part not in ("body", "query"))
+        if first["type"] == "value_error":
+            # Raised here, and a sentence already.
+            return _problem(422, first["msg"].removeprefix("Value error, "))
         given = "" if first["type"] == "missing" else f", not {str(first.get('input'))[:80]!r}"
-        return _problem(422, f"{where}: {first['msg']}{given}")
+        return _problem(422, f"{f'{where}: ' if where else ''}{first['msg']}{given}")
 
     @app.exception_handler(WavpruneError)
     async def not_allowed(request: Request, error: WavpruneError) -> Response:

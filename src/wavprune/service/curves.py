@@ -24,9 +24,10 @@ from ..engine.layers import LayerRef
 Floats = npt.NDArray[Any]
 
 # The sparsities of every curve; a slider stops at them.
-GRID = np.arange(200) / 200
+# The last drops everything: of all layers together, some lose more than any slider says.
+GRID = np.arange(201) / 200
 # Sizes change slowly: they are counted here, and interpolated.
-SIZED = np.append(np.arange(0, len(GRID), 10), len(GRID) - 1)
+SIZED = np.arange(0, len(GRID), 10)
 SIZE_GRID = GRID[SIZED]
 # Steps over the norm of a weight, as ``checkpoint.save(step=)`` takes them.
 STEPS = np.geomspace(1.0, 2e-5, 41)
@@ -121,17 +122,14 @@ def measure(ref: LayerRef, bases: Sequence[str]) -> Measured:
     """What pruning one layer costs, in each of some bases.
 
     Args:
-        ref: its weight, of three to five axes, finite.
-        bases: names; on a kernel of one value, or a very large one, only the identity is measured
-            and stands for all.
+        ref: its weight, of three to five axes, finite, its kernels of at most ``DENSE_VALUES``.
+        bases: names; on a kernel of one value only the identity is measured and stands for all.
 
     Returns:
         The curves; where a basis has no level on these kernels, it is the identity once more.
     """
     weight = ref.weight.detach().float()
     requests = [request_for(PruneConfig(wavelet=name), weight) for name in bases]
-    if requests[0].kernel[0] * requests[0].kernel[1] > DENSE_VALUES:
-        requests = [requests[0]] * len(bases)
     built = bases_of(requests, [weight] * len(bases))
     kernels = ref.kernels(built[0].kernel).detach().float()
     values = kernels.reshape(-1, built[0].num_values).contiguous().numpy()
@@ -161,7 +159,8 @@ def _of_basis(values: Floats, operator: Operator, channels: int, norm: float) ->
     ordered = np.sort(magnitudes, axis=None)
     count = len(ordered)
     keep = np.minimum(np.ceil((1 - GRID) * numel - 1e-9).astype(np.int64), count)
-    thresholds = ordered[count - keep]
+    thresholds = ordered[np.minimum(count - keep, count - 1)]
+    thresholds[keep == 0] = np.nextafter(ordered[-1], np.float32(np.inf))
     # Ties at the threshold are kept, and a zero is not.
     smallest = np.nextafter(np.float32(0), np.float32(1))
     kept = count - np.searchsorted(ordered, np.maximum(thresholds, smallest), side="left")

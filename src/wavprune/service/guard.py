@@ -105,7 +105,7 @@ class Guard:
             )
         if scope["method"] not in SAFE:
             origin = headers.get("origin")
-            if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
+            if origin is not None and _host_of(origin) != host.lower():
                 return 403, f"the request comes from {origin[:200]!r}; allowed: this service's page"
             if headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
                 return 403, "the request comes from another site; allowed: this service's page"
@@ -146,6 +146,13 @@ class Guard:
         except CookieError:
             return False
         return cookie is not None and same(cookie.value, session_of(self._token))
+
+
+def _host_of(origin: str) -> str | None:
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return None
 
 
 def same(given: str, expected: str) -> bool:

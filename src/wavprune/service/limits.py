@@ -61,6 +61,12 @@ class Settings:
     limits: Limits = Limits()
 
     def __post_init__(self) -> None:
+        # Messages name files below it, and what opens them makes paths absolute.
+        object.__setattr__(self, "directory", self.directory.resolve())
+        if self.token is not None and not self.token.isascii():
+            raise WavpruneError(
+                "the token has characters that a header does not take; allowed: ASCII"
+            )
         if self.token is not None and len(self.token) < MIN_TOKEN:
             raise WavpruneError(
                 f"the token has {len(self.token)} characters; allowed: {MIN_TOKEN} or more"

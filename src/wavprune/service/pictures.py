@@ -65,6 +65,9 @@ def kernels(model: ModelCurves, layer: int, basis: str, sparsity: float, scope: 
         flat = before.reshape(1, -1)
         mask = kept.reshape(1, -1)
         return Kernels(facts.name, basis, grid, grid, flat, flat, mask, flat * mask)
+    if not len(before):
+        mask = np.zeros(before.shape, dtype=np.bool_)
+        return Kernels(facts.name, basis, kernel, kernel, before, before, mask, before)
     analysis, synthesis, grid, rows = _matrices(model, layer, basis)
     inner = before @ analysis.T.astype(np.float32)
     inner_kept = np.abs(inner) >= max(threshold, np.finfo(np.float32).tiny)

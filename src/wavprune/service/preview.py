@@ -257,7 +257,7 @@ def _sparsity_at(thresholds: Floats, value: Floats) -> Floats:
 
 def _interpolated(values: Floats, at: Floats) -> Floats:
     """Curves ``(L, B, G)`` at one sparsity a layer, ``(L, B)``."""
-    position = np.clip(at * len(GRID), 0, len(GRID) - 1)
+    position = np.clip(at * (len(GRID) - 1), 0, len(GRID) - 1)
     left = np.minimum(position.astype(np.int64), len(GRID) - 2)
     # A sparsity of the grid is on it, whatever its last bit.
     share = (position - left).round(9)

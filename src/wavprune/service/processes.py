@@ -60,7 +60,7 @@ class WorkerProcess:
             What it returned under ``"done"``, or why it failed under ``"error"``.
 
         Raises:
-            WorkerDiedError: the process ended before the task.
+            WorkerDiedError: the process ended before the task, or wrote what cannot be read.
             TimeoutError: it took longer; the process was ended.
         """
         try:
@@ -73,7 +73,8 @@ class WorkerProcess:
                     if "stage" not in message:
                         break
                     report(message["stage"], message["share"])
-        except (BrokenPipeError, ConnectionResetError) as error:
+        except (BrokenPipeError, ConnectionResetError, ValueError) as error:
+            # A ValueError: a message is longer than any that is taken, or no JSON.
             await self.stop()
             raise WorkerDiedError from error
         except (TimeoutError, asyncio.CancelledError, WorkerDiedError):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import re
 from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, HTTPException, Path, Query, Request, Response
 from fastapi.responses import FileResponse, StreamingResponse
@@ -84,10 +86,13 @@ def model_of(identity: Annotated[Identity, Path(alias="model")], request: Reques
 
 def job_of(identity: Annotated[Identity, Path(alias="job")], request: Request) -> Job:
     """The job that a path names."""
+    service = service_of(request)
     try:
-        return service_of(request).store.job(identity)
+        job = service.store.job(identity)
+        service.touch(service.store.model(job.model))
     except LookupError as error:
         raise HTTPException(404, str(error.args[0])) from error
+    return job
 
 
 Served = Annotated[Service, Depends(service_of)]
@@ -173,9 +178,11 @@ async def upload_inputs(
         async for part in request.stream():
             upload.write(part)
         upload.complete()
-        return _model(
-            service, service.add_input(upload.path, service.store.model(model.id), suffix)
-        )
+        try:
+            found = service.store.model(model.id)
+        except LookupError as error:
+            raise HTTPException(404, str(error.args[0])) from error
+        return _model(service, service.add_input(upload.path, found, suffix))
 
 
 @router.get("/models/{model}/layers", tags=["preview"])
@@ -233,7 +240,7 @@ async def show_kernels(
     layer: KernelQuery,
     basis: Annotated[str, Query(max_length=64)] = AUTO,
     sparsity: Annotated[float, Query(ge=0, lt=1)] = 0.5,
-    scope: Annotated[str, Query(max_length=16)] = "layer",
+    scope: Literal["layer", "global"] = "layer",
 ) -> KernelsShape:
     """The strongest kernels of a layer before and after, and their coefficients."""
     found = _kernels(service, model, layer, basis, sparsity, scope)
@@ -263,7 +270,7 @@ async def picture_kernels(
     layer: KernelQuery,
     basis: Annotated[str, Query(max_length=64)] = AUTO,
     sparsity: Annotated[float, Query(ge=0, lt=1)] = 0.5,
-    scope: Annotated[str, Query(max_length=16)] = "layer",
+    scope: Literal["layer", "global"] = "layer",
 ) -> Response:
     """The same as a picture."""
     found = _kernels(service, model, layer, basis, sparsity, scope)
@@ -285,6 +292,7 @@ async def follow_model(model: Named, service: Served) -> StreamingResponse:
             found = service.store.model(model.id)
         except LookupError:
             return None, True
+        service.touch(found)
         return _model(service, found), found.state != WAITING
 
     return _events(service, state)
@@ -348,6 +356,7 @@ async def follow_job(job: Chosen, service: Served) -> StreamingResponse:
     def state() -> tuple[JobShape | None, bool]:
         try:
             found = service.store.job(job.id)
+            service.touch(service.store.model(found.model))
         except LookupError:
             return None, True
         return _job(service, found), found.is_over
@@ -419,6 +428,8 @@ def _events(service: Service, state: Callable[[], tuple[Any, bool]]) -> Streamin
     async def events() -> AsyncIterator[str]:
         last = None
         while True:
+            # A change while an event is being sent is not missed.
+            change = service.change
             shape, is_over = state()
             text = None if shape is None else shape.model_dump_json()
             if text is not None and text != last:
@@ -428,7 +439,8 @@ def _events(service: Service, state: Callable[[], tuple[Any, bool]]) -> Streamin
             last = text
             if is_over:
                 return
-            await service.wait(HEARTBEAT)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(change.wait(), HEARTBEAT)
 
     return StreamingResponse(events(), media_type="text/event-stream")
 

@@ -15,11 +15,12 @@ import asyncio
 import contextlib
 import fcntl
 import json
+import logging
 import os
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,6 +52,7 @@ CURVES_BYTES = 256 << 20
 TRIES, MOST_ATTEMPTS = 2, 20
 ANALYSIS_SECONDS = 600.0
 SWEEP_SECONDS = 30.0
+LOG = logging.getLogger(__name__)
 
 
 class NotReadyError(Exception):
@@ -150,6 +152,10 @@ class Service:
             if path.name not in known:
                 tasks.remove(path)
         for model in self.store.models():
+            curves = self.model_directory(model.id) / tasks.CURVES
+            if model.state == READY and not analysis.is_current(curves):
+                self.store.update_model(model.id, state=WAITING)
+                self._models.put_nowait(model.id)
             if model.state == WAITING:
                 self._models.put_nowait(model.id)
         jobs = {job.id: job for job in self.store.jobs()}
@@ -176,15 +182,15 @@ class Service:
 
     # Waiting for changes.
 
+    @property
+    def change(self) -> asyncio.Event:
+        """Is set at the next change from now; taken before the state that it is about."""
+        return self._changed
+
     def changed(self) -> None:
         """Wake everyone who waits for a change."""
         self._changed.set()
         self._changed = asyncio.Event()
-
-    async def wait(self, seconds: float) -> None:
-        """Until something has changed, or so long."""
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._changed.wait(), seconds)
 
     # Uploads.
 
@@ -303,24 +309,31 @@ class Service:
         return self.store.job(job.id)
 
     def _over(self, identity: str, state: str, **values: Any) -> None:
-        self.store.update_job(identity, state=state, finished=time.time(), **values)
+        now = time.time()
+        self.store.update_job(identity, state=state, finished=now, **values)
+        with contextlib.suppress(LookupError):
+            # Its result can be fetched from now on.
+            self.store.update_model(self.store.job(identity).model, used=now)
         self.progress.pop(identity, None)
         self.changed()
 
     async def _work(self, worker: WorkerProcess) -> None:
         while True:
             identity = await self._jobs.get()
-            try:
-                job = self.store.job(identity)
-            except LookupError:
-                continue
-            if job.state != QUEUED:
-                continue
-            self._running[identity] = asyncio.create_task(self._run(worker, job))
-            try:
-                await asyncio.gather(self._running[identity], return_exceptions=True)
-            finally:
-                self._running.pop(identity, None)
+            with _going_on():
+                await self._work_on(worker, identity)
+
+    async def _work_on(self, worker: WorkerProcess, identity: str) -> None:
+        job = self.store.job(identity)
+        if job.state != QUEUED:
+            return
+        self._running[identity] = asyncio.create_task(self._run(worker, job))
+        try:
+            (failure,) = await asyncio.gather(self._running[identity], return_exceptions=True)
+        finally:
+            self._running.pop(identity, None)
+        if isinstance(failure, Exception):
+            self._over(identity, FAILED, error=_defect(failure))
 
     async def _run(self, worker: WorkerProcess, job: Job) -> None:
         attempts = job.attempts + 1
@@ -337,7 +350,7 @@ class Service:
             "output": str(directory / f"attempt-{attempts}"),
             "target": str(directory / "result"),
         }
-        if self.used_bytes() + model.bytes > self.limits.disk_bytes:
+        if self.used_bytes() + self._made_bytes(model, job.kind) > self.limits.disk_bytes:
             self._over(job.id, FAILED, error=self.no_room())
             return
         message = {"error": "its process ended without a word, probably for want of memory"}
@@ -355,6 +368,16 @@ class Service:
             self._over(job.id, FAILED, error=message["error"])
         else:
             self._over(job.id, DONE, result=message["done"])
+
+    def _made_bytes(self, model: Model, kind: str) -> int:
+        """What a job of this kind may write."""
+        if kind == "compare":
+            return 0
+        source = tasks.source_of(self.model_directory(model.id), model.kind)
+        if not source.is_dir():
+            return model.bytes
+        # A directory is kept as it is and packed, but compressed into one file.
+        return _size(source) * (1 if kind == "compress" else 2)
 
     def no_room(self) -> str:
         """Why something does not fit."""
@@ -375,15 +398,17 @@ class Service:
     async def _analyze_all(self) -> None:
         while True:
             identity = await self._models.get()
-            with contextlib.suppress(LookupError):
+            with _going_on():
                 await self._analyze(self.store.model(identity))
 
     async def _analyze(self, model: Model) -> None:
+        taken = self.used_bytes() + sum(upload.claim for upload in self.uploads)
+        packed = tasks.uploaded(self.model_directory(model.id), tasks.ZIP).exists()
         task = {
             "task": "analyze",
             "model": str(self.model_directory(model.id)),
             "kind": model.kind,
-            "most": self.limits.upload_bytes,
+            "most": max(0, min(self.limits.upload_bytes, self.limits.disk_bytes - taken)),
         }
         try:
             message = await self._analyst.run(task, self._report(model.id), ANALYSIS_SECONDS)
@@ -393,6 +418,11 @@ class Service:
             }
         except TimeoutError:
             message = {"error": f"reading it took longer than {ANALYSIS_SECONDS:g} s"}
+        except Exception as error:
+            message = {"error": _defect(error)}
+        if packed and "error" not in message and self.used_bytes() > self.limits.disk_bytes:
+            # Something else has come while it was unpacked.
+            message = {"error": self.no_room()}
         self.progress.pop(model.id, None)
         # Raises where it was removed meanwhile.
         self.store.model(model.id)
@@ -406,11 +436,32 @@ class Service:
     async def _expire_all(self) -> None:
         while True:
             await asyncio.sleep(min(SWEEP_SECONDS, self.limits.idle_seconds / 4))
-            oldest = time.time() - self.limits.idle_seconds
-            busy = {job.model for job in self.store.jobs(states=OPEN)}
-            for model in self.store.models():
-                if model.used < oldest and model.id not in busy and model.state != WAITING:
-                    await self.remove_model(model)
+            with _going_on():
+                await self._expire()
+
+    async def _expire(self) -> None:
+        oldest = time.time() - self.limits.idle_seconds
+        busy = {job.model for job in self.store.jobs(states=OPEN)}
+        for model in self.store.models():
+            if model.used < oldest and model.id not in busy and model.state != WAITING:
+                await self.remove_model(model)
+
+
+@contextlib.contextmanager
+def _going_on() -> Iterator[None]:
+    """One failure does not end what is done for all."""
+    try:
+        yield
+    except LookupError as error:
+        # It was removed meanwhile.
+        LOG.debug("%s", error)
+    except Exception:
+        LOG.exception("the service goes on after a failure")
+
+
+def _defect(error: Exception) -> str:
+    LOG.error("a defect of wavprune", exc_info=error)
+    return f"a defect of wavprune: {type(error).__name__}"
 
 
 def _size(directory: Path) -> int:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..checkpoint import save
 from ..checkpoint.formats import ONNX
-from ..checkpoint.formats.names import SkippedLayerWarning
+from ..checkpoint.formats.names import COMPUTED_REASONS, SkippedLayerWarning
 from ..checkpoint.prune import prune_file
 from ..common.atomic import replaced
 from ..common.progress import Listener
@@ -80,7 +80,7 @@ def analyze(model: Path, kind: str, most: int, report: Listener) -> dict[str, An
         uploaded(model, kind).unlink()
     curves = analysis.analyze(source, lambda share: report("measure", share))
     analysis.save(curves, model / CURVES)
-    return {"layers": len(curves.layers), "left_out": left_out[:64]}
+    return {"layers": len(curves.layers), "left_out": [name[:200] for name in left_out[:64]]}
 
 
 def run(
@@ -123,7 +123,7 @@ def _config(settings: dict[str, Any], model: Path) -> PruneConfig:
 
 def _by_name(names: dict[str, str]) -> list[str]:
     """Patterns that match these names alone; those of computed weights are in no file."""
-    return [name for name, reason in names.items() if "computed" not in reason]
+    return [name for name, reason in names.items() if reason not in COMPUTED_REASONS]
 
 
 def _prune(
@@ -241,10 +241,11 @@ def load_inputs(source: Path, model: Path, settings: dict[str, Any]) -> Loader:
 
     folder = model / INPUTS
     arrays = sorted(folder.glob("*.npz"))
+    size = settings.get("image_size")
     return load(
         str(arrays[-1] if arrays else folder),
         model=source,
-        size=settings.get("image_size"),
+        size=None if size is None else (size,),
         limit=MOST_INPUTS,
     )
 

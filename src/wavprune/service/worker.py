@@ -26,6 +26,8 @@ from . import tasks
 # Between two messages on how far a task is.
 SECONDS = 0.1
 NICE = 5
+# Names from a file are in errors, and may be as long as the file.
+LONGEST_ERROR = 2000
 
 
 def serve(connection: socket.socket, memory: int, threads: int) -> None:
@@ -112,7 +114,8 @@ def _run(task: dict[str, Any], report: Any) -> dict[str, Any]:
 
 def _relative(message: str, task: dict[str, Any]) -> str:
     """A message without the paths of this machine."""
-    for path in (task["model"], task.get("output"), task.get("target")):
+    root = Path(task["model"]).parent.parent
+    for path in (task["model"], task.get("output"), task.get("target"), root):
         if path:
             message = message.replace(f"{path}/", "")
-    return message
+    return message[:LONGEST_ERROR]

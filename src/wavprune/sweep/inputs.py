@@ -36,7 +36,7 @@ def load_inputs(
             ``package.module:function``, which returns a loader of batches or a dataset.
         model: a Hugging Face directory: its own image processor prepares the images of a folder
             where ``size`` is not given.
-        size: ``(height, width)`` of the images of a folder, or one number for both.
+        size: ``(height, width)`` of the images of a folder, or ``(size,)`` for both.
         mean: of each channel, or one for all; images become ``(x - mean) / std``, x from 0 to 1.
         std: of each channel, or one for all.
         limit: at most so many, spread evenly; a function makes its own choice.

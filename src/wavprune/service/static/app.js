@@ -72,10 +72,22 @@ async function listModels() {
       choose.title = model.error ?? model.name;
       choose.setAttribute("aria-current", String(model.id === state.model?.id));
       choose.onclick = () => { location.hash = `model=${model.id}`; };
-      return element("li", {}, choose);
+      const row = element("li", {}, choose);
+      if (model.state === "refused") {
+        const remove = element("button", { type: "button", class: "quiet", "aria-label": `Remove ${model.name}` }, "Remove");
+        remove.onclick = () => attempt(() => removeModel(model.id));
+        row.append(remove);
+      }
+      return row;
     }),
   );
   return models;
+}
+
+async function removeModel(id) {
+  await request(`/models/${id}`, { method: "DELETE" });
+  if (location.hash === `#model=${id}`) location.hash = "";
+  else await listModels();
 }
 
 async function openModel() {
@@ -83,21 +95,26 @@ async function openModel() {
   jobs.stop();
   state.model = null;
   find("#model").hidden = true;
-  if (id) {
-    const model = await request(`/models/${encodeURIComponent(id)}`);
-    if (model.state === "refused") throw new Error(`“${model.name}” was refused: ${model.error}`);
-    if (model.state === "waiting") throw new Error(`“${model.name}” is still being measured; choose it again in a moment.`);
-    [state.layers, state.curves] = await Promise.all([
-      request(`/models/${id}/layers`),
-      request(`/models/${id}/curves`),
-    ]);
-    state.model = model;
-    state.layer = state.layers.layers.reduce((a, b) => (b.weights > a.weights && b.kernel.some((n) => n > 1) ? b : a)).name;
-    showModel();
-    jobs.start(model);
-    await refresh();
+  try {
+    if (id) await openOne(id);
+  } finally {
+    await listModels();
   }
-  await listModels();
+}
+
+async function openOne(id) {
+  const model = await request(`/models/${encodeURIComponent(id)}`);
+  if (model.state === "refused") throw new Error(`“${model.name}” was refused: ${model.error}`);
+  if (model.state === "waiting") throw new Error(`“${model.name}” is still being measured; choose it again in a moment.`);
+  [state.layers, state.curves] = await Promise.all([
+    request(`/models/${id}/layers`),
+    request(`/models/${id}/curves`),
+  ]);
+  state.model = model;
+  state.layer = state.layers.layers.reduce((a, b) => (b.weights > a.weights && b.kernel.some((n) => n > 1) ? b : a)).name;
+  showModel();
+  jobs.start(model);
+  await refresh();
 }
 
 function showModel() {
@@ -324,10 +341,7 @@ find("#fit").addEventListener("submit", (event) => {
   const target = Math.round(Number(find("#megabytes").value) * 1e6);
   start({ kind: "compress", basis: AUTO, target_bytes: target });
 });
-find("#remove").onclick = () => attempt(async () => {
-  await request(`/models/${state.model.id}`, { method: "DELETE" });
-  location.hash = "";
-});
+find("#remove").onclick = () => attempt(() => removeModel(state.model.id));
 find("#problem button").onclick = () => show(null);
 window.addEventListener("hashchange", () => attempt(openModel));
 window.addEventListener("resize", () => state.preview && state.model && showCurves());
