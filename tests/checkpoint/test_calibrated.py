@@ -300,3 +300,16 @@ def test_the_command_line(
     capsys.readouterr()
     assert main(["compress", "in.safetensors", "-o", "c.safetensors", *options]) == 2
     assert "has only its weights; give --model" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("calibrated", [True, False])
+def test_progress_is_shown(
+    calibrated: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    how: dict[str, Any] = {"calibration": inputs(), "target_kl": 0.01} if calibrated else {}
+    how |= {} if calibrated else {"coder": "trellis", "step": 0.01}
+    checkpoint.save(network(), tmp_path / "a.safetensors", progress=True, **how)
+    shown = capsys.readouterr().err
+    assert "compress" in shown
+    assert ("calibrate" in shown) == calibrated
+    assert "100%" in shown

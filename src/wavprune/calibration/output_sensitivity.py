@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import torch
 
+from ..common.progress import progress_bar
 from ..errors import WavpruneError
 from .calls import Call
 from .network import Network, Site
@@ -148,6 +149,7 @@ def output_sensitivity(
     batches: Sequence[torch.Tensor],
     direction: Direction,
     seed: int = 0,
+    progress: bool = False,
 ) -> dict[str, Sensitivity]:
     """The sensitivity of every layer, from one pass forwards and backwards over some inputs.
 
@@ -157,6 +159,7 @@ def output_sensitivity(
         batches: of inputs; no label is looked at.
         direction: of the outputs.
         seed: of the positions.
+        progress: show a progress bar on standard error.
 
     Raises:
         WavpruneError: the outputs have no gradient, or one that is not finite.
@@ -164,27 +167,29 @@ def output_sensitivity(
     generator = generator_of(seed, "positions of sensitivity")
     sums = {name: _Sums(site) for name, site in sites.items()}
     samples = 0
-    for batch in batches:
-        tap = Recorder(network)
-        with torch.inference_mode(False), torch.enable_grad():
-            inputs = batch.clone()
-            if inputs.is_floating_point():
-                inputs.requires_grad_(True)
-            outputs = network.run(tap, inputs)
-            if not outputs.requires_grad:
-                raise WavpruneError(
-                    "calibration: the model's outputs have no gradient; allowed: models that "
-                    "autograd can follow"
+    with progress_bar("calibrate", sum(map(len, batches)), "inputs", progress) as advance:
+        for batch in batches:
+            tap = Recorder(network)
+            with torch.inference_mode(False), torch.enable_grad():
+                inputs = batch.clone()
+                if inputs.is_floating_point():
+                    inputs.requires_grad_(True)
+                outputs = network.run(tap, inputs)
+                if not outputs.requires_grad:
+                    raise WavpruneError(
+                        "calibration: the model's outputs have no gradient; allowed: models that "
+                        "autograd can follow"
+                    )
+                tensors = [out for _, _, out in tap.outputs]
+                gradients = torch.autograd.grad(
+                    outputs, tensors, grad_outputs=direction.draw(outputs), allow_unused=True
                 )
-            tensors = [out for _, _, out in tap.outputs]
-            gradients = torch.autograd.grad(
-                outputs, tensors, grad_outputs=direction.draw(outputs), allow_unused=True
-            )
-        with torch.no_grad():
-            for (name, call, _), gradient in zip(tap.outputs, gradients, strict=True):
-                if gradient is not None:
-                    sums[name].add(call, gradient, generator)
-        samples += len(batch)
+            with torch.no_grad():
+                for (name, call, _), gradient in zip(tap.outputs, gradients, strict=True):
+                    if gradient is not None:
+                        sums[name].add(call, gradient, generator)
+            samples += len(batch)
+            advance(len(batch))
     known = {name: total.sensitivity(samples) for name, total in sums.items()}
     for name, one in known.items():
         if not bool(torch.isfinite(one.hessian).all()) or not math.isfinite(one.bias):

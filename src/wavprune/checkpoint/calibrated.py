@@ -21,10 +21,11 @@ import torch
 from torch import nn
 
 from ..common.loaders import batches, check_loader, inputs_of
+from ..common.progress import progress_bar
 from ..engine.running import running
 from ..errors import WavpruneError
 from .feedback import Doubles
-from .items import Quantised
+from .items import Item, Quantised
 from .packing import Model, finish, pack, reach_bytes
 from .plan import Plan
 from .report import SaveReport
@@ -63,6 +64,7 @@ def save_calibrated(
     target: Target,
     batchnorm: str,
     path: Path,
+    progress: bool,
 ) -> SaveReport:
     """Write a packed file for what calibration inputs say of the network.
 
@@ -74,6 +76,7 @@ def save_calibrated(
         target: what to reach.
         batchnorm: ``"fold"`` or ``"keep"``.
         path: the file.
+        progress: show progress bars on standard error.
 
     Raises:
         WavpruneError: see ``save``.
@@ -87,7 +90,11 @@ def save_calibrated(
         fit, held = _parts([batch.to(device) for batch in samples])
         study = study_of(
             *(model, network_model, fit, held),
-            *(plan, explicit, batchnorm, target.kl or USUAL_KL),
+            plan=plan,
+            explicit=explicit,
+            batchnorm=batchnorm,
+            kl=target.kl or USUAL_KL,
+            progress=progress,
         )
         found, packed = _search(study, target, path.parent)
     return finish(
@@ -184,19 +191,26 @@ def _quantised(
 ) -> tuple[dict[str, Quantised], dict[str, torch.Tensor], float]:
     """Everything at one ``c``, and the divergence that it should have."""
     items = {item.name: item for item in study.items}
-    quantised = {name: item.quantised(c) for name, item in items.items() if name in study.shifts}
-    changed: dict[str, torch.Tensor] = {}
-    for name, (bias, mean, sign) in study.shifts.items():
-        shift = sign * _shift(quantised[name], mean)
-        if bias in items:
-            moved = (items[bias].matrix - shift[:, None]).astype(np.float32)
-            quantised[bias] = replace(items[bias], matrix=moved).quantised(c)
-        else:
-            before = study.plain[bias]
-            changed[bias] = (before.double() - torch.from_numpy(shift)).to(before.dtype)
-    for name, item in items.items():
-        if name not in quantised:
-            quantised[name] = item.quantised(c)
+    with progress_bar("compress", study.weights, "weights", study.progress) as advance:
+
+        def done(item: Item) -> Quantised:
+            found = item.quantised(c)
+            advance(item.matrix.size)
+            return found
+
+        quantised = {name: done(item) for name, item in items.items() if name in study.shifts}
+        changed: dict[str, torch.Tensor] = {}
+        for name, (bias, mean, sign) in study.shifts.items():
+            shift = sign * _shift(quantised[name], mean)
+            if bias in items:
+                moved = (items[bias].matrix - shift[:, None]).astype(np.float32)
+                quantised[bias] = done(replace(items[bias], matrix=moved))
+            else:
+                before = study.plain[bias]
+                changed[bias] = (before.double() - torch.from_numpy(shift)).to(before.dtype)
+        for name, item in items.items():
+            if name not in quantised:
+                quantised[name] = done(item)
     predicted = math.fsum(found.divergence() for found in quantised.values())
     return quantised, changed, study.direction.predicted(predicted)
 

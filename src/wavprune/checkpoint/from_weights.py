@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from ..common.progress import progress_bar
 from .encoding import scaled
 from .formats.names import layer_name
 from .index_store import Block, IndexStore, Indices
@@ -43,6 +44,7 @@ def save_from_weights(
     step: float | None,
     goal: float | None,
     path: Path,
+    progress: bool,
 ) -> SaveReport:
     """Write a file whose steps follow from the weights alone: one number times each norm.
 
@@ -53,6 +55,7 @@ def save_from_weights(
         step: that number.
         goal: bytes, which choose it.
         path: the file.
+        progress: show a progress bar on standard error, for each step that is tried.
 
     Raises:
         WavpruneError: a weight is not finite, or the goal is out of reach.
@@ -61,7 +64,9 @@ def save_from_weights(
     known: dict[str, Layer] = {}
 
     def at(c: float) -> Model:
-        return _pack(source, {tensor.name: tensor for tensor in chosen}, plan, known, c, path)
+        return _pack(
+            source, {tensor.name: tensor for tensor in chosen}, plan, known, c, path, progress
+        )
 
     if goal is None:
         assert step is not None
@@ -78,18 +83,23 @@ def _pack(
     known: dict[str, Layer],
     c: float,
     path: Path,
+    progress: bool,
 ) -> Model:
     packer = Packer(source.metadata)
     store = IndexStore(path.parent)
     stored: list[SavedLayer] = []
 
-    def put(name: str) -> bool:
-        if name not in chosen:
-            return False
-        stored.append(_put(_layer(chosen[name], plan, known), name, packer, store, c))
-        return True
+    total = sum(math.prod(tensor.shape) for tensor in chosen.values())
+    with progress_bar("compress", total, "weights", progress) as advance:
 
-    put_all(source, packer, put)
+        def put(name: str) -> bool:
+            if name not in chosen:
+                return False
+            stored.append(_put(_layer(chosen[name], plan, known), name, packer, store, c))
+            advance(math.prod(chosen[name].shape))
+            return True
+
+        put_all(source, packer, put)
     packed = packer.finish(path.parent)
 
     def layers() -> list[SavedLayer]:

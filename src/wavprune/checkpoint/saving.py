@@ -113,8 +113,8 @@ def save(
         batchnorm: with ``calibration``: ``"fold"`` (the default) takes batch norms into the layers
             before them, which gives the same inference and cannot be fine-tuned; ``"keep"`` stores
             them as they are, but for the mean of the errors.
-        progress: show a progress bar on standard error, for each step that is tried; not with
-            ``calibration`` or ``coder="trellis"``.
+        progress: show a progress bar on standard error, for each step that is tried, and for the
+            calibration inputs.
 
     Returns:
         What was done. The weights that ``load`` gives have these errors and checksums, to the bit.
@@ -169,10 +169,10 @@ def save(
         explicit |= ignore is not None
         return save_calibrated(
             *(unwrapped(model), calibration, plan, explicit, Target(target_kl, goal)),
-            *(batchnorm or FOLD, target),
+            *(batchnorm or FOLD, target, progress),
         )
     if coder == TRELLIS:
-        return save_from_weights(source, chosen, plan, step, goal, target)
+        return save_from_weights(source, chosen, plan, step, goal, target, progress)
     return _run(_Job(source, chosen, plan, quantiser, goal, progress), target, start)
 
 

@@ -41,6 +41,7 @@ class Study(NamedTuple):
         direction: says how far outputs are apart.
         held: inputs to measure on.
         dense: the outputs of the model for these.
+        progress: show progress bars on standard error.
     """
 
     network: Network
@@ -52,6 +53,7 @@ class Study(NamedTuple):
     direction: Direction
     held: list[torch.Tensor]
     dense: list[torch.Tensor]
+    progress: bool = False
 
     @property
     def weights(self) -> int:
@@ -72,6 +74,7 @@ def study_of(
     explicit: bool,
     batchnorm: str,
     kl: float,
+    progress: bool,
 ) -> Study:
     """Study a network.
 
@@ -84,6 +87,7 @@ def study_of(
         explicit: True where the plan names the layers; else all that are called are compressed.
         batchnorm: ``"fold"`` or ``"keep"``.
         kl: a divergence to choose bases at.
+        progress: show progress bars on standard error.
 
     Raises:
         WavpruneError: see ``save``.
@@ -108,7 +112,7 @@ def study_of(
             "them; something else reads these layers' outputs"
         )
     direction = Direction(dense)
-    known = output_sensitivity(network, sites, fit, direction)
+    known = output_sensitivity(network, sites, fit, direction, progress=progress)
     source = tensors_of(network_model)
     weights = sum(math.prod(tensor.shape) for tensor in chosen)
     c = _step_for(kl, direction, weights)
@@ -137,7 +141,7 @@ def study_of(
         bias: source.tensors[bias].read() for bias, _, _ in shifts.values() if bias not in coded
     }
     norms = Norms(original, links)
-    return Study(network, source, items, shifts, plain, norms, direction, held, dense)
+    return Study(network, source, items, shifts, plain, norms, direction, held, dense, progress)
 
 
 def _refs(model: nn.Module) -> list[LayerRef]:
