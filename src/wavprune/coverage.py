@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -51,6 +51,33 @@ class Coverage:
     other_bytes: int
     tensors: int
     skipped: tuple[Skipped, ...] = ()
+
+    @classmethod
+    def of_tensors(
+        cls,
+        sizes: Sequence[tuple[int, int]],
+        pruned: Sequence[tuple[int, int]],
+        left: Mapping[str, int],
+        reasons: Mapping[str, str],
+    ) -> Coverage:
+        """That of a file or a graph.
+
+        Args:
+            sizes: elements and bytes of every tensor, each memory once.
+            pruned: those of the weights that were pruned.
+            left: axes of each other weight, by its layer.
+            reasons: of the layers that cannot be pruned.
+        """
+        stored = sum(size for _, size in sizes)
+        skipped = [Skipped(name, f"{axes}-D") for name, axes in left.items()]
+        return cls(
+            pruned=sum(count for count, _ in pruned),
+            parameters=sum(count for count, _ in sizes),
+            bytes=stored,
+            other_bytes=stored - sum(size for _, size in pruned),
+            tensors=len(sizes),
+            skipped=(*skipped, *(Skipped(name, "", reason) for name, reason in reasons.items())),
+        )
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Coverage:

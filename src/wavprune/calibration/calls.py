@@ -6,7 +6,7 @@ module may pad its input itself before it calls the convolution, and only the ca
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -178,14 +178,14 @@ class Tap(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in _LAYERS:
             names, spatial = _LAYERS[func]
-            given = {**dict(zip(names, args, strict=False)), **kwargs}
+            given = _named(names, args, kwargs)
             weight = given.pop("weight")
             name = self._layers.get(id(weight))
             if name is not None:
                 tensors = given.pop("input"), weight, given.pop("bias", None)
                 return self.layer(name[0], Call(func, *tensors, given, spatial))
         elif func in _NORMS:
-            given = {**dict(zip(_NORMS[func], args, strict=False)), **kwargs}
+            given = _named(_NORMS[func], args, kwargs)
             known = self._norms.get(id(given["running_mean"]))
             return self.norm("" if known is None else known[0], NormCall(func, given))
         return func(*args, **kwargs)
@@ -213,12 +213,19 @@ class Counting(Tap):
         out = super().__torch_function__(func, types, args, kwargs)
         if func in _LAYERS:
             names, _ = _LAYERS[func]
-            given = {**dict(zip(names, args, strict=False)), **(kwargs or {})}
+            given = _named(names, args, kwargs or {})
             # Each input of a transposed convolution meets as many weights as elsewhere each output.
             values = given["input"] if names is _TRANSPOSED else out
             self.multiplications += values.numel() * given["weight"].shape[1:].numel()
             self.outputs += out.numel()
         return out
+
+
+def _named(
+    names: Sequence[str], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The arguments of a call by their names."""
+    return {**dict(zip(names, args, strict=False)), **kwargs}
 
 
 def _by_identity(

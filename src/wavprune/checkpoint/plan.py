@@ -281,20 +281,20 @@ def _check_kernel(ref: LayerRef) -> None:
     """Raise WavpruneError, before a basis of it is computed, where a kernel is too large."""
     kernel = ref.weight.shape[2:]
     if math.prod(kernel) > LARGEST_KERNEL:
-        raise WavpruneError(
-            f"layer {ref.name!r}: {'x'.join(map(str, kernel))} kernels are too large to be stored; "
-            f"allowed: kernels of at most {LARGEST_KERNEL} values, or method='min_weight'"
-        )
+        raise _too_large(ref, kernel)
+
+
+def _too_large(ref: LayerRef, kernel: Sequence[int], where: str = "") -> WavpruneError:
+    return WavpruneError(
+        f"layer {ref.name!r}: {'x'.join(map(str, kernel))} kernels are too large to be stored"
+        f"{where}; allowed: kernels of at most {LARGEST_KERNEL} values, or method='min_weight'"
+    )
 
 
 def _layer(ref: LayerRef, kept: Kept, size: _Size) -> Layer:
     basis = kept.basis
     if not basis.is_dense or basis.num_values > LARGEST_KERNEL:
-        shape = "x".join(map(str, basis.kernel))
-        raise WavpruneError(
-            f"layer {ref.name!r}: {shape} kernels are too large to be stored in {basis.name!r}; "
-            f"allowed: kernels of at most {LARGEST_KERNEL} values, or method='min_weight'"
-        )
+        raise _too_large(ref, basis.kernel, f" in {basis.name!r}")
     matrices = _matrices_of(basis, kept.by_importance)
     analysis, synthesis = matrices.analysis, matrices.synthesis
     keep = None

@@ -18,6 +18,7 @@ from ..common.tensors import memory_key
 from ..engine.layers import unwrapped
 from ..errors import WavpruneError
 from ..graph import GraphWeight, Model, find_weights, parameters
+from ..graph.model import metadata_of
 from ..graph.tensors import GraphTensor
 from .formats import ONNX, open_checkpoint
 from .formats.names import Weight, weights_of
@@ -153,7 +154,7 @@ def _of_graph(model: Model) -> Source:
         if weight is not None:
             shape, read = weight.shape, partial(_read_turned, tensor, weight)
         tensors[name] = Tensor(name, dtype, shape, tensor.size, read)
-    pruned = pruned_in({entry.key: entry.value for entry in model.proto.metadata_props})
+    pruned = pruned_in(metadata_of(model.proto))
     return Source(tensors, {}, names, weights, dict(PLAIN), skipped, pruned=pruned)
 
 

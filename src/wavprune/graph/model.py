@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -149,7 +149,23 @@ def read_model(path: Path) -> Model:
 
 def stored_in(proto: ModelProto) -> str | None:
     """What the metadata of a graph say of the compressed file of its weights; None without one."""
-    return next((entry.value for entry in proto.metadata_props if entry.key == KEY), None)
+    return metadata_of(proto).get(KEY)
+
+
+def metadata_of(proto: ModelProto) -> dict[str, str]:
+    """What a model says of itself."""
+    return {entry.key: entry.value for entry in proto.metadata_props}
+
+
+def set_metadata(proto: ModelProto, entries: Mapping[str, str | None]) -> None:
+    """Put entries in place of those of the same keys in a model's metadata; None leaves none."""
+    props = proto.metadata_props
+    for number in reversed(range(len(props))):
+        if props[number].key in entries:
+            del props[number]
+    for key, value in entries.items():
+        if value is not None:
+            props.add(key=key, value=value)
 
 
 def as_model(value: ModelProto | Model) -> Model:

@@ -10,7 +10,7 @@ from torch import nn
 
 from ..common.skipped import warn_skipped
 from ..config import PruneConfig
-from ..coverage import Coverage, Skipped
+from ..coverage import Coverage
 from ..engine.layers import LayerRef, select_names, unique_layers
 from ..errors import WavpruneError
 from .layers import GraphWeight, find_weights
@@ -60,30 +60,16 @@ def prune_graph(
     report = prune(unique_layers(refs.values()))
     # Before anything changes: reading a report may fail.
     report.wait()
-    report.coverage = _coverage(model, weights, skipped, chosen)
+    tensors = [model.tensors[weight.tensor] for weight in chosen]
+    report.coverage = Coverage.of_tensors(
+        model.sizes(),
+        [(tensor.numel, tensor.size) for tensor in tensors],
+        {w.layer: len(w.shape) for w in weights if w not in chosen},
+        skipped,
+    )
     for weight in chosen:
         set_values(model.tensors[weight.tensor].proto, weight.back(refs[weight.tensor].weight))
     return report
-
-
-def _coverage(
-    model: Model, weights: list[GraphWeight], skipped: dict[str, str], chosen: list[GraphWeight]
-) -> Coverage:
-    """As ``Checkpoint.coverage`` has it for the file."""
-    pruned = [model.tensors[weight.tensor] for weight in chosen]
-    sizes = model.sizes()
-    stored = sum(size for _, size in sizes)
-    return Coverage(
-        pruned=sum(tensor.numel for tensor in pruned),
-        parameters=sum(count for count, _ in sizes),
-        bytes=stored,
-        other_bytes=stored - sum(tensor.size for tensor in pruned),
-        tensors=len(sizes),
-        skipped=(
-            *(Skipped(w.layer, f"{len(w.shape)}-D") for w in weights if w not in chosen),
-            *(Skipped(name, "", reason) for name, reason in skipped.items()),
-        ),
-    )
 
 
 def ref_of(model: Model, weight: GraphWeight) -> LayerRef:

@@ -187,16 +187,6 @@ def data_file(model: Model, target: Path, *, force: bool) -> Iterator[DataFile |
         yield DataFile(new, path.name)
 
 
-def set_metadata(proto: ModelProto, entries: Mapping[str, str]) -> None:
-    """Let a model's metadata have some entries, in place of those of the same keys."""
-    props = proto.metadata_props
-    for number in reversed(range(len(props))):
-        if props[number].key in entries:
-            del props[number]
-    for key, value in entries.items():
-        props.add(key=key, value=value)
-
-
 def write_model(
     proto: ModelProto,
     path: Path,

@@ -31,7 +31,7 @@ from ..common.optional import require
 from ..errors import WavpruneError
 from ..graph import GraphModule, Model, orders, parameters
 from ..graph.building import Place
-from ..graph.model import KEY, onnx, stored_in
+from ..graph.model import KEY, onnx, set_metadata, stored_in
 from ..graph.tensors import (
     EXTRA,
     PURPOSE,
@@ -43,7 +43,7 @@ from ..graph.tensors import (
     set_values,
     take_in,
 )
-from ..graph.writing import INLINE, DataFile, data_name, serialized, set_metadata, write_model
+from ..graph.writing import INLINE, DataFile, data_name, serialized, write_model
 from .models import checked
 
 if TYPE_CHECKING:
@@ -154,10 +154,7 @@ def decompress(
         )
     stored = open_stored(Path(path))
     tensors = {proto.name: proto for proto in stored.proto.graph.initializer}
-    entries = stored.proto.metadata_props
-    for number in reversed(range(len(entries))):
-        if entries[number].key == KEY:
-            del entries[number]
+    set_metadata(stored.proto, {KEY: None})
     values = dict(stored.tensors(max_bytes))
     if sum(tensor.nbytes for tensor in values.values()) <= INLINE:
         for name, tensor in values.items():

@@ -110,6 +110,11 @@ async def begin_session(asked: TokenAsked, request: Request, response: Response)
         response.set_cookie(COOKIE, session_of(token), httponly=True, samesite="strict")
 
 
+EVENTS: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}
+}
+
+
 @router.get("/about", tags=["models"])
 async def about(service: Served) -> AboutShape:
     """What is taken, and how much of it."""
@@ -282,7 +287,7 @@ async def picture_kernels(
     "/models/{model}/events",
     tags=["models"],
     response_class=StreamingResponse,
-    responses={200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}},
+    responses=EVENTS,
 )
 async def follow_model(model: Named, service: Served) -> StreamingResponse:
     """The model at each change, as server-sent events, until it is ready or refused."""
@@ -348,7 +353,7 @@ async def cancel_job(job: Chosen, service: Served) -> JobShape:
     "/jobs/{job}/events",
     tags=["jobs"],
     response_class=StreamingResponse,
-    responses={200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}},
+    responses=EVENTS,
 )
 async def follow_job(job: Chosen, service: Served) -> StreamingResponse:
     """The job at each change, as server-sent events, until it is over."""

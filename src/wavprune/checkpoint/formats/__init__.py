@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 from ...common.atomic import left_behind
 from ...common.files import check_regular
 from ...config import PruneConfig
-from ...coverage import Coverage, Skipped
+from ...coverage import Coverage
 from ...engine.layers import DTYPES as PRUNABLE
 from ...engine.layers import LayerRef
 from ...errors import WavpruneError
@@ -127,21 +127,13 @@ class Checkpoint:
 
     def coverage(self, report: PruneReport) -> Coverage:
         """What share of the tensors' elements the layers of a report are."""
-        sizes = [size for file in self.files for size in file.sizes()]
         files = {weight.layer: file for file in self.files for weight in file.weights}
         pruned = {layer.name: layer.numel for layer in report}
-        itemsizes = {name: BITS[files[name].dtype(name)] // 8 for name in pruned}
-        stored = sum(size for _, size in sizes)
-        left = [w for w in self.weights if w.layer not in pruned]
-        skipped = [Skipped(w.layer, f"{len(w.shape)}-D") for w in left]
-        skipped += [Skipped(name, "", reason) for name, reason in self.skipped.items()]
-        return Coverage(
-            pruned=sum(pruned.values()),
-            parameters=sum(count for count, _ in sizes),
-            bytes=stored,
-            other_bytes=stored - sum(n * itemsizes[name] for name, n in pruned.items()),
-            tensors=len(sizes),
-            skipped=tuple(skipped),
+        return Coverage.of_tensors(
+            [size for file in self.files for size in file.sizes()],
+            [(n, n * (BITS[files[name].dtype(name)] // 8)) for name, n in pruned.items()],
+            {w.layer: len(w.shape) for w in self.weights if w.layer not in pruned},
+            self.skipped,
         )
 
     def select(self, config: PruneConfig) -> list[str]:

@@ -14,8 +14,9 @@ import torch
 
 from ...engine.layers import LayerRef
 from ...graph import GraphWeight, Model, find_weights, read_model
+from ...graph.model import metadata_of, set_metadata
 from ...graph.tensors import set_values
-from ...graph.writing import DataFile, data_file, part, set_metadata, write_model
+from ...graph.writing import DataFile, data_file, part, write_model
 from .names import Weight
 from .safetensors import DTYPE_NAMES
 
@@ -35,7 +36,7 @@ class OnnxFile:
     @property
     def metadata(self) -> dict[str, str]:
         """What the model says of itself."""
-        return {entry.key: entry.value for entry in self.model.proto.metadata_props}
+        return metadata_of(self.model.proto)
 
     def make_room(self, entries: Mapping[str, str], size: int) -> None:
         """Nothing: a model is written when its entries are known."""
