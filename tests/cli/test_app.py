@@ -142,6 +142,16 @@ def test_what_is_not_a_defect_is_one_line(
     assert capsys.readouterr().err == f"wavprune: error: {expected}\n"
 
 
+def test_an_allocation_that_fails_in_torch_is_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(1 << 59, dtype=torch.uint8)
+    fail_with(caught.value, monkeypatch)
+    assert main(["prune", "in.safetensors", "-o", "out.safetensors"]) == 2
+    assert capsys.readouterr().err == "wavprune: error: not enough memory\n"
+
+
 def test_a_missing_extra_is_one_line(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from ..common.progress import progress_bar
 from .encoding import scaled
@@ -28,13 +29,15 @@ from .plan import Plan
 from .report import SavedLayer, SaveReport
 from .sources import Source, Tensor
 from .stored_basis import Floats
-from .trellis import LARGEST_INDEX, rounded
+from .trellis import LARGEST_INDEX, Ints, rounded
 from .trellis_tables import classify
 
 # The first step that is tried, over the norm of a weight.
 FIRST = 0.01
 
 Mask = npt.NDArray[np.bool_]
+# Gives the coefficients of some columns, start to stop, that are 0, from their matrix.
+ZerosOf = Callable[[int, int, Floats], Mask | None]
 
 
 def save_from_weights(
@@ -135,16 +138,10 @@ def _put(layer: Layer, name: str, packer: Packer, store: IndexStore, c: float) -
     blocks: list[Block] = []
     squared_error, kept = 0.0, 0
     for start, stop in layout.blocks():
-        part = _part(layer, layout, start, stop)
-        matrix = _matrix(part, layout)
-        indices, values = rounded(matrix, step, zeros_of(start, stop, matrix))
+        indices, error = _put_block(layer, layout, record, zeros_of, weight, start, stop)
         kept += int(np.count_nonzero(indices))
+        squared_error += error
         blocks.append(store.add(start, indices))
-        decoded = record.kernels(values, layer.synthesis)
-        after = part._replace(kernels=decoded.view(-1, layer.K))
-        change = after.weights(0, len(part.kernels)) - part.weights(0, len(part.kernels))
-        squared_error += float(np.vdot(change, change))
-        record.put(weight, start, stop, decoded)
     record = replace(record, crc=crc_of(weight))
     classes = classify([block.read for block in blocks])
     packer.matrix(name, record, Indices(blocks, classes))
@@ -163,6 +160,31 @@ def _put(layer: Layer, name: str, packer: Packer, store: IndexStore, c: float) -
         relative_error=error / layer.norm if layer.norm else 0.0,
         checksum=record.crc,
     )
+
+
+def _put_block(
+    layer: Layer,
+    layout: Layout,
+    record: Matrix,
+    zeros_of: ZerosOf,
+    weight: torch.Tensor,
+    start: int,
+    stop: int,
+) -> tuple[Ints, float]:
+    """Quantise some columns: their indices and squared error.
+
+    In a function of its own, so that what one block needs is gone before the next.
+    """
+    part = _part(layer, layout, start, stop)
+    matrix = _matrix(part, layout)
+    indices, values = rounded(matrix, record.step, zeros_of(start, stop, matrix))
+    del matrix
+    decoded = record.kernels(values, layer.synthesis)
+    del values
+    after = part._replace(kernels=decoded.view(-1, layer.K))
+    change = after.weights(0, len(part.kernels)) - part.weights(0, len(part.kernels))
+    record.put(weight, start, stop, decoded)
+    return indices, float(np.vdot(change, change))
 
 
 def _part(layer: Layer, layout: Layout, start: int, stop: int) -> Layer:
@@ -189,7 +211,7 @@ def _step(layer: Layer, layout: Layout, c: float) -> float:
     return float(np.float32(step))
 
 
-def _zeros_of(layer: Layer, layout: Layout) -> Callable[[int, int, Floats], Mask | None]:
+def _zeros_of(layer: Layer, layout: Layout) -> ZerosOf:
     """What gives the coefficients of some columns that are 0, from their matrix."""
     keep = layer.keep
     if keep is None:

@@ -14,7 +14,7 @@ from .trellis import Ints
 from .trellis_coder import Classes
 
 # Bytes of indices, and of coded streams, that stay in memory.
-IN_MEMORY = 1 << 25
+IN_MEMORY = 1 << 24
 
 
 class Scratch:

@@ -49,6 +49,9 @@ REPORT_DEFECT = (
     "this is a defect of wavprune, not of what you gave it; please report it with the lines above"
 )
 
+# What torch's allocator says, and what the compiled operators say of it.
+FAILED_ALLOCATIONS = ("can't allocate memory", '"aten::new_empty"', '"aten::empty"')
+
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command line.
@@ -170,9 +173,13 @@ def _verdict(error: BaseException) -> tuple[str, int]:
         return str(error), MISTAKE
     if isinstance(error, OSError):
         return _os_error_message(error), MISTAKE
-    torch = sys.modules.get("torch")
-    if isinstance(error, MemoryError if torch is None else (MemoryError, torch.OutOfMemoryError)):
+    if isinstance(error, MemoryError):
         return f"not enough memory: {error}".removesuffix(": "), MISTAKE
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(error, torch.OutOfMemoryError):
+        return f"not enough memory: {error}", MISTAKE
+    if isinstance(error, RuntimeError) and any(words in str(error) for words in FAILED_ALLOCATIONS):
+        return "not enough memory", MISTAKE
     return REPORT_DEFECT, DEFECT
 
 
