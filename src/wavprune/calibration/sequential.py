@@ -97,7 +97,7 @@ class _Solving(Tap):
     def layer(self, name: str, call: Call) -> torch.Tensor:
         if name not in self.masks:
             return call.run()
-        dense, pruned = (dataclasses.replace(call, input=half) for half in _halves(call.input))
+        dense, pruned = (dataclasses.replace(call, input=half) for half in halves(call.input))
         if name not in self.values.weights:
             self._solve(name, dense, pruned)
         before = dense.run()
@@ -112,7 +112,7 @@ class _Solving(Tap):
         return torch.cat([before, after])
 
     def norm(self, name: str, call: NormCall) -> torch.Tensor:
-        dense, pruned = _halves(call.input)
+        dense, pruned = halves(call.input)
         if name and not call.uses_batch and name not in self.values.norms:
             self.values.norms[name] = matched(
                 self._network.running[name], moments_of(name, dense), moments_of(name, pruned)
@@ -179,7 +179,12 @@ def _onto_dense(problem: Problem, moment: torch.Tensor, cross: torch.Tensor) -> 
     return join_columns(solution, problem.blocks)
 
 
-def _halves(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def halves(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """A batch of two networks, apart.
+
+    Raises:
+        WavpruneError: it cannot be one.
+    """
     if len(values) % 2:
         raise WavpruneError(
             f"calibration: a layer reads {len(values)} rows of a batch of two networks; allowed in "

@@ -11,7 +11,8 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +26,7 @@ from ..common.progress import progress_bar
 from ..engine.running import running
 from ..errors import WavpruneError
 from .feedback import Doubles
+from .in_sequence import quantise_in_sequence
 from .items import Item, Quantised
 from .packing import Model, finish, pack, reach_bytes
 from .plan import Plan
@@ -134,25 +136,33 @@ class _Tried(NamedTuple):
     measured: float
 
 
+class _Found(NamedTuple):
+    """A network at one ``c``."""
+
+    quantised: dict[str, Quantised]
+    changed: dict[str, torch.Tensor]
+    predicted: float
+
+
+# What makes a network of a study and a number c.
+_Way = Callable[[Study, float], _Found]
+
+
 def _search(study: Study, target: Target, folder: Path) -> tuple[_Tried, Model]:
+    first = study.step_for(target.kl or USUAL_KL)
+    way, at_first = _better(study, first)
     if target.bytes is not None:
-        first = study.step_for(USUAL_KL)
         c, packed = reach_bytes(
-            lambda c: _packed(study, folder, *_quantised(study, c)[:2]),
-            target.bytes,
-            first,
-            study.weights,
+            lambda c: _packed(study, folder, way(study, c)), target.bytes, first, study.weights
         )
-        return _measured_at(study, c), packed
+        return _measured_at(study, way, c), packed
     assert target.kl is not None
-    tried: list[_Tried] = []
+    tried = [at_first]
     # The divergence is quadratic in the errors, and these in the step.
-    search = Search(
-        *(math.log(target.kl), KL_AIM, study.step_for(target.kl), lambda _: 2.0),
-        rounds=KL_ROUNDS,
-    )
+    search = Search(*(math.log(target.kl), KL_AIM, first, lambda _: 2.0), rounds=KL_ROUNDS)
+    search.report(math.log(max(at_first.measured, 1e-12)))
     while search.step is not None:
-        tried.append(_measured_at(study, search.step))
+        tried.append(_measured_at(study, way, search.step))
         search.report(math.log(max(tried[-1].measured, 1e-12)))
     # Of a small network the divergence jumps from step to step: the coarsest that is good enough.
     good = [one for one in tried if one.measured <= (1 + KL_TOLERANCE) * target.kl]
@@ -163,33 +173,54 @@ def _search(study: Study, target: Target, folder: Path) -> tuple[_Tried, Model]:
             f"{best.measured:g}"
         )
     best = max(good, key=lambda one: one.c)
-    return best, _packed(study, folder, *_quantised(study, best.c)[:2])
+    return best, _packed(study, folder, way(study, best.c))
 
 
-def _measured_at(study: Study, c: float) -> _Tried:
-    quantised, changed, predicted = _quantised(study, c)
-    return _Tried(c, predicted, _measured(study, _stored(study, quantised) | changed))
+def _better(study: Study, c: float) -> tuple[_Way, _Tried]:
+    """The way whose outputs at ``c`` are nearest to the network's, and what it measured."""
+    ways: list[_Way] = [_by_themselves]
+    tried = [_measured_at(study, _by_themselves, c)]
+    # Inputs of many shapes, and networks that mix the samples of a batch, have the first way only.
+    if study.together is not None:
+        with suppress(WavpruneError):
+            tried.append(_measured_at(study, _in_sequence, c))
+            ways.append(_in_sequence)
+    best = min(range(len(tried)), key=lambda i: tried[i].measured)
+    return ways[best], tried[best]
 
 
-def _packed(
-    study: Study,
-    folder: Path,
-    quantised: Mapping[str, Quantised],
-    changed: Mapping[str, torch.Tensor],
-) -> Model:
-    return pack(study.source, quantised, folder, changed, study.norms)
+def _measured_at(study: Study, way: _Way, c: float) -> _Tried:
+    found = way(study, c)
+    return _Tried(c, found.predicted, _measured(study, _stored(study, found)))
 
 
-def _stored(study: Study, quantised: Mapping[str, Quantised]) -> dict[str, torch.Tensor]:
+def _packed(study: Study, folder: Path, found: _Found) -> Model:
+    return pack(study.source, found.quantised, folder, found.changed, study.norms)
+
+
+def _stored(study: Study, found: _Found) -> dict[str, torch.Tensor]:
     """What the copy of the model gets: not the means that only unfolding needs."""
     means = {link.mean for link in study.norms.links}
-    return {name: found.tensor() for name, found in quantised.items() if name not in means}
+    tensors = {name: one.tensor() for name, one in found.quantised.items() if name not in means}
+    return tensors | found.changed
 
 
-def _quantised(
-    study: Study, c: float
-) -> tuple[dict[str, Quantised], dict[str, torch.Tensor], float]:
-    """Everything at one ``c``, and the divergence that it should have."""
+def _in_sequence(study: Study, c: float) -> _Found:
+    """Every layer makes up for those before it."""
+    with progress_bar("compress", study.weights, "weights", study.progress) as advance:
+        quantised, changed = quantise_in_sequence(study, c, lambda item: advance(item.matrix.size))
+    return _found(study, quantised, changed)
+
+
+def _found(
+    study: Study, quantised: dict[str, Quantised], changed: dict[str, torch.Tensor]
+) -> _Found:
+    total = math.fsum(one.divergence() for one in quantised.values())
+    return _Found(quantised, changed, study.direction.predicted(total))
+
+
+def _by_themselves(study: Study, c: float) -> _Found:
+    """Every layer has the inputs that it always had."""
     items = {item.name: item for item in study.items}
     with progress_bar("compress", study.weights, "weights", study.progress) as advance:
 
@@ -211,8 +242,7 @@ def _quantised(
         for name, item in items.items():
             if name not in quantised:
                 quantised[name] = done(item)
-    predicted = math.fsum(found.divergence() for found in quantised.values())
-    return quantised, changed, study.direction.predicted(predicted)
+    return _found(study, quantised, changed)
 
 
 def _shift(found: Quantised, mean: torch.Tensor) -> Doubles:
@@ -230,7 +260,10 @@ def _shift(found: Quantised, mean: torch.Tensor) -> Doubles:
 def _measured(study: Study, tensors: Mapping[str, torch.Tensor]) -> float:
     """The divergence of the outputs with these tensors."""
     state = study.network.model.state_dict()
+    own = {name: state[name].clone() for name in tensors}
     for name, tensor in tensors.items():
         state[name].copy_(tensor)
     after = study.network.outputs(study.held)
+    for name, tensor in own.items():
+        state[name].copy_(tensor)
     return float(study.direction.divergence(study.dense, after).mean())

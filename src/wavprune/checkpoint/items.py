@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -40,6 +40,7 @@ class Item:
         basis: of its kernels; None is the identity.
         payload: what a file holds of the basis.
         original: the tensor, for its error.
+        layer: what the matrix comes from; None for a tensor that has no basis.
         synthesis: of the basis.
         least_step: what the step is at least.
     """
@@ -53,6 +54,7 @@ class Item:
     factor: Factor | None
     exponent: int
     original: torch.Tensor
+    layer: Layer | None = None
     basis: StoredBasis | None = None
     payload: bytes = b""
     synthesis: Floats | None = None
@@ -68,6 +70,12 @@ class Item:
             return Quantised(self, step, *rounded(self.matrix, step, self.zeros))
         indices = quantise_matrix(self.matrix, self.factor, step, self.zeros)
         return Quantised(self, step, indices, dequantised(indices, step))
+
+    def with_weight(self, weight: torch.Tensor) -> Item:
+        """The item of another weight, which is pruned where this one is."""
+        assert self.layer is not None
+        layer = self.layer._replace(kernels=weight.reshape(self.layer.kernels.shape))
+        return replace(self, matrix=_matrix(layer, self.layout))
 
 
 class Quantised(NamedTuple):
@@ -110,17 +118,22 @@ class Quantised(NamedTuple):
 
 def coefficients_of(layer: Layer, layout: Layout) -> tuple[Floats, npt.NDArray[np.bool_] | None]:
     """A layer's coefficients ``(R, C)``, pruned ones too, and which are pruned."""
-    plain = layer._replace(keep=None)
     count = len(layer.kernels)
-    values = np.concatenate([chunk for _, chunk in plain.chunks()], axis=1)
-    matrix = layout.split(values.T.reshape(-1, layout.coefficients))
+    matrix = _matrix(layer, layout)
     if layer.keep is None:
         zeros = matrix == 0
         is_pruned = layer.basis is None and zeros.mean() >= PRUNED
         return matrix, (zeros if is_pruned else None)
-    step = len(next(iter(plain.chunks()))[1].T)
+    step = len(next(iter(layer.chunks()))[1].T)
     kept = [layer.keep(start, min(step, count - start)).T for start in range(0, count, step)]
     return matrix, layout.split(~np.concatenate(kept).reshape(-1, layout.coefficients))
+
+
+def _matrix(layer: Layer, layout: Layout) -> Floats:
+    """A layer's coefficients, pruned ones too."""
+    chunks = layer._replace(keep=None).chunks()
+    values = np.concatenate([chunk for _, chunk in chunks], axis=1)
+    return layout.split(values.T.reshape(-1, layout.coefficients))
 
 
 def layout_of(layer: Layer, name: str, groups: int = 1, transposed: bool = False) -> Layout:

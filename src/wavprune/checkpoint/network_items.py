@@ -77,6 +77,7 @@ def _option(
         factor=factor,
         exponent=layer.exponent,
         original=weight,
+        layer=moved,
         basis=layer.basis,
         payload=layer.basis_bytes,
         synthesis=layer.synthesis,

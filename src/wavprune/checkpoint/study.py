@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -25,6 +25,8 @@ from .sources import Source, Tensor, tensors_of
 
 # The squared error of a trellis of 8 states over that of rounding to half its step.
 TRELLIS_ERROR = 1 / 30
+# Values that a layer may return for both networks of a pass.
+MOST_VALUES = 1 << 28
 
 
 class Study(NamedTuple):
@@ -33,12 +35,14 @@ class Study(NamedTuple):
     Attributes:
         network: a copy of the model, in which batch norms are folded.
         source: the tensors of that copy.
+        sites: where its layers stand.
         items: weights and biases.
         shifts: name of a weight -> name of what takes up the mean of its errors, the mean inputs
             that they are multiplied with, and which sign the shift has there.
         plain: what takes up a shift and is no item, as it was: running the copy changes it.
         norms: batch norms that are unfolded again when the file is read.
         direction: says how far outputs are apart.
+        together: inputs to learn from, in one batch; None where their shapes differ.
         held: inputs to measure on.
         dense: the outputs of the model for these.
         progress: show progress bars on standard error.
@@ -46,11 +50,13 @@ class Study(NamedTuple):
 
     network: Network
     source: Source
+    sites: dict[str, Site]
     items: list[Item]
     shifts: dict[str, tuple[str, torch.Tensor, int]]
     plain: dict[str, torch.Tensor]
     norms: Norms
     direction: Direction
+    together: torch.Tensor | None
     held: list[torch.Tensor]
     dense: list[torch.Tensor]
     progress: bool = False
@@ -141,7 +147,19 @@ def study_of(
         bias: source.tensors[bias].read() for bias, _, _ in shifts.values() if bias not in coded
     }
     norms = Norms(original, links)
-    return Study(network, source, items, shifts, plain, norms, direction, held, dense, progress)
+    together = in_one_batch(fit, [sites[_module_of(tensor)] for tensor in chosen])
+    return Study(
+        *(network, source, sites, items, shifts, plain),
+        *(norms, direction, together, held, dense, progress),
+    )
+
+
+def in_one_batch(fit: Sequence[torch.Tensor], sites: Sequence[Site]) -> torch.Tensor | None:
+    """As many inputs as two networks may run on at once; None where their shapes differ."""
+    if len({batch.shape[1:] for batch in fit}) > 1:
+        return None
+    largest = max(site.positions * site.rows.groups * site.rows.num_rows for site in sites)
+    return torch.cat(list(fit))[: max(1, MOST_VALUES // (2 * largest))]
 
 
 def _refs(model: nn.Module) -> list[LayerRef]:
