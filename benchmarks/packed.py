@@ -170,8 +170,11 @@ def shared_statistics(path: Path) -> Iterator[None]:
 
 @contextmanager
 def feedback(wanted: bool) -> Iterator[None]:
-    """Without it, errors are not made up for by later weights."""
-    with patch.object(network_items, "factor_of", partial(factor_of, feedback=wanted)):
+    """Without it, errors are not made up for by later weights, nor by later layers."""
+    with (
+        patch.object(network_items, "factor_of", partial(factor_of, feedback=wanted)),
+        patch.object(study, "in_one_batch", study.in_one_batch if wanted else lambda *_: None),
+    ):
         yield
 
 

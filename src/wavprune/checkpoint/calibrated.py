@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,7 +40,7 @@ HELD, MOST_HELD = 0.25, 256
 # Inputs that go forwards and backwards at once.
 AT_ONCE = 16
 # How far from its target a measured divergence may be, and what is aimed at, relatively.
-KL_TOLERANCE, KL_AIM = 0.1, 0.03
+KL_TOLERANCE, KL_AIM = 0.1, 0.05
 # More would find the step that is luckiest on the inputs that are held back.
 KL_ROUNDS = 6
 # What a target of bytes comes to, about.
@@ -98,15 +99,15 @@ def save_calibrated(
             kl=target.kl or USUAL_KL,
             progress=progress,
         )
-        found, packed = _search(study, target, path.parent)
+        reached, packed = _search(study, target, path.parent)
     return finish(
         study.source,
         packed,
         path,
         begin,
-        step=found.c,
-        predicted_kl=found.predicted,
-        measured_kl=found.measured,
+        step=reached.c,
+        predicted_kl=reached.found.predicted,
+        measured_kl=reached.measured,
     )
 
 
@@ -130,12 +131,6 @@ def _parts(
     return fit, held
 
 
-class _Tried(NamedTuple):
-    c: float
-    predicted: float
-    measured: float
-
-
 class _Found(NamedTuple):
     """A network at one ``c``."""
 
@@ -144,36 +139,57 @@ class _Found(NamedTuple):
     predicted: float
 
 
+class _Tried(NamedTuple):
+    """The same, measured on inputs that were held back."""
+
+    c: float
+    found: _Found
+    measured: float
+
+
 # What makes a network of a study and a number c.
 _Way = Callable[[Study, float], _Found]
 
 
 def _search(study: Study, target: Target, folder: Path) -> tuple[_Tried, Model]:
-    first = study.step_for(target.kl or USUAL_KL)
-    way, at_first = _better(study, first)
+    way, tried = _better(study, study.step_for(target.kl or USUAL_KL))
     if target.bytes is not None:
-        c, packed = reach_bytes(
-            lambda c: _packed(study, folder, way(study, c)), target.bytes, first, study.weights
-        )
-        return _measured_at(study, way, c), packed
+        return _with_bytes(study, way, target.bytes, tried.c, folder)
     assert target.kl is not None
-    tried = [at_first]
     # The divergence is quadratic in the errors, and these in the step.
-    search = Search(*(math.log(target.kl), KL_AIM, first, lambda _: 2.0), rounds=KL_ROUNDS)
-    search.report(math.log(max(at_first.measured, 1e-12)))
-    while search.step is not None:
-        tried.append(_measured_at(study, way, search.step))
-        search.report(math.log(max(tried[-1].measured, 1e-12)))
-    # Of a small network the divergence jumps from step to step: the coarsest that is good enough.
-    good = [one for one in tried if one.measured <= (1 + KL_TOLERANCE) * target.kl]
-    if not good:
-        best = min(tried, key=lambda one: one.measured)
+    search = Search(*(math.log(target.kl), KL_AIM, tried.c, lambda _: 2.0), rounds=KL_ROUNDS)
+    nearest, best = tried, None
+    while True:
+        # Of a small network the divergence jumps from step to step: the coarsest that will do.
+        if tried.measured <= (1 + KL_TOLERANCE) * target.kl and (best is None or tried.c > best.c):
+            best = tried
+        nearest = min(nearest, tried, key=lambda one: one.measured)
+        search.report(math.log(max(tried.measured, 1e-12)))
+        if search.step is None:
+            break
+        tried = _measured_at(study, way, search.step)
+    if best is None:
         raise WavpruneError(
             f"no step brings the divergence to target_kl={target.kl:g}; the nearest has "
-            f"{best.measured:g}"
+            f"{nearest.measured:g}"
         )
-    best = max(good, key=lambda one: one.c)
-    return best, _packed(study, folder, way(study, best.c))
+    return best, _packed(study, folder, best.found)
+
+
+def _with_bytes(
+    study: Study, way: _Way, wanted: float, first: float, folder: Path
+) -> tuple[_Tried, Model]:
+    found: _Found
+
+    def pack_at(way: _Way, c: float) -> Model:
+        nonlocal found
+        found = way(study, c)
+        return _packed(study, folder, found)
+
+    # Both ways come to about the same bytes, and the first is much faster.
+    for one in dict.fromkeys((_by_themselves, way)):
+        first, packed = reach_bytes(partial(pack_at, one), wanted, first, study.weights)
+    return _measure(study, first, found), packed
 
 
 def _better(study: Study, c: float) -> tuple[_Way, _Tried]:
@@ -190,8 +206,11 @@ def _better(study: Study, c: float) -> tuple[_Way, _Tried]:
 
 
 def _measured_at(study: Study, way: _Way, c: float) -> _Tried:
-    found = way(study, c)
-    return _Tried(c, found.predicted, _measured(study, _stored(study, found)))
+    return _measure(study, c, way(study, c))
+
+
+def _measure(study: Study, c: float, found: _Found) -> _Tried:
+    return _Tried(c, found, _measured(study, _stored(study, found)))
 
 
 def _packed(study: Study, folder: Path, found: _Found) -> Model:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -26,9 +27,9 @@ from .items import Item, Quantised
 from .study import Study
 
 # Of the mean energy of the inputs: what a few of them say of rare directions is noise.
-RIDGE = 0.1
+RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 # Patches for each column of a layer's matrix, and positions of every input at least.
-PER_COLUMN, LEAST_POSITIONS = 50, 64
+PER_COLUMN, LEAST_POSITIONS = 25, 24
 
 
 def quantise_in_sequence(
@@ -78,8 +79,8 @@ class _Quantising(Tap):
         if is_first and weight in self._study.shifts:
             shift = channel_moments(name, plain, before).mean
             shift = shift - channel_moments(name, coarse, after).mean
-            self._take_up(weight, shift.cpu())
-            after = self._run(name, coarse)
+            if self._take_up(weight, shift.cpu()) == f"{name}.bias".removeprefix("."):
+                after = self._run(name, coarse)
         return torch.cat([before, after])
 
     def norm(self, name: str, call: NormCall) -> torch.Tensor:
@@ -104,8 +105,8 @@ class _Quantising(Tap):
         self._tensors[item.name] = found.tensor().to(self._study.held[0].device)
         self._done(item)
 
-    def _take_up(self, weight: str, shift: torch.Tensor) -> None:
-        """Move a bias, or a mean the other way."""
+    def _take_up(self, weight: str, shift: torch.Tensor) -> str:
+        """Move a bias, or a mean the other way; its name."""
         name, _, sign = self._study.shifts[weight]
         if name in self._items:
             item = self._items[name]
@@ -114,7 +115,8 @@ class _Quantising(Tap):
         else:
             before = self._study.plain[name]
             self.changed[name] = (before.double() + sign * shift.to(before.device)).to(before.dtype)
-            self._tensors[name] = self.changed[name]
+            self._tensors[name] = self.changed[name].to(self._study.held[0].device)
+        return name
 
     def _solved(self, name: str, item: Item, plain: Call, coarse: Call) -> Item:
         """The item of the weights that make up for what the layers before have lost."""
@@ -129,12 +131,59 @@ class _Quantising(Tap):
         if site.centered:
             read = read - read.mean(-1, keepdim=True)
             meant = meant - meant.mean(-1, keepdim=True)
-        count = read.shape[-1]
-        moment = (read @ read.mT).double() / count
-        lost = ((meant - read) @ read.mT).double() / count
-        energy = moment.diagonal(dim1=1, dim2=2).mean(1)
-        ridge = torch.diag_embed((RIDGE * energy + 1e-30)[:, None].expand(-1, moment.shape[-1]))
-        weight = site.rows.of_weight(item.original.to(moment.device))
-        change = torch.linalg.solve(moment + ridge, (weight @ lost).mT).mT
+        # Of the first and the last inputs.
+        halved = [
+            _Moments((r @ r.mT).double(), ((m - r) @ r.mT).double())
+            for r, m in zip(_split(read), _split(meant), strict=True)
+        ]
+        weight = site.rows.of_weight(item.original.to(read.device))
+        change = _made_up(weight, *halved)
         solved = site.rows.join(weight + change).reshape(item.original.shape)
         return item.with_weight(solved.to(item.original))
+
+
+def _made_up(weight: torch.Tensor, first: _Moments, last: _Moments) -> torch.Tensor:
+    """What weights ``(groups, r, d)`` change by to make up for what was lost.
+
+    The ridge is the one with which what the inputs of either half say is best for the other.
+    """
+    wanted = [weight @ half.lost for half in (first, last)]
+    errors = []
+    for ridge in RIDGES:
+        changes = [
+            half.solved(want, ridge) for half, want in zip((first, last), wanted, strict=True)
+        ]
+        errors.append(last.error(changes[0], wanted[1]) + first.error(changes[1], wanted[0]))
+    best = min(range(len(RIDGES)), key=errors.__getitem__)
+    both = _Moments(first.read + last.read, first.lost + last.lost)
+    return both.solved(weight @ both.lost, RIDGES[best]) if errors[best] < 0 else 0 * weight
+
+
+class _Moments(NamedTuple):
+    """Of some inputs.
+
+    Attributes:
+        read: ``(groups, d, d)``, of what the quantised network reads.
+        lost: ``(groups, d, d)``, of what it lost with what it reads.
+    """
+
+    read: torch.Tensor
+    lost: torch.Tensor
+
+    def solved(self, wanted: torch.Tensor, ridge: float) -> torch.Tensor:
+        """The change of weights that gives what is wanted, ``(groups, r, d)``."""
+        energy = self.read.diagonal(dim1=1, dim2=2).mean(1)
+        damped = self.read + torch.diag_embed(
+            (ridge * energy + 1e-30)[:, None].expand(-1, self.read.shape[-1])
+        )
+        solution: torch.Tensor = torch.linalg.solve(damped, wanted.mT).mT
+        return solution
+
+    def error(self, change: torch.Tensor, wanted: torch.Tensor) -> float:
+        """The squared error of a change, less that of none."""
+        return float((change * (change @ self.read - 2 * wanted)).sum())
+
+
+def _split(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    half = values.shape[-1] // 2
+    return values[..., :half], values[..., half:]
