@@ -156,10 +156,10 @@ def _file(
 def shared_statistics(path: Path) -> Iterator[None]:
     """Takes the sensitivities of a network once for all its files."""
 
-    def once(*arguments: Any) -> dict[str, Sensitivity]:
+    def once(*arguments: Any, **options: Any) -> dict[str, Sensitivity]:
         if path.exists():
             return {name: Sensitivity(*parts) for name, parts in torch.load(path).items()}
-        known = original(*arguments)
+        known = original(*arguments, **options)
         torch.save({name: tuple(parts) for name, parts in known.items()}, path)
         return known
 

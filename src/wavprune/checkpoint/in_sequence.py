@@ -12,6 +12,7 @@ mean.
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -21,8 +22,15 @@ import torch
 from ..calibration.calls import Call, NormCall, Tap
 from ..calibration.network import channel_moments
 from ..calibration.patches import num_positions, patches
+from ..calibration.rows import join_columns, split_columns
 from ..calibration.sequential import halves
-from ..calibration.statistics import generator_of, positions_per_sample, sampled_positions
+from ..calibration.statistics import (
+    choose_blocks,
+    generator_of,
+    in_blocks,
+    positions_per_sample,
+    sampled_positions,
+)
 from .items import Item, Quantised
 from .study import Study
 
@@ -127,22 +135,23 @@ class _Quantising(Tap):
         positions = sampled_positions(
             num_positions(coarse), wanted, generator_of(0, "in sequence", name), plain.input.device
         )
-        read, meant = (patches(call, positions) for call in (coarse, plain))
+        blocks = choose_blocks({name: site.rows}, sys.maxsize, 1)[name]
+        read, meant = (in_blocks(patches(call, positions), blocks) for call in (coarse, plain))
         if site.centered:
             read = read - read.mean(-1, keepdim=True)
             meant = meant - meant.mean(-1, keepdim=True)
         # Of the first and the last inputs.
         halved = [
-            _Moments((r @ r.mT).double(), ((m - r) @ r.mT).double())
+            Moments((r @ r.mT).double(), ((m - r) @ r.mT).double())
             for r, m in zip(_split(read), _split(meant), strict=True)
         ]
-        weight = site.rows.of_weight(item.original.to(read.device))
-        change = _made_up(weight, *halved)
-        solved = site.rows.join(weight + change).reshape(item.original.shape)
+        weight = split_columns(site.rows.of_weight(item.original.to(read.device)), blocks)
+        solved = join_columns(weight + made_up(weight, *halved), blocks)
+        solved = site.rows.join(solved).reshape(item.original.shape)
         return item.with_weight(solved.to(item.original))
 
 
-def _made_up(weight: torch.Tensor, first: _Moments, last: _Moments) -> torch.Tensor:
+def made_up(weight: torch.Tensor, first: Moments, last: Moments) -> torch.Tensor:
     """What weights ``(groups, r, d)`` change by to make up for what was lost.
 
     The ridge is the one with which what the inputs of either half say is best for the other.
@@ -155,11 +164,15 @@ def _made_up(weight: torch.Tensor, first: _Moments, last: _Moments) -> torch.Ten
         ]
         errors.append(last.error(changes[0], wanted[1]) + first.error(changes[1], wanted[0]))
     best = min(range(len(RIDGES)), key=errors.__getitem__)
-    both = _Moments(first.read + last.read, first.lost + last.lost)
-    return both.solved(weight @ both.lost, RIDGES[best]) if errors[best] < 0 else 0 * weight
+    both = Moments(first.read + last.read, first.lost + last.lost)
+    return (
+        both.solved(weight @ both.lost, RIDGES[best])
+        if errors[best] < 0
+        else torch.zeros_like(weight)
+    )
 
 
-class _Moments(NamedTuple):
+class Moments(NamedTuple):
     """Of some inputs.
 
     Attributes:
