@@ -113,3 +113,27 @@ def test_a_model_without_gradients_is_an_error() -> None:
 
     with pytest.raises(WavpruneError, match="the model's outputs have no gradient"):
         sensitivities(Fixed(), torch.randn(4, 3))
+
+
+class InHalves(nn.Module):
+    """Each sample is two rows of its layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.layer(x.reshape(-1, 6)).reshape(len(x), 2, 4).sum(1)
+        return out
+
+
+def test_a_layer_that_has_several_rows_of_a_sample() -> None:
+    torch.manual_seed(0)
+    net, inputs = InHalves(), torch.randn(4096, 12) + 1
+    _, known = sensitivities(net, inputs, draws=4)
+    p = net(inputs).detach().double().softmax(1)
+    rows = inputs.double().reshape(-1, 6)
+    assert torch.allclose(known["layer"].mean[0], rows.mean(0), atol=1e-5)
+    weight = float((p - p * p).sum(1).mean()) / 4
+    expected = 2 * weight * (rows.T.cov() + FLOOR * torch.eye(6))
+    assert torch.allclose(known["layer"].hessian[0], expected, rtol=0.1, atol=0.1 * float(weight))

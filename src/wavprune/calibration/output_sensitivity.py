@@ -213,11 +213,13 @@ class _Sums:
         self._varying = torch.zeros(groups, rows.num_rows, dtype=torch.float64)
         self._summed = torch.zeros(groups, rows.num_rows, dtype=torch.float64)
         self._positions = 1
+        self._rows = 0
 
     def add(self, call: Call, gradient: torch.Tensor, generator: torch.Generator) -> None:
         """Add a call's inputs and the gradients of its outputs."""
         samples, P = len(call.batched), num_positions(call)
         self._positions = P
+        self._rows += samples
         chosen = sampled_positions(P, POSITIONS, generator, gradient.device)
         values = patches(call, chosen)
         groups, d, _ = values.shape
@@ -238,9 +240,10 @@ class _Sums:
         self._summed += batched.sum(3).square().sum(0).cpu()
         self._varying += batched.square().mean(3).sum(0).cpu()
 
-    def sensitivity(self, n: int) -> Sensitivity:
-        """Of ``n`` samples."""
-        site = self._site
+    def sensitivity(self, samples: int) -> Sensitivity:
+        """Of some samples of the network, each of which may be several of the layer."""
+        site, n = self._site, max(self._rows, 1)
+        each = n / samples
         groups, d = self._mean.shape
         second, of_means, mean = self._second / n, self._of_means / n, self._mean / n
         summed, varying = self._summed / n, self._varying / n
@@ -248,13 +251,13 @@ class _Sums:
         if site.centered:
             of_means = of_means - mean[:, :, None] * mean[:, None, :]
             second = second - P * mean[:, :, None] * mean[:, None, :]
-        bias = float(summed.mean())
+        bias = each * float(summed.mean())
         if groups > 1:
             # Few weights read each input: what their means have in common the bias takes up.
             diagonal = second.diagonal(dim1=1, dim2=2).clamp_min(0).mean(1)
             floor = FLOOR * diagonal.mean() + FLOOR_DEPTHWISE * diagonal
             weight = varying.mean(1) + SHARE_OF_ALL * varying.mean()
-            hessian = weight[:, None, None] * (second + _eyes(floor, d))
+            hessian = each * weight[:, None, None] * (second + _eyes(floor, d))
             return Sensitivity(_positive(hessian), bias, mean)
         together = _shrunk(of_means, d / (d + n)) * summed.mean()
         around = second - P * of_means
@@ -262,7 +265,8 @@ class _Sums:
             share = d / (d + INDEPENDENT * n * P)
             together = together + _shrunk(around, share) * varying.mean()
         diagonal = together.diagonal(dim1=1, dim2=2).clamp_min(0).mean(1)
-        return Sensitivity(_positive(together + _eyes(FLOOR * diagonal, d)), bias, mean)
+        hessian = each * (together + _eyes(FLOOR * diagonal, d))
+        return Sensitivity(_positive(hessian), bias, mean)
 
 
 def _eyes(values: torch.Tensor, d: int) -> torch.Tensor:

@@ -11,29 +11,23 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import nn
 
 from ..common.loaders import batches, check_loader, inputs_of
-from ..common.progress import progress_bar
 from ..engine.running import running
 from ..errors import WavpruneError
-from .feedback import Doubles
-from .in_sequence import quantise_in_sequence
-from .items import Item, Quantised
-from .packing import Model, finish, pack, reach_bytes
+from .packing import Model, finish, reach_bytes
 from .plan import Plan
 from .report import SaveReport
 from .search import Search
 from .study import Study, study_of
+from .ways import Found, Tried, Way, best_way, by_themselves
 
 # Inputs that are held back to measure on, of those there are.
 HELD, MOST_HELD = 0.25, 256
@@ -131,30 +125,10 @@ def _parts(
     return fit, held
 
 
-class _Found(NamedTuple):
-    """A network at one ``c``."""
-
-    quantised: dict[str, Quantised]
-    changed: dict[str, torch.Tensor]
-    predicted: float
-
-
-class _Tried(NamedTuple):
-    """The same, measured on inputs that were held back."""
-
-    c: float
-    found: _Found
-    measured: float
-
-
-# What makes a network of a study and a number c.
-_Way = Callable[[Study, float], _Found]
-
-
-def _search(study: Study, target: Target, folder: Path) -> tuple[_Tried, Model]:
-    way, tried = _better(study, study.step_for(target.kl or USUAL_KL))
+def _search(study: Study, target: Target, folder: Path) -> tuple[Tried, Model]:
+    way, tried = best_way(study, study.step_for(target.kl or USUAL_KL), folder)
     if target.bytes is not None:
-        return _with_bytes(study, way, target.bytes, tried.c, folder)
+        return _with_bytes(way, target.bytes, tried.c, folder)
     assert target.kl is not None
     # The divergence is quadratic in the errors, and these in the step.
     search = Search(*(math.log(target.kl), KL_AIM, tried.c, lambda _: 2.0), rounds=KL_ROUNDS)
@@ -167,122 +141,26 @@ def _search(study: Study, target: Target, folder: Path) -> tuple[_Tried, Model]:
         search.report(math.log(max(tried.measured, 1e-12)))
         if search.step is None:
             break
-        tried = _measured_at(study, way, search.step)
+        tried = way.measured(search.step, way.at(search.step))
     if best is None:
         raise WavpruneError(
             f"no step brings the divergence to target_kl={target.kl:g}; the nearest has "
             f"{nearest.measured:g}"
         )
-    return best, _packed(study, folder, best.found)
+    return best, way.packed(best.found, folder)
 
 
-def _with_bytes(
-    study: Study, way: _Way, wanted: float, first: float, folder: Path
-) -> tuple[_Tried, Model]:
-    found: _Found
+def _with_bytes(way: Way, wanted: float, c: float, folder: Path) -> tuple[Tried, Model]:
+    found: Found
 
-    def pack_at(way: _Way, c: float) -> Model:
+    def pack_at(way: Way, c: float) -> Model:
         nonlocal found
-        found = way(study, c)
-        return _packed(study, folder, found)
+        found = way.at(c)
+        return way.packed(found, folder)
 
     # Both ways come to about the same bytes, and the first is much faster.
-    for one in dict.fromkeys((_by_themselves, way)):
-        first, packed = reach_bytes(partial(pack_at, one), wanted, first, study.weights)
-    return _measure(study, first, found), packed
-
-
-def _better(study: Study, c: float) -> tuple[_Way, _Tried]:
-    """The way whose outputs at ``c`` are nearest to the network's, and what it measured."""
-    ways: list[_Way] = [_by_themselves]
-    tried = [_measured_at(study, _by_themselves, c)]
-    # Inputs of many shapes, and networks that mix the samples of a batch, have the first way only.
-    if study.together is not None:
-        with suppress(WavpruneError):
-            tried.append(_measured_at(study, _in_sequence, c))
-            ways.append(_in_sequence)
-    best = min(range(len(tried)), key=lambda i: tried[i].measured)
-    return ways[best], tried[best]
-
-
-def _measured_at(study: Study, way: _Way, c: float) -> _Tried:
-    return _measure(study, c, way(study, c))
-
-
-def _measure(study: Study, c: float, found: _Found) -> _Tried:
-    return _Tried(c, found, _measured(study, _stored(study, found)))
-
-
-def _packed(study: Study, folder: Path, found: _Found) -> Model:
-    return pack(study.source, found.quantised, folder, found.changed, study.norms)
-
-
-def _stored(study: Study, found: _Found) -> dict[str, torch.Tensor]:
-    """What the copy of the model gets: not the means that only unfolding needs."""
-    means = {link.mean for link in study.norms.links}
-    tensors = {name: one.tensor() for name, one in found.quantised.items() if name not in means}
-    return tensors | found.changed
-
-
-def _in_sequence(study: Study, c: float) -> _Found:
-    """Every layer makes up for those before it."""
-    with progress_bar("compress", study.weights, "weights", study.progress) as advance:
-        quantised, changed = quantise_in_sequence(study, c, lambda item: advance(item.matrix.size))
-    return _found(study, quantised, changed)
-
-
-def _found(
-    study: Study, quantised: dict[str, Quantised], changed: dict[str, torch.Tensor]
-) -> _Found:
-    total = math.fsum(one.divergence() for one in quantised.values())
-    return _Found(quantised, changed, study.direction.predicted(total))
-
-
-def _by_themselves(study: Study, c: float) -> _Found:
-    """Every layer has the inputs that it always had."""
-    items = {item.name: item for item in study.items}
-    with progress_bar("compress", study.weights, "weights", study.progress) as advance:
-
-        def done(item: Item) -> Quantised:
-            found = item.quantised(c)
-            advance(item.matrix.size)
-            return found
-
-        quantised = {name: done(item) for name, item in items.items() if name in study.shifts}
-        changed: dict[str, torch.Tensor] = {}
-        for name, (bias, mean, sign) in study.shifts.items():
-            shift = sign * _shift(quantised[name], mean)
-            if bias in items:
-                moved = (items[bias].matrix - shift[:, None]).astype(np.float32)
-                quantised[bias] = done(replace(items[bias], matrix=moved))
-            else:
-                before = study.plain[bias]
-                changed[bias] = (before.double() - torch.from_numpy(shift)).to(before.dtype)
-        for name, item in items.items():
-            if name not in quantised:
-                quantised[name] = done(item)
-    return _found(study, quantised, changed)
-
-
-def _shift(found: Quantised, mean: torch.Tensor) -> Doubles:
-    """How the errors of a weight move the mean of each output."""
-    item = found.item
-    after = found.tensor().double().numpy()
-    before = item.original.double().numpy()
-    plain = replace(item.layout, coefficients=item.layout.kernel)
-    error = plain.split((after - before).reshape(-1, item.layout.kernel))
-    groups = len(mean)
-    moved = error.reshape(groups, -1, error.shape[1]) @ mean.numpy()[:, :, None]
-    return np.asarray(moved.reshape(-1))
-
-
-def _measured(study: Study, tensors: Mapping[str, torch.Tensor]) -> float:
-    """The divergence of the outputs with these tensors."""
-    state = study.network.model.state_dict()
-    own = {name: state[name].clone() for name in tensors}
-    for name, tensor in tensors.items():
-        state[name].copy_(tensor)
-    after = study.network.outputs(study.held)
-    for name, tensor in own.items():
-        state[name].copy_(tensor)
-    return float(study.direction.divergence(study.dense, after).mean())
+    for one in dict.fromkeys((by_themselves, way.quantise)):
+        c, packed = reach_bytes(
+            partial(pack_at, way._replace(quantise=one)), wanted, c, way.study.weights
+        )
+    return way.measured(c, found), packed

@@ -14,12 +14,12 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Callable
-from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from ..calibration.calls import Call, NormCall, Tap
+from ..calibration.making_up import made_up
 from ..calibration.network import channel_moments
 from ..calibration.patches import num_positions, patches
 from ..calibration.rows import join_columns, split_columns
@@ -34,8 +34,6 @@ from ..calibration.statistics import (
 from .items import Item, Quantised
 from .study import Study
 
-# Of the mean energy of the inputs: what a few of them say of rare directions is noise.
-RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 # Patches for each column of a layer's matrix, and positions of every input at least.
 PER_COLUMN, LEAST_POSITIONS = 25, 24
 
@@ -140,63 +138,7 @@ class _Quantising(Tap):
         if site.centered:
             read = read - read.mean(-1, keepdim=True)
             meant = meant - meant.mean(-1, keepdim=True)
-        # Of the first and the last inputs.
-        halved = [
-            Moments((r @ r.mT).double(), ((m - r) @ r.mT).double())
-            for r, m in zip(_split(read), _split(meant), strict=True)
-        ]
         weight = split_columns(site.rows.of_weight(item.original.to(read.device)), blocks)
-        solved = join_columns(weight + made_up(weight, *halved), blocks)
+        solved = join_columns(weight + made_up(weight, read, meant), blocks)
         solved = site.rows.join(solved).reshape(item.original.shape)
         return item.with_weight(solved.to(item.original))
-
-
-def made_up(weight: torch.Tensor, first: Moments, last: Moments) -> torch.Tensor:
-    """What weights ``(groups, r, d)`` change by to make up for what was lost.
-
-    The ridge is the one with which what the inputs of either half say is best for the other.
-    """
-    wanted = [weight @ half.lost for half in (first, last)]
-    errors = []
-    for ridge in RIDGES:
-        changes = [
-            half.solved(want, ridge) for half, want in zip((first, last), wanted, strict=True)
-        ]
-        errors.append(last.error(changes[0], wanted[1]) + first.error(changes[1], wanted[0]))
-    best = min(range(len(RIDGES)), key=errors.__getitem__)
-    both = Moments(first.read + last.read, first.lost + last.lost)
-    return (
-        both.solved(weight @ both.lost, RIDGES[best])
-        if errors[best] < 0
-        else torch.zeros_like(weight)
-    )
-
-
-class Moments(NamedTuple):
-    """Of some inputs.
-
-    Attributes:
-        read: ``(groups, d, d)``, of what the quantised network reads.
-        lost: ``(groups, d, d)``, of what it lost with what it reads.
-    """
-
-    read: torch.Tensor
-    lost: torch.Tensor
-
-    def solved(self, wanted: torch.Tensor, ridge: float) -> torch.Tensor:
-        """The change of weights that gives what is wanted, ``(groups, r, d)``."""
-        energy = self.read.diagonal(dim1=1, dim2=2).mean(1)
-        damped = self.read + torch.diag_embed(
-            (ridge * energy + 1e-30)[:, None].expand(-1, self.read.shape[-1])
-        )
-        solution: torch.Tensor = torch.linalg.solve(damped, wanted.mT).mT
-        return solution
-
-    def error(self, change: torch.Tensor, wanted: torch.Tensor) -> float:
-        """The squared error of a change, less that of none."""
-        return float((change * (change @ self.read - 2 * wanted)).sum())
-
-
-def _split(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    half = values.shape[-1] // 2
-    return values[..., :half], values[..., half:]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,16 +25,49 @@ from .sources import Source, Tensor
 BASES = ("identity", "dct", "uhaar", "klt")
 
 
-def weight_item(
-    tensor: Tensor, changed: Tensor, plan: Plan, site: Site, sensitivity: Sensitivity, c: float
-) -> Item:
-    """A weight in the basis of the fewest bytes; all of them have about the same divergence."""
-    options = [
-        _option(layer, tensor, changed, site, sensitivity) for layer in _layers(tensor, plan, site)
-    ]
-    if len(options) == 1:
-        return options[0]
-    return min(options, key=lambda item: _bits(item, c))
+class WeightItems(NamedTuple):
+    """A weight in the bases that it may have.
+
+    Attributes:
+        tensor: as it was.
+        changed: as it is when batch norms are folded.
+        plan: what is pruned, and in which basis.
+        site: where its layer stands.
+        sensitivity: of the layer.
+    """
+
+    tensor: Tensor
+    changed: Tensor
+    plan: Plan
+    site: Site
+    sensitivity: Sensitivity
+
+    def cheapest(self, c: float) -> Item:
+        """In the basis of the fewest bytes; all of them have about the same divergence."""
+        names = BASES if self._may_choose else BASES[:1]
+        options = [self._option(layer) for layer in self._layers(names)]
+        return options[0] if len(options) == 1 else min(options, key=lambda item: _bits(item, c))
+
+    def identity(self) -> Item:
+        """In no basis, where it may choose."""
+        (layer,) = self._layers(BASES[:1])
+        return self._option(layer)
+
+    @property
+    def _may_choose(self) -> bool:
+        return self.site.rows.kernel_values > 1
+
+    def _layers(self, names: Sequence[str]) -> list[Layer]:
+        plan = self.plan
+        if plan.quantised is None or plan.quantised.wavelet != AUTO:
+            return [plan.layer(self.tensor)]
+        return [
+            replace(plan, quantised=replace(plan.quantised, wavelet=name)).layer(self.tensor)
+            for name in names
+        ]
+
+    def _option(self, layer: Layer) -> Item:
+        return _option(layer, self.tensor, self.changed, self.site, self.sensitivity)
 
 
 def _bits(item: Item, c: float) -> float:
@@ -42,17 +77,6 @@ def _bits(item: Item, c: float) -> float:
     _, frequencies = trellis_tables.choose(tally)
     bits = trellis_tables.bits_of(frequencies)
     return float(bits[tally > 0] @ tally[tally > 0]) + 8 * len(item.payload)
-
-
-def _layers(tensor: Tensor, plan: Plan, site: Site) -> list[Layer]:
-    """The layer in each basis that may be taken."""
-    if plan.quantised is None or plan.quantised.wavelet != AUTO:
-        return [plan.layer(tensor)]
-    names = BASES if site.rows.kernel_values > 1 else BASES[:1]
-    return [
-        replace(plan, quantised=replace(plan.quantised, wavelet=name)).layer(tensor)
-        for name in names
-    ]
 
 
 def _option(

@@ -11,12 +11,13 @@ from torch import nn
 
 from ..calibration.network import Network, Site, check_outputs
 from ..calibration.output_sensitivity import Direction, output_sensitivity
+from ..config import AUTO
 from ..engine.layers import LayerRef
 from ..errors import WavpruneError
 from .folding import fold, same_outputs
 from .formats.names import layer_name
 from .items import Item
-from .network_items import bias_item, mean_item, norm_link, weight_item
+from .network_items import WeightItems, bias_item, mean_item, norm_link
 from .packing import Norms
 from .plan import Plan, choose_tensors
 from .quantisers import KEEP
@@ -27,6 +28,8 @@ from .sources import Source, Tensor, tensors_of
 TRELLIS_ERROR = 1 / 30
 # Values that a layer may return for both networks of a pass.
 MOST_VALUES = 1 << 28
+# The share of weights that have a basis from which on it is tried whether they need one.
+WORTH_A_TRY = 0.2
 
 
 class Study(NamedTuple):
@@ -37,6 +40,7 @@ class Study(NamedTuple):
         source: the tensors of that copy.
         sites: where its layers stand.
         items: weights and biases.
+        choices: by name, weights whose basis was chosen.
         shifts: name of a weight -> name of what takes up the mean of its errors, the mean inputs
             that they are multiplied with, and which sign the shift has there.
         plain: what takes up a shift and is no item, as it was: running the copy changes it.
@@ -52,6 +56,7 @@ class Study(NamedTuple):
     source: Source
     sites: dict[str, Site]
     items: list[Item]
+    choices: dict[str, WeightItems]
     shifts: dict[str, tuple[str, torch.Tensor, int]]
     plain: dict[str, torch.Tensor]
     norms: Norms
@@ -65,6 +70,15 @@ class Study(NamedTuple):
     def weights(self) -> int:
         """How many values follow the step."""
         return sum(item.matrix.size for item in self.items)
+
+    def without_bases(self) -> Study | None:
+        """The same with weights in no basis; None where that makes no difference worth a try."""
+        has_basis = [i for i in self.items if i.name in self.choices and i.basis is not None]
+        if sum(item.matrix.size for item in has_basis) < WORTH_A_TRY * self.weights:
+            return None
+        names = {item.name for item in has_basis}
+        items = [self.choices[i.name].identity() if i.name in names else i for i in self.items]
+        return self._replace(items=items, choices={})
 
     def step_for(self, kl: float) -> float:
         """The number ``c`` at which the outputs have this divergence, about."""
@@ -123,12 +137,15 @@ def study_of(
     weights = sum(math.prod(tensor.shape) for tensor in chosen)
     c = _step_for(kl, direction, weights)
     items: list[Item] = []
+    choices: dict[str, WeightItems] = {}
     shifts: dict[str, tuple[str, torch.Tensor, int]] = {}
     for tensor in chosen:
         name = _module_of(tensor)
         site, sensitivity = sites[name], known[name]
-        item = weight_item(tensor, source.tensors[tensor.name], plan, site, sensitivity, c)
-        items.append(item)
+        options = WeightItems(tensor, source.tensors[tensor.name], plan, site, sensitivity)
+        items.append(options.cheapest(c))
+        if plan.quantised is not None and plan.quantised.wavelet == AUTO:
+            choices[tensor.name] = options
         bias = _bias_of(name, site, folded, source)
         if bias is not None:
             shifts[tensor.name] = (bias, sensitivity.mean, 1)
@@ -149,7 +166,7 @@ def study_of(
     norms = Norms(original, links)
     together = in_one_batch(fit, [sites[_module_of(tensor)] for tensor in chosen])
     return Study(
-        *(network, source, sites, items, shifts, plain),
+        *(network, source, sites, items, choices, shifts, plain),
         *(norms, direction, together, held, dense, progress),
     )
 

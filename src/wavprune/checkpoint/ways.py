@@ -1,0 +1,193 @@
+"""Ways to quantise a network at one ``c``, and which of them takes the fewest bytes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from ..common.progress import progress_bar
+from ..errors import WavpruneError
+from .feedback import Doubles
+from .in_sequence import quantise_in_sequence
+from .items import Item, Quantised
+from .packing import Model, pack
+from .study import Study
+
+
+class Found(NamedTuple):
+    """A network at one ``c``.
+
+    Attributes:
+        quantised: its weights and biases, by name.
+        changed: other tensors that took up a shift, by name.
+        predicted: the divergence that it should have.
+    """
+
+    quantised: dict[str, Quantised]
+    changed: dict[str, torch.Tensor]
+    predicted: float
+
+
+class Tried(NamedTuple):
+    """A network at one ``c``, measured on inputs that were held back.
+
+    Attributes:
+        c: see above.
+        found: the network.
+        divergence: of the outputs for each input.
+    """
+
+    c: float
+    found: Found
+    divergence: torch.Tensor
+
+    @property
+    def measured(self) -> float:
+        """The mean divergence."""
+        return float(self.divergence.mean())
+
+
+Quantise = Callable[[Study, float], Found]
+
+
+class Way(NamedTuple):
+    """A way to quantise a network.
+
+    Attributes:
+        study: of the network.
+        quantise: it, at one ``c``.
+    """
+
+    study: Study
+    quantise: Quantise
+
+    def at(self, c: float) -> Found:
+        """The network at one ``c``."""
+        return self.quantise(self.study, c)
+
+    def measured(self, c: float, found: Found) -> Tried:
+        """What the divergence of the outputs is."""
+        study = self.study
+        # Not the means that only unfolding needs.
+        means = {link.mean for link in study.norms.links}
+        tensors = {n: one.tensor() for n, one in found.quantised.items() if n not in means}
+        tensors |= found.changed
+        state = study.network.model.state_dict()
+        own = {name: state[name].clone() for name in tensors}
+        for name, tensor in tensors.items():
+            state[name].copy_(tensor)
+        after = study.network.outputs(study.held)
+        for name, tensor in own.items():
+            state[name].copy_(tensor)
+        return Tried(c, found, study.direction.divergence(study.dense, after))
+
+    def packed(self, found: Found, folder: Path) -> Model:
+        """The file of a network."""
+        study = self.study
+        return pack(study.source, found.quantised, folder, found.changed, study.norms)
+
+
+def best_way(study: Study, c: float, folder: Path) -> tuple[Way, Tried]:
+    """The way that takes the fewest bytes for a divergence, as measured at ``c``.
+
+    That a basis takes fewer bytes follows from what is predicted of all its errors; where many
+    weights have one, it is measured too. Where a few inputs cannot tell ways apart, the first
+    counts that is expected to be better.
+    """
+    flat = study.without_bases()
+    ways = [Way(one, in_sequence) for one in (study, flat) if one is not None]
+    tries = [_try(Way(study, by_themselves), c, folder)]
+    # Inputs of many shapes, and networks that mix the samples of a batch, have that way only.
+    if study.together is not None:
+        with suppress(WavpruneError):
+            tries = [_try(way, c, folder) for way in ways] + tries
+    best = min(tries, key=_Try.cost)
+    chosen = next(one for one in tries if one.cost() - best.cost() <= one.uncertainty(best))
+    return chosen.way, chosen.tried
+
+
+class _Try(NamedTuple):
+    way: Way
+    tried: Tried
+    size: int
+
+    @property
+    def _slope(self) -> float:
+        """Half the divergence takes half a bit more of every weight, at fine steps."""
+        return self.way.study.weights / (16 * math.log(2))
+
+    def cost(self) -> float:
+        """The bytes of a file whose divergence is 1, but for a constant."""
+        return self.size + self._slope * math.log(max(self.tried.measured, 1e-12))
+
+    def uncertainty(self, other: _Try) -> float:
+        """The standard error of the difference of costs."""
+        ours, theirs = self.tried.divergence, other.tried.divergence
+        if len(ours) < 2:
+            return 0.0
+        error = float((ours - theirs).std()) / math.sqrt(len(ours))
+        return self._slope * error / max(float(theirs.mean()), 1e-12)
+
+
+def _try(way: Way, c: float, folder: Path) -> _Try:
+    tried = way.measured(c, way.at(c))
+    return _Try(way, tried, way.packed(tried.found, folder).packed.size)
+
+
+def in_sequence(study: Study, c: float) -> Found:
+    """Every layer makes up for those before it."""
+    with progress_bar("compress", study.weights, "weights", study.progress) as advance:
+        quantised, changed = quantise_in_sequence(study, c, lambda item: advance(item.matrix.size))
+    return _found(study, quantised, changed)
+
+
+def by_themselves(study: Study, c: float) -> Found:
+    """Every layer has the inputs that it always had."""
+    items = {item.name: item for item in study.items}
+    with progress_bar("compress", study.weights, "weights", study.progress) as advance:
+
+        def done(item: Item) -> Quantised:
+            found = item.quantised(c)
+            advance(item.matrix.size)
+            return found
+
+        quantised = {name: done(item) for name, item in items.items() if name in study.shifts}
+        changed: dict[str, torch.Tensor] = {}
+        for name, (bias, mean, sign) in study.shifts.items():
+            shift = sign * _shift(quantised[name], mean)
+            if bias in items:
+                moved = (items[bias].matrix - shift[:, None]).astype(np.float32)
+                quantised[bias] = done(replace(items[bias], matrix=moved))
+            else:
+                before = study.plain[bias]
+                changed[bias] = (before.double() - torch.from_numpy(shift)).to(before.dtype)
+        for name, item in items.items():
+            if name not in quantised:
+                quantised[name] = done(item)
+    return _found(study, quantised, changed)
+
+
+def _found(
+    study: Study, quantised: dict[str, Quantised], changed: dict[str, torch.Tensor]
+) -> Found:
+    total = math.fsum(one.divergence() for one in quantised.values())
+    return Found(quantised, changed, study.direction.predicted(total))
+
+
+def _shift(found: Quantised, mean: torch.Tensor) -> Doubles:
+    """How the errors of a weight move the mean of each output."""
+    item = found.item
+    after = found.tensor().double().numpy()
+    before = item.original.double().numpy()
+    plain = replace(item.layout, coefficients=item.layout.kernel)
+    error = plain.split((after - before).reshape(-1, item.layout.kernel))
+    groups = len(mean)
+    moved = error.reshape(groups, -1, error.shape[1]) @ mean.numpy()[:, :, None]
+    return np.asarray(moved.reshape(-1))
