@@ -45,7 +45,7 @@ def test_later_layers_make_up_for_earlier_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     net, x = deep(), images(400)
-    options: dict[str, Any] = {"calibration": x[:240].split(40), "target_bytes": 4000}
+    options: dict[str, Any] = {"calibration": torch.split(x[:240], 40), "target_bytes": 4000}
     saved = checkpoint.save(net, tmp_path / PATH, **options)
     monkeypatch.setattr(study, "in_one_batch", lambda *_: None)
     other = checkpoint.save(net, tmp_path / "b.safetensors", **options)
@@ -101,7 +101,9 @@ def test_the_network_is_as_it_was(
         monkeypatch.setattr("wavprune.calibration.statistics.LARGEST", 40)
     net = deep()
     before = copy.deepcopy(net.state_dict())
-    saved = checkpoint.save(net, tmp_path / PATH, calibration=images().split(40), target_kl=0.01)
+    saved = checkpoint.save(
+        net, tmp_path / PATH, calibration=torch.split(images(), 40), target_kl=0.01
+    )
     assert saved.measured_kl == pytest.approx(0.01, rel=0.4)
     assert divergence(net, saved.path, images()) < 0.02
     for name, tensor in net.state_dict().items():

@@ -21,7 +21,6 @@ from .calls import Call, NormCall, Tap
 from .candidates import Candidate, stored
 from .collect import LEAST_POSITIONS, PER_COLUMN
 from .collected import Calibration
-from .making_up import made_up
 from .network import Network, Values, channel_moments, matched, run_norm, shifts_bias
 from .patches import num_positions, patches
 from .problem import Problem
@@ -39,6 +38,8 @@ ITERATIONS = 20
 # Positions of every sample at least, where there are enough samples to learn more from them: values
 # are solved for here for the last time.
 POSITIONS = 96
+# Of the mean input energy, so that what neither network reads stays as it is.
+LEAST_RIDGE = 1e-9
 
 
 def solve_in_sequence(
@@ -135,16 +136,15 @@ class _Solving(Tap):
             in_blocks(patches(call, positions), problem.blocks) for call in (pruned, dense)
         )
         count = read.shape[-1]
-        mean = read.mean(-1, keepdim=True)
-        centered = read - mean
-        covariance = (centered @ centered.mT).double() / count
+        mean, mean_meant = read.mean(-1, keepdim=True), meant.mean(-1, keepdim=True)
+        read -= mean
+        meant -= mean_meant
+        covariance = (read @ read.mT).double() / count
+        cross = (meant @ read.mT).double() / count
         statistics = Statistics(count, mean[..., 0].double(), covariance)
-        weight = split_columns(problem.rows.of_weight(problem.layer.weight), problem.blocks)
-        if site.centered:
-            change = made_up(weight, centered, meant - meant.mean(-1, keepdim=True))
-        else:
-            change = made_up(weight, read, meant)
-        weight = join_columns(weight + change, problem.blocks)
+        if not site.centered:
+            cross = cross + mean_meant.double() * mean.double().mT
+        weight = _onto_dense(problem, statistics.second_moment(site.centered), cross)
         solved = Problem(
             problem.layer,
             problem.rows,
@@ -161,6 +161,22 @@ class _Solving(Tap):
         self.masks[name] = mask
         self.coefficients[name] = refit(solved, mask)
         self.values.weights[name] = stored(problem, self.coefficients[name])
+
+
+def _onto_dense(problem: Problem, moment: torch.Tensor, cross: torch.Tensor) -> torch.Tensor:
+    """``W (cross + ridge) (moment + ridge)^-1``: the dense solution for the pruned inputs.
+
+    Returns:
+        ``(groups, r, d)``.
+    """
+    weight = split_columns(problem.rows.of_weight(problem.layer.weight), problem.blocks)
+    energy = torch.diagonal(moment, dim1=1, dim2=2).mean(1)
+    ridge = torch.diag_embed(
+        (problem.ridge * energy + LEAST_RIDGE)[:, None].expand(-1, moment.shape[-1])
+    )
+    right = (weight @ (cross + ridge)).mT
+    solution = torch.linalg.solve(moment + ridge, right).mT
+    return join_columns(solution, problem.blocks)
 
 
 def halves(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

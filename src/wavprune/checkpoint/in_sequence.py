@@ -19,7 +19,6 @@ import numpy as np
 import torch
 
 from ..calibration.calls import Call, NormCall, Tap
-from ..calibration.making_up import made_up
 from ..calibration.network import channel_moments
 from ..calibration.patches import num_positions, patches
 from ..calibration.rows import join_columns, split_columns
@@ -32,6 +31,7 @@ from ..calibration.statistics import (
     sampled_positions,
 )
 from .items import Item, Quantised
+from .making_up import made_up
 from .study import Study
 
 # Patches for each column of a layer's matrix, and positions of every input at least.

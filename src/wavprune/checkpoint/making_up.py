@@ -1,6 +1,6 @@
 """Weights that make up for what the layers before have lost.
 
-A layer of a pruned or quantised network reads ``read`` where it should read ``meant``. Its weights
+A layer of a quantised network reads ``read`` where it should read ``meant``. Its weights
 ``W`` become the least-squares solution for the first onto the outputs of the second,
 ``W + W L (A + ridge)^-1`` with ``A = read read.T`` and ``L = (meant - read) read.T``. What a few
 inputs say of rare directions is noise: the ridge is the one with which what either half of the

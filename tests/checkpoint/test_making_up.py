@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from wavprune.calibration.making_up import made_up
+from wavprune.checkpoint.making_up import made_up
 
 
 def test_what_was_lost_is_made_up_for() -> None:
