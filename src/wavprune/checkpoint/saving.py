@@ -78,8 +78,9 @@ def save(
     "Asymptotically efficient quantizing").
 
     With ``calibration``, the steps follow from what errors do to the outputs of the network, every
-    error is made up for by the weights that are quantised after it, and biases are quantised too;
-    the files are a third smaller at the same outputs. Then ``target_kl`` can be given in place of
+    error is made up for by the weights that are quantised after it, each layer makes up for those
+    before it where that measures better, and biases are quantised too; the files are a third
+    smaller at the same outputs. Then ``target_kl`` can be given in place of
     bytes: the mean divergence of the outputs, in nats, which is measured on a quarter of the inputs
     that nothing else looks at.
 
