@@ -141,4 +141,5 @@ class _Quantising(Tap):
         weight = split_columns(site.rows.of_weight(item.original.to(read.device)), blocks)
         solved = join_columns(weight + made_up(weight, read, meant), blocks)
         solved = site.rows.join(solved).reshape(item.original.shape)
-        return item.with_weight(solved.to(item.original))
+        most = torch.finfo(item.original.dtype).max
+        return item.with_weight(solved.clamp(-most, most).to(item.original))
