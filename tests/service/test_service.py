@@ -11,7 +11,7 @@ import httpx
 import numpy as np
 import pytest
 
-from wavprune.service import analysis, routes, tasks
+from wavprune.service import analysis, answers, tasks
 from wavprune.service.app import create_app
 from wavprune.service.guard import Guard
 from wavprune.service.limits import Limits, Settings
@@ -127,9 +127,9 @@ def test_who_follows_a_job_uses_its_model(tmp_path: Path) -> None:
 def test_a_change_while_an_event_is_sent_is_not_missed(tmp_path: Path) -> None:
     async def test(app: Guard) -> None:
         add_ready(app.service)
-        model = routes._model(app.service, app.service.store.model(MODEL))
+        model = answers.model_shape(app.service, app.service.store.model(MODEL))
         names = ["first"]
-        stream = routes._events(
+        stream = answers.events_of(
             app.service, lambda: (model.model_copy(update={"name": names[-1]}), len(names) > 1)
         ).body_iterator
         assert isinstance(stream, AsyncIterator)

@@ -42,7 +42,7 @@ def create_app(settings: Settings, launcher: Launcher) -> Guard:
         WavpruneError: another service has the directory.
         ImportError: the extra ``serve`` is not installed.
     """
-    from .routes import router
+    from . import job_routes, routes
 
     service = Service(settings, launcher)
 
@@ -65,7 +65,8 @@ def create_app(settings: Settings, launcher: Launcher) -> Guard:
         redoc_url=None,
     )
     app.state.service = service
-    app.include_router(router)
+    app.include_router(routes.router)
+    app.include_router(job_routes.router)
     _add_errors(app)
 
     @app.get("/", include_in_schema=False)
