@@ -11,8 +11,9 @@ from typing import Any
 from fastapi.responses import StreamingResponse
 
 from . import tasks
-from .service import Progress, Service
+from .service import Service
 from .shapes import JobShape, ModelShape
+from .state import Progress
 from .store import WAITING, Job, Model
 
 # A stream of events says at least this often that it is there.

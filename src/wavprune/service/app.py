@@ -14,8 +14,9 @@ from .documents import openapi_page
 from .guard import Guard
 from .launcher import Launcher
 from .limits import Settings
-from .service import NotReadyError, Service
-from .uploads import FullError
+from .models import NotReadyError
+from .quota import FullError
+from .service import Service
 
 require("fastapi", "uvicorn", extra="serve", purpose="the service")
 

@@ -32,7 +32,7 @@ async def add_job(model: Named, asked: JobAsked, service: Served) -> JobShape:
     directory, and inputs that were uploaded before. `compare` says how far what another job made
     agrees with the original.
     """
-    check(service.curves(model), asked.basis)
+    check(service.models.curves(model), asked.basis)
     if asked.kind in ("calibrate", "compare"):
         if model.kind not in tasks.RUN:
             raise HTTPException(
@@ -49,7 +49,7 @@ async def add_job(model: Named, asked: JobAsked, service: Served) -> JobShape:
             raise HTTPException(404, str(error.args[0])) from error
         if other.model != model.id or other.state != DONE or other.kind == "compare":
             raise HTTPException(409, "that job did not make another form of this model")
-    return job_shape(service, service.add_job(model, asked.kind, asked.model_dump()))
+    return job_shape(service, service.jobs.add(model, asked.kind, asked.model_dump()))
 
 
 @router.get("/jobs/{job}")
@@ -61,7 +61,7 @@ async def show_job(job: Chosen, service: Served) -> JobShape:
 @router.delete("/jobs/{job}")
 async def cancel_job(job: Chosen, service: Served) -> JobShape:
     """Cancel a job; one that is over stays as it is."""
-    return job_shape(service, await service.cancel(job))
+    return job_shape(service, await service.jobs.cancel(job))
 
 
 @router.get("/jobs/{job}/events", response_class=StreamingResponse, responses=EVENTS)
@@ -71,7 +71,7 @@ async def follow_job(job: Chosen, service: Served) -> StreamingResponse:
     def state() -> tuple[JobShape | None, bool]:
         try:
             found = service.store.job(job.id)
-            service.touch(service.store.model(found.model))
+            service.models.touch(service.store.model(found.model))
         except LookupError:
             return None, True
         return job_shape(service, found), found.is_over

@@ -47,7 +47,7 @@ def model_of(identity: Annotated[Identity, Path(alias="model")], request: Reques
         model = service.store.model(identity)
     except LookupError as error:
         raise HTTPException(404, str(error.args[0])) from error
-    service.touch(model)
+    service.models.touch(model)
     return model
 
 
@@ -56,7 +56,7 @@ def job_of(identity: Annotated[Identity, Path(alias="job")], request: Request) -
     service = service_of(request)
     try:
         job = service.store.job(identity)
-        service.touch(service.store.model(job.model))
+        service.models.touch(service.store.model(job.model))
     except LookupError as error:
         raise HTTPException(404, str(error.args[0])) from error
     return job

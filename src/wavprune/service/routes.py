@@ -90,13 +90,13 @@ async def upload_model(name: FileName, request: Request, service: Served) -> Mod
     """
     shown = shown_name(name)
     kind = suffix_of(shown, (*FILES, tasks.ZIP))
-    with service.incoming(length_of(request)) as upload:
+    with service.models.incoming(length_of(request)) as upload:
         async for part in request.stream():
             upload.write(part)
         if not upload.size:
             raise HTTPException(422, "the body is empty; send the file as it is")
         upload.complete()
-        return model_shape(service, service.add_model(upload.path, shown, kind))
+        return model_shape(service, service.models.add(upload.path, shown, kind))
 
 
 @router.get("/models/{model}", tags=["models"])
@@ -122,8 +122,8 @@ async def upload_inputs(
     suffix = suffix_of(shown_name(name), (ARRAYS, *IMAGES))
     if model.inputs >= MOST_INPUTS:
         raise HTTPException(507, f"the model has {MOST_INPUTS} files of inputs, which is the most")
-    service.curves(model)
-    with service.incoming(length_of(request)) as upload:
+    service.models.curves(model)
+    with service.models.incoming(length_of(request)) as upload:
         async for part in request.stream():
             upload.write(part)
         upload.complete()
@@ -131,7 +131,7 @@ async def upload_inputs(
             found = service.store.model(model.id)
         except LookupError as error:
             raise HTTPException(404, str(error.args[0])) from error
-        return model_shape(service, service.add_input(upload.path, found, suffix))
+        return model_shape(service, service.models.add_input(upload.path, found, suffix))
 
 
 @router.get("/models/{model}/layers", tags=["preview"])
@@ -139,7 +139,7 @@ async def list_layers(
     model: Named, service: Served, sparsity: Annotated[float, Query(ge=0, lt=1)] = 0.5
 ) -> LayersShape:
     """The layers that can be pruned, each with its best basis at a sparsity."""
-    found = service.curves(model)
+    found = service.models.curves(model)
     best = [layer.best for layer in preview(found, AUTO, sparsity).layers]
     layers = [
         LayerShape(
@@ -164,7 +164,7 @@ async def list_layers(
 @router.post("/models/{model}/preview", tags=["preview"])
 async def preview_model(model: Named, asked: PreviewAsked, service: Served) -> PreviewShape:
     """What pruning with some settings would do, answered from memory."""
-    found = preview(service.curves(model), asked.basis, asked.sparsity, asked.scope)
+    found = preview(service.models.curves(model), asked.basis, asked.sparsity, asked.scope)
     layers = [layer._asdict() for layer in found.layers]
     return PreviewShape.model_validate({**found._asdict(), "layers": layers})
 
@@ -174,7 +174,7 @@ async def show_curves(
     model: Named, service: Served, layer: Annotated[str | None, Query(max_length=1024)] = None
 ) -> CurvesShape:
     """Error against sparsity and bytes against error in every basis, of a layer or of all."""
-    found = service.curves(model)
+    found = service.models.curves(model)
     index = None if layer is None else _layer(found, layer)
     return CurvesShape.model_validate(curves(found, index))
 
@@ -241,7 +241,7 @@ async def follow_model(model: Named, service: Served) -> StreamingResponse:
             found = service.store.model(model.id)
         except LookupError:
             return None, True
-        service.touch(found)
+        service.models.touch(found)
         return model_shape(service, found), found.state != WAITING
 
     return events_of(service, state)
@@ -250,7 +250,7 @@ async def follow_model(model: Named, service: Served) -> StreamingResponse:
 def _kernels(
     service: Service, model: Model, layer: str, basis: str, sparsity: float, scope: str
 ) -> pictures.Kernels:
-    found = service.curves(model)
+    found = service.models.curves(model)
     return pictures.kernels(found, _layer(found, layer), basis, sparsity, scope)
 
 
