@@ -12,16 +12,23 @@ from fastapi.responses import StreamingResponse
 
 from . import tasks
 from .service import Service
-from .shapes import JobShape, ModelShape
+from .shapes import JobShape, ModelShape, Shape
 from .state import Progress
 from .store import WAITING, Job, Model
 
 # A stream of events says at least this often that it is there.
 HEARTBEAT = 15.0
 
-EVENTS: dict[int | str, dict[str, Any]] = {
-    200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}
-}
+
+def events_document(shape: type[Shape]) -> dict[int | str, dict[str, Any]]:
+    """How the OpenAPI document describes a stream whose events are of a shape."""
+    data = {
+        "type": "string",
+        "contentMediaType": "application/json",
+        "contentSchema": {"$ref": f"#/components/schemas/{shape.__name__}"},
+    }
+    event = {"type": "object", "properties": {"data": data}, "required": ["data"]}
+    return {200: {"content": {"text/event-stream": {"itemSchema": event}}}}
 
 
 def model_shape(service: Service, model: Model) -> ModelShape:

@@ -9,7 +9,7 @@ from fastapi import APIRouter, HTTPException
 from fastapi.responses import FileResponse, StreamingResponse
 
 from . import tasks
-from .answers import EVENTS, events_of, job_shape
+from .answers import events_document, events_of, job_shape
 from .preview import check
 from .requests import PROBLEMS, Chosen, Named, Served, stem_of
 from .shapes import JobAsked, JobShape
@@ -64,7 +64,9 @@ async def cancel_job(job: Chosen, service: Served) -> JobShape:
     return job_shape(service, await service.jobs.cancel(job))
 
 
-@router.get("/jobs/{job}/events", response_class=StreamingResponse, responses=EVENTS)
+@router.get(
+    "/jobs/{job}/events", response_class=StreamingResponse, responses=events_document(JobShape)
+)
 async def follow_job(job: Chosen, service: Served) -> StreamingResponse:
     """The job at each change, as server-sent events, until it is over."""
 

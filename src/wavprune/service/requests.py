@@ -14,10 +14,12 @@ from .store import Job, Model
 LONGEST_NAME = 100
 
 PROBLEMS: dict[int | str, dict[str, Any]] = {
+    400: {"model": Problem, "description": "The request cannot be read"},
     401: {"model": Problem, "description": "A token is needed"},
     403: {"model": Problem, "description": "The request comes from another site"},
     404: {"model": Problem, "description": "There is no such model, job or layer"},
     409: {"model": Problem, "description": "It is not ready, or over"},
+    411: {"model": Problem, "description": "The length of the request is needed"},
     413: {"model": Problem, "description": "It is too large"},
     421: {"model": Problem, "description": "The host is not this service's"},
     422: {"model": Problem, "description": "Something that was sent is not allowed"},

@@ -12,7 +12,7 @@ from ..checkpoint import formats
 from ..config import AUTO
 from . import pictures, tasks
 from .analysis import ModelCurves
-from .answers import EVENTS, events_of, model_shape
+from .answers import events_document, events_of, model_shape
 from .guard import COOKIE, same, session_of
 from .preview import curves, preview
 from .requests import (
@@ -231,7 +231,7 @@ async def picture_kernels(
     "/models/{model}/events",
     tags=["models"],
     response_class=StreamingResponse,
-    responses=EVENTS,
+    responses=events_document(ModelShape),
 )
 async def follow_model(model: Named, service: Served) -> StreamingResponse:
     """The model at each change, as server-sent events, until it is ready or refused."""
