@@ -123,6 +123,35 @@ def test_a_graph_is_calibrated_from_images_and_compared(
     assert failed["error"].startswith("mean has 2 values for images of 3 channels")
 
 
+def test_a_calibration_says_how_far_it_is_and_is_cancelled(
+    client: httpx.Client, tmp_path: Path
+) -> None:
+    onnx.save(graphs.network(), tmp_path / "net.onnx")
+    path = f"/api/v1/models/{upload(client, tmp_path / 'net.onnx')['id']}"
+    images = np.random.default_rng(0).normal(size=(2048, 3, 8, 8)).astype(np.float32)
+    np.savez(tmp_path / "inputs.npz", images=images)
+    headers = {"content-type": "application/octet-stream"}
+    content = (tmp_path / "inputs.npz").read_bytes()
+    client.post(f"{path}/inputs?name=a.npz", content=content, headers=headers)
+    asked = client.post(f"{path}/jobs", json={"kind": "calibrate", "level": "full"}).json()
+    identity = f"/api/v1/jobs/{asked['id']}"
+    seen = []
+    with client.stream("GET", f"{identity}/events") as answer:
+        for line in answer.iter_lines():
+            event = json.loads(line.removeprefix("data: ") or "{}")
+            seen.append((event.get("stage"), event.get("share")))
+            if 0 < (event.get("share") or 0) < 1:
+                cancelled = client.delete(identity).json()
+                assert cancelled["state"] == "cancelled"
+                break
+    stage, share = seen[-1]
+    assert stage in ("calibrate", "prune")
+    assert 0 < share < 1
+    assert client.get(identity).json()["result"] is None
+    # Whoever does the next one is there at once.
+    assert job(client, path.rpartition("/")[2], kind="prune")["state"] == "done"
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
