@@ -16,10 +16,13 @@ RUN pip install --no-cache-dir --constraint /tmp/constraints.txt \
         --index-url https://download.pytorch.org/whl/cpu torch
 COPY --from=build /wheels /wheels
 RUN wheel=$(ls /wheels/wavprune-*.whl) && \
-    pip install --no-cache-dir --constraint /tmp/constraints.txt "$wheel[serve,onnx]" && rm -r /wheels
+    pip install --no-cache-dir --constraint /tmp/constraints.txt "$wheel[serve,onnx,huggingface]" && \
+    rm -r /wheels
 RUN useradd --create-home --uid 1000 wavprune && install -d -o wavprune /data
 USER wavprune
 VOLUME /data
 EXPOSE 8765
+# The page needs no token.
+HEALTHCHECK CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8765/', timeout=5)"]
 # Outside of the container the address is what `docker run -p` says; a token is needed all the same.
 CMD ["wavprune", "serve", "--host", "0.0.0.0", "--directory", "/data"]

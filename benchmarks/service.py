@@ -1,10 +1,12 @@
 """The service on loopback: how long a preview takes, and what fifty people at a time do to it.
 
-``python -m benchmarks.service MODEL... [--clients 50] [--jobs 10] [--seconds 10]`` starts
-``wavprune serve`` in a directory of its own, uploads each checkpoint and prints, for each: seconds
-from the upload to the curves, and the latency of single previews. Then all clients preview the
-first model at once, each with its own settings, while the jobs are queued; the memory of the server
-and its workers is read meanwhile.
+``python -m benchmarks.service MODEL... [--uploads 5] [--clients 50] [--jobs 10] [--seconds 10]``
+starts ``wavprune serve`` in a directory of its own, uploads each checkpoint some times and prints,
+for each: seconds from the first byte that is sent to the layers and curves that are received, and
+the latency of single previews. A MODEL is a file, ``ResNet-18`` (random weights) or
+``EfficientNet-Lite0``. Then all clients preview the first model at once, each with its own
+settings, while the jobs are queued; the memory of the server and its workers is read meanwhile.
+``--clients 0`` leaves that out.
 """
 
 from __future__ import annotations
@@ -22,6 +24,9 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from safetensors.torch import save_file
+
+from .networks import NETWORKS
 
 SINGLE = 400
 BINARY = {"content-type": "application/octet-stream"}
@@ -30,7 +35,8 @@ BINARY = {"content-type": "application/octet-stream"}
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("models", nargs="+", type=Path)
+    parser.add_argument("models", nargs="+")
+    parser.add_argument("--uploads", type=int, default=5)
     parser.add_argument("--clients", type=int, default=50)
     parser.add_argument("--jobs", type=int, default=10)
     parser.add_argument("--seconds", type=float, default=10.0)
@@ -45,7 +51,8 @@ def main() -> None:
         address = server.stdout.readline().split()[2].rstrip("/")
         try:
             with httpx.Client(base_url=address, timeout=120) as client:
-                ids = [single(client, path) for path in asked.models]
+                files = [checkpoint(name, Path(directory)) for name in asked.models]
+                ids = [single(client, path, asked.uploads) for path in files]
             if asked.clients:
                 load(address, server.pid, ids[0], asked)
         finally:
@@ -53,25 +60,44 @@ def main() -> None:
             server.wait()
 
 
-def single(client: httpx.Client, path: Path) -> str:
-    """Upload a model, and preview it alone; returns its id."""
+def checkpoint(name: str, directory: Path) -> Path:
+    """A file that was named, or one with the weights of a network of ``benchmarks.networks``."""
+    if name not in NETWORKS:
+        return Path(name)
+    path = directory / f"{name}.safetensors"
+    save_file(NETWORKS[name]().state_dict(), str(path))
+    return path
+
+
+def single(client: httpx.Client, path: Path, uploads: int) -> str:
+    """Upload a model some times, and preview it alone; returns its id."""
     content = path.read_bytes()
     # The first request waits for the server's own start.
     client.get("/api/v1/about")
-    start = time.perf_counter()
-    answer = client.post(
-        "/api/v1/models", params={"name": path.name}, content=content, headers=BINARY
-    )
-    identity: str = answer.raise_for_status().json()["id"]
-    sent = time.perf_counter() - start
-    with client.stream("GET", f"/api/v1/models/{identity}/events") as events:
-        for _ in events.iter_lines():
-            pass
-    layers = client.get(f"/api/v1/models/{identity}/layers").raise_for_status().json()
-    ready = time.perf_counter() - start
+    every = []
+    for _ in range(uploads):
+        start = time.perf_counter()
+        answer = client.post(
+            "/api/v1/models", params={"name": path.name}, content=content, headers=BINARY
+        )
+        identity: str = answer.raise_for_status().json()["id"]
+        sent = time.perf_counter() - start
+        with client.stream("GET", f"/api/v1/models/{identity}/events") as events:
+            for _ in events.iter_lines():
+                pass
+        measured = time.perf_counter() - start
+        layers = client.get(f"/api/v1/models/{identity}/layers").raise_for_status().json()
+        client.get(f"/api/v1/models/{identity}/curves").raise_for_status()
+        every.append((time.perf_counter() - start, sent, measured))
     print(
         f"{path.name}: {len(content):,} bytes, {len(layers['layers'])} layers, "
-        f"{len(layers['bases'])} bases; sent in {sent:.2f} s, curves after {ready:.2f} s"
+        f"{layers['weights']:,} weights, {len(layers['bases'])} bases"
+    )
+    ready, sent, measured = sorted(every)[len(every) // 2]
+    print(
+        f"  curves after {ready:.2f} s, median of {uploads} uploads "
+        f"({min(every)[0]:.2f} to {max(every)[0]:.2f}): sent after {sent:.2f}, measured after "
+        f"{measured:.2f}"
     )
     for scope in ("layer", "global"):
         chance = random.Random(0)

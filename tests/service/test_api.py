@@ -10,14 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load, save, save_file
 
+import onnx
 import wavprune
+from tests.support import graphs
 from tests.support.service import follow, running, upload
 from wavprune.service.launcher import Launcher
 
+pil = pytest.importorskip("PIL.Image")
 pytestmark = pytest.mark.waits
 
 
@@ -77,6 +81,75 @@ def test_what_cannot_run_is_not_calibrated(client: httpx.Client, model: str) -> 
     answer = client.post(f"/api/v1/models/{model}/jobs", json={"kind": "calibrate"})
     assert answer.status_code == 409
     assert "has only its weights" in answer.json()["detail"]
+
+
+def test_a_graph_is_calibrated_from_images_and_compared(
+    client: httpx.Client, model: str, tmp_path: Path
+) -> None:
+    onnx.save(graphs.network(), tmp_path / "net.onnx")
+    path = f"/api/v1/models/{upload(client, tmp_path / 'net.onnx')['id']}"
+    assert client.get(path).json()["runs"]
+    headers = {"content-type": "application/octet-stream"}
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 12, 12, 3)).astype(np.uint8)
+    for number, values in enumerate(pixels):
+        pil.fromarray(values).save(tmp_path / "image.png")
+        content = (tmp_path / "image.png").read_bytes()
+        sent = client.post(f"{path}/inputs?name=a.png", content=content, headers=headers)
+        assert sent.json()["inputs"] == number + 1
+    identity = path.rpartition("/")[2]
+    normalized = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+    done = job(client, identity, kind="calibrate", basis="dct", sparsity=0.6, **normalized)
+    assert done["state"] == "done", done
+    assert done["result"]["inputs"] == 8
+    assert 0 < done["result"]["output_error"] < 1
+    answer = client.get(f"/api/v1/jobs/{done['id']}/model")
+    assert 'filename="net-calibrate-dct-0.6.onnx"' in answer.headers["content-disposition"]
+    assert graphs.run(onnx.load_from_string(answer.content), torch.zeros(1, 3, 8, 8)).shape == (
+        1,
+        5,
+    )
+    again = job(client, identity, kind="compare", job=done["id"], **normalized)
+    assert again["result"]["kl"] == pytest.approx(done["result"]["kl"], rel=1e-6)
+    assert again["result"]["file"] is None
+    other = job(client, identity, kind="compare", job=done["id"])
+    assert other["result"]["output_error"] != again["result"]["output_error"]
+    ask = {"kind": "compare", "job": again["id"]}
+    refused = client.post(f"{path}/jobs", json=ask)
+    assert refused.status_code == 409
+    assert refused.json()["detail"] == "that job did not make another form of this model"
+    assert client.post(f"{path}/jobs", json={**ask, "job": "0" * 32}).status_code == 404
+    assert client.post(f"{path}/jobs", json={**ask, "std": [0.0]}).status_code == 422
+    failed = job(client, identity, kind="calibrate", mean=[0.0, 0.0])
+    assert failed["error"].startswith("mean has 2 values for images of 3 channels")
+
+
+def test_a_calibration_says_how_far_it_is_and_is_cancelled(
+    client: httpx.Client, tmp_path: Path
+) -> None:
+    onnx.save(graphs.network(), tmp_path / "net.onnx")
+    path = f"/api/v1/models/{upload(client, tmp_path / 'net.onnx')['id']}"
+    images = np.random.default_rng(0).normal(size=(2048, 3, 8, 8)).astype(np.float32)
+    np.savez(tmp_path / "inputs.npz", images=images)
+    headers = {"content-type": "application/octet-stream"}
+    content = (tmp_path / "inputs.npz").read_bytes()
+    client.post(f"{path}/inputs?name=a.npz", content=content, headers=headers)
+    asked = client.post(f"{path}/jobs", json={"kind": "calibrate", "level": "full"}).json()
+    identity = f"/api/v1/jobs/{asked['id']}"
+    seen = []
+    with client.stream("GET", f"{identity}/events") as answer:
+        for line in answer.iter_lines():
+            event = json.loads(line.removeprefix("data: ") or "{}")
+            seen.append((event.get("stage"), event.get("share")))
+            if 0 < (event.get("share") or 0) < 1:
+                cancelled = client.delete(identity).json()
+                assert cancelled["state"] == "cancelled"
+                break
+    stage, share = seen[-1]
+    assert stage in ("calibrate", "prune")
+    assert 0 < share < 1
+    assert client.get(identity).json()["result"] is None
+    # Whoever does the next one is there at once.
+    assert job(client, path.rpartition("/")[2], kind="prune")["state"] == "done"
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from safetensors.torch import load_file
 
+from tests.support import graphs
 from tests.support.service import upload
 
 playwright = pytest.importorskip("playwright.sync_api")
@@ -76,8 +78,8 @@ def opened(context: Any, address: str, fragment: str = "") -> Any:
     return page
 
 
-def drop(page: Any, name: str, content: bytes) -> None:
-    page.evaluate(DROP, ["#drop", name, base64.b64encode(content).decode()])
+def drop(page: Any, name: str, content: bytes, target: str = "#drop") -> None:
+    page.evaluate(DROP, [target, name, base64.b64encode(content).decode()])
 
 
 @pytest.fixture
@@ -126,6 +128,137 @@ def test_a_person_drops_slides_prunes_and_downloads(
     kept = page.inner_text("#jobs li")
     assert total(page, "Kept values") in kept
     assert load_file(tmp_path / "pruned.safetensors").keys() == load_file(demo).keys()
+
+
+def focused(page: Any) -> str:
+    """What has the focus: its id, else its text; and it must be seen that it has."""
+    found = page.evaluate(
+        """() => {
+            const one = document.activeElement;
+            const ring = one.closest("label.drop") ?? one;
+            const style = getComputedStyle(ring);
+            const box = ring.getBoundingClientRect();
+            return {
+                name: one.id || one.value || one.textContent,
+                seen: style.outlineStyle !== "none" && parseFloat(style.outlineWidth) >= 2,
+                inside: box.bottom > 0 && box.top < innerHeight && box.width > 0,
+            };
+        }"""
+    )
+    assert found["seen"], found
+    assert found["inside"], found
+    return str(found["name"])
+
+
+def tab_to(page: Any, name: str, most: int = 40) -> None:
+    """Press Tab until something has the focus."""
+    passed = []
+    for _ in range(most):
+        page.keyboard.press("Tab")
+        passed.append(focused(page))
+        if passed[-1] == name:
+            return
+    raise AssertionError(f"{name!r} is not among {passed}")
+
+
+def test_all_of_it_is_done_by_keyboard(
+    context: Any, address: str, demo: Path, tmp_path: Path
+) -> None:
+    page = opened(context, address)
+    page.on("filechooser", lambda chooser: chooser.set_files(demo))
+    tab_to(page, "file")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#totals dd")
+    assert focused(page) == "file"
+    tab_to(page, "sparsity")
+    for _ in range(3):
+        page.keyboard.press("ArrowRight")
+    expect(page.locator("#amount")).to_have_text("81.5%")
+    # One stop for all bases, and arrows between them.
+    page.keyboard.press("Tab")
+    assert focused(page) == "auto"
+    page.keyboard.press("ArrowDown")
+    assert focused(page) == "identity"
+    for _ in range(2):
+        page.keyboard.press("ArrowDown")
+    assert focused(page) == "dct"
+    expect(page.locator("#by-sparsity .chosen")).to_have_class(re.compile("c2"))
+    tab_to(page, "prune")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#jobs li[data-state=done]")
+    assert focused(page) == "prune"
+    tab_to(page, "Download the model")
+    with page.expect_download() as downloading:
+        page.keyboard.press("Enter")
+    assert downloading.value.suggested_filename == "digits-prune-dct-0.815.safetensors"
+    tab_to(page, "layer2.conv1")
+    page.keyboard.press("Enter")
+    expect(page.locator("#kernels")).to_have_attribute("src", re.compile(r"layer2\.conv1"))
+    assert focused(page) == "layer2.conv1"
+    page.locator("#remove").focus()
+    page.keyboard.press("Enter")
+    expect(page.locator("#model")).to_be_hidden()
+    assert focused(page) == "file"
+
+
+def test_what_a_job_says_meanwhile_takes_no_focus(page: Any) -> None:
+    """Cancel keeps it while the progress beside it is drawn again."""
+    page.evaluate(
+        """async () => {
+            const { jobs } = await import("/static/jobs.js");
+            jobs.stop();
+            const row = (share) => ({
+                id: "a", kind: "prune", state: "running", stage: "prune", share, created: 1,
+                settings: { sparsity: 0.5, basis: "dct" },
+            });
+            let last = null;
+            window.EventSource = class { constructor() { last = this; } close() {} };
+            window.fetch = async () => new Response(JSON.stringify(row(0)));
+            jobs.start({ id: "m", runs: false }, () => ({}));
+            await jobs.add({});
+            window.say = (share, more) => {
+                last.onmessage({ data: JSON.stringify({ ...row(share), ...more }) });
+            };
+        }"""
+    )
+    page.locator("#jobs button").focus()
+    page.evaluate("say(0.5)")
+    assert page.locator("#jobs progress").get_attribute("value") == "0.5"
+    assert focused(page) == "Cancel"
+    page.evaluate(
+        """say(1, {state: "done", result: {
+            file: "a", bytes: 1, kept: 1, error: 0, agreement: null, kl: null, output_error: null,
+            seconds: 1,
+        }})"""
+    )
+    assert focused(page) == "Download the model"
+
+
+def test_a_graph_is_calibrated_and_its_results_are_compared(
+    context: Any, address: str, tmp_path: Path
+) -> None:
+    images = np.random.default_rng(0).normal(size=(12, 3, 8, 8)).astype(np.float32)
+    np.savez(tmp_path / "inputs.npz", images=images)
+    page = opened(context, address)
+    drop(page, "net.onnx", graphs.network().SerializeToString())
+    page.wait_for_selector("#totals dd")
+    page.get_by_role("button", name="Calibrate", exact=True).click()
+    expect(page.get_by_role("alert")).to_contain_text("calibrate needs inputs; upload some")
+    drop(page, "inputs.npz", (tmp_path / "inputs.npz").read_bytes(), "#drop-inputs")
+    expect(page.locator("#inputs-text")).to_have_text("1 file of inputs")
+    expect(page.get_by_role("alert")).to_be_hidden()
+    page.get_by_role("button", name="Calibrate", exact=True).click()
+    row = page.locator("#jobs li").first
+    expect(row).to_have_attribute("data-state", "done")
+    expect(row).to_contain_text("Calibrate 80.0% in auto")
+    expect(row).to_contain_text(re.compile(r"agrees on [\d.]+% of 12 inputs, divergence [\d.e-]+"))
+    page.get_by_role("button", name="Prune and compress").click()
+    expect(row).to_contain_text("Compress 80.0% in auto")
+    expect(row).to_have_attribute("data-state", "done")
+    row.get_by_role("button", name="Compare with the original").click()
+    expect(row).to_contain_text("Compared with the original: compress 80.0% in auto")
+    expect(row).to_contain_text(re.compile(r"agrees on [\d.]+% of 12 inputs"))
+    assert row.get_by_role("link").count() == 0
 
 
 def test_a_job_outlives_a_reload_and_is_in_both_tabs(page: Any, context: Any, address: str) -> None:

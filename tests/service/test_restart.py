@@ -33,7 +33,7 @@ KINDS = (
 PRELOADED = """
 import os, signal, sys
 import uvicorn
-import wavprune.service.app, wavprune.service.routes, wavprune.service.worker
+from wavprune.service import app, job_routes, routes, worker
 from wavprune.cli import main
 
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)

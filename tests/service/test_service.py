@@ -11,12 +11,13 @@ import httpx
 import numpy as np
 import pytest
 
-from wavprune.service import analysis, routes, tasks
+from wavprune.service import analysis, answers, tasks
 from wavprune.service.app import create_app
 from wavprune.service.guard import Guard
 from wavprune.service.limits import Limits, Settings
+from wavprune.service.quota import FullError, Quota
 from wavprune.service.service import Service
-from wavprune.service.store import FAILED, READY, REFUSED, WAITING
+from wavprune.service.store import DONE, FAILED, READY, REFUSED, WAITING, Job
 from wavprune.service.worker import LONGEST_ERROR, _relative
 
 NO_WORKERS: Any = None
@@ -64,13 +65,13 @@ def test_one_failure_does_not_end_the_work_on_others(tmp_path: Path) -> None:
     async def test(app: Guard) -> None:
         service = app.service
         broken: Any = Broken()
-        service._analyst, service._workers = broken, [broken]
+        service.models._analyst, service.jobs._workers = broken, [broken]
         add_ready(service)
-        jobs = [service.add_job(service.store.model(MODEL), "prune", {}).id for _ in range(2)]
+        jobs = [service.jobs.add(service.store.model(MODEL), "prune", {}).id for _ in range(2)]
         await service.start()
         for name in "ab":
             (tmp_path / name).write_bytes(b"x")
-            model = service.add_model(tmp_path / name, "a.pt", ".pt").id
+            model = service.models.add(tmp_path / name, "a.pt", ".pt").id
             while service.store.model(model).state == WAITING:
                 await service.change.wait()
             assert service.store.model(model).state == REFUSED
@@ -98,16 +99,69 @@ def test_a_zip_that_others_left_no_room_for_is_refused(tmp_path: Path) -> None:
                 return {"done": {}}
 
         analyst: Any = Unpacks()
-        service._analyst = analyst
+        service.models._analyst = analyst
         (tmp_path / "a").write_bytes(b"x")
-        model = service.add_model(tmp_path / "a", "a.zip", ".zip")
-        await service._analyze(model)
+        model = service.models.add(tmp_path / "a", "a.zip", ".zip")
+        await service.models._analyze(model)
         found = service.store.model(model.id)
         assert found.state == REFUSED
         assert "the disk quota of 500 bytes is used up" in str(found.error)
-        assert service.used_bytes() == 100
+        assert service.quota.used() == 100
 
     served(tmp_path / "kept", test, disk_bytes=500)
+
+
+def test_jobs_that_run_at_once_do_not_take_the_same_room(tmp_path: Path) -> None:
+    async def test(app: Guard) -> None:
+        service = app.service
+        add_ready(service)
+        (service.model_directory(MODEL) / "source.pt").write_bytes(bytes(100))
+        service.store._run("UPDATE models SET bytes = 100")
+        ends = asyncio.Event()
+
+        class Waits(Broken):
+            async def run(self, *task: Any) -> Any:
+                await ends.wait()
+                return {"done": {"seconds": 0.0}}
+
+        workers: Any = [Waits(), Waits()]
+        service.jobs._workers = workers
+        await service.start()
+
+        def add() -> str:
+            return service.jobs.add(service.store.model(MODEL), "prune", {"kind": "prune"}).id
+
+        async def over(identity: str) -> Job:
+            while not service.store.job(identity).is_over:
+                await service.change.wait()
+            return service.store.job(identity)
+
+        first, second = add(), add()
+        failed = await over(second)
+        assert failed.state == FAILED
+        assert "is used up, or promised to what runs" in str(failed.error)
+        # Neither can an upload have it.
+        headers = {"content-type": "application/octet-stream"}
+        sent = await ask(app, "POST", "/models?name=a.pt", content=bytes(51), headers=headers)
+        assert sent.status_code == 507
+        assert not service.store.job(first).is_over
+        ends.set()
+        assert (await over(first)).state == DONE
+        assert (await over(add())).state == DONE
+
+    served(tmp_path / "kept", test, disk_bytes=250, workers=2)
+
+
+def test_what_a_job_has_written_is_not_counted_twice(tmp_path: Path) -> None:
+    quota = Quota([tmp_path], 100)
+    (tmp_path / "jobs" / "a" / "attempt-1").mkdir(parents=True)
+    (tmp_path / "jobs" / "a" / "attempt-1" / "b").write_bytes(bytes(60))
+    with quota.reserved(70):
+        assert quota.room() == 30
+        with pytest.raises(FullError, match="quota of 100 bytes"), quota.reserved(31):
+            pass
+    (tmp_path / "jobs" / "a" / "attempt-1").rename(tmp_path / "jobs" / "a" / "result")
+    assert quota.room() == 40
 
 
 def test_who_follows_a_job_uses_its_model(tmp_path: Path) -> None:
@@ -118,7 +172,7 @@ def test_who_follows_a_job_uses_its_model(tmp_path: Path) -> None:
         assert (await ask(app, "GET", f"/jobs/{JOB}")).status_code == 200
         assert store.model(MODEL).used > 0
         store.update_model(MODEL, used=0.0)
-        await app.service.cancel(store.job(JOB))
+        await app.service.jobs.cancel(store.job(JOB))
         assert store.model(MODEL).used > 0
 
     served(tmp_path, test)
@@ -127,9 +181,9 @@ def test_who_follows_a_job_uses_its_model(tmp_path: Path) -> None:
 def test_a_change_while_an_event_is_sent_is_not_missed(tmp_path: Path) -> None:
     async def test(app: Guard) -> None:
         add_ready(app.service)
-        model = routes._model(app.service, app.service.store.model(MODEL))
+        model = answers.model_shape(app.service, app.service.store.model(MODEL))
         names = ["first"]
-        stream = routes._events(
+        stream = answers.events_of(
             app.service, lambda: (model.model_copy(update={"name": names[-1]}), len(names) > 1)
         ).body_iterator
         assert isinstance(stream, AsyncIterator)
@@ -145,7 +199,7 @@ def test_inputs_of_a_model_that_is_removed_meanwhile_are_refused(tmp_path: Path)
     async def test(app: Guard) -> None:
         add_ready(app.service)
         curves: Any = object()
-        app.service._curves[MODEL] = curves
+        app.service.models._curves[MODEL] = curves
 
         async def parts() -> AsyncIterator[bytes]:
             yield b"x"
@@ -172,7 +226,7 @@ def test_curves_of_another_version_are_measured_again(
 
     async def test(app: Guard) -> None:
         assert app.service.store.model(MODEL).state == state
-        assert app.service._models.qsize() == (state == WAITING)
+        assert app.service.models._queue.qsize() == (state == WAITING)
 
     served(tmp_path, prepare)
     served(tmp_path, test)

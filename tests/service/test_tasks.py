@@ -12,14 +12,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import onnx
 import wavprune
 from wavprune import checkpoint
-from wavprune.checkpoint.formats.names import weights_of
+from wavprune.common import loaders
+from wavprune.common.progress import reported_to
 from wavprune.errors import WavpruneError
-from wavprune.service import tasks
+from wavprune.service import networks, tasks
 
 from ..support import graphs
 
@@ -136,19 +137,111 @@ def test_a_directory_is_calibrated_and_compared(directory: Path) -> None:
     assert compared["agreement"] == result["agreement"]
 
 
-def test_images_are_brought_to_the_size_that_is_asked_for(directory: Path) -> None:
+@pytest.fixture
+def graph(tmp_path: Path) -> Path:
+    """A graph with its inputs."""
+    found = tmp_path / "models" / "graph"
+    (found / tasks.INPUTS).mkdir(parents=True)
+    onnx.save(graphs.network(), found / "source.onnx")
+    images = np.random.default_rng(0).normal(size=(16, 3, 8, 8)).astype(np.float32)
+    np.savez(found / tasks.INPUTS / "000000.npz", images=images)
+    tasks.analyze(found, ".onnx", MOST, ignore)
+    return found
+
+
+def finished(model: Path, task: str, job: str) -> None:
+    """Let what a task made be the result of a job."""
+    jobs = model.parent.parent / "jobs" / job
+    jobs.mkdir(parents=True)
+    (model.parent / task).rename(jobs / "result")
+
+
+def test_a_graph_is_calibrated_and_compared(graph: Path) -> None:
+    seen: list[tuple[str, float | None]] = []
+    with reported_to(lambda stage, share: seen.append((stage, share))):
+        result, made = run(graph, "calibrate", ".onnx", level="refit", sparsity=0.5)
+    assert {"calibrate", "prune", "compare"} <= {stage for stage, _ in seen}
+    images = torch.from_numpy(np.load(graph / tasks.INPUTS / "000000.npz")["images"])
+    dense = graphs.run(graph / "source.onnx", images)
+    pruned = graphs.run(made / result["file"], images)
+    expected = np.linalg.norm(pruned - dense) / np.linalg.norm(dense)
+    assert 0 < expected < 0.5
+    assert result["inputs"] == 16
+    assert result["output_error"] == pytest.approx(expected, rel=1e-4)
+    assert result["agreement"] == np.mean(pruned.argmax(1) == dense.argmax(1))
+    finished(graph, "calibrate", "b")
+    compared, _ = run(graph, "compare", ".onnx", job="b")
+    for name in ("output_error", "kl", "agreement"):
+        assert compared[name] == pytest.approx(result[name], rel=1e-4)
+
+
+def test_what_was_compressed_is_compared_as_it_decodes(graph: Path) -> None:
+    run(graph, "compress", ".onnx")
+    finished(graph, "compress", "b")
+    folder = graph.parent.parent / "jobs" / "b" / "result"
+    compared, made = run(graph, "compare", ".onnx", job="b")
+    images = np.load(graph / tasks.INPUTS / "000000.npz")["images"]
+    dense = graphs.run(graph / "source.onnx", torch.from_numpy(images))
+    (decoded,) = wavprune.onnx.session(folder / "model.onnx").run(None, {"x": images})
+    expected = np.linalg.norm(decoded - dense) / np.linalg.norm(dense)
+    assert compared["output_error"] == pytest.approx(expected, rel=1e-4)
+    assert [path.name for path in made.iterdir()] == [tasks.RESULT]
+
+
+def test_a_compressed_directory_is_compared_as_it_decodes(directory: Path) -> None:
+    run(directory, "compress", tasks.ZIP, sparsity=0.0)
+    finished(directory, "compress", "b")
+    compared, _ = run(directory, "compare", tasks.ZIP, job="b")
+    # Eight bits a value change little.
+    assert 0 < compared["output_error"] < 0.05
+
+
+def inputs_of(source: Path, folder: Path, **settings: Any) -> torch.Tensor:
+    (batch,) = networks.load_inputs(source, folder, settings)
+    found = loaders.inputs_of(batch)
+    assert isinstance(found, torch.Tensor)
+    return found
+
+
+def test_images_are_brought_to_the_size_that_is_asked_for(directory: Path, graph: Path) -> None:
     pil = pytest.importorskip("PIL.Image")
-    (directory / tasks.INPUTS / "000000.npz").unlink()
-    pil.new("RGB", (24, 20)).save(directory / tasks.INPUTS / "000000.png")
-    inputs = tasks.load_inputs(directory / "source", directory, {"image_size": 16})
-    (batch,) = tasks._batches(inputs)
-    assert batch.shape == (1, 3, 16, 16)
+    folder = directory.parent / "images"
+    folder.mkdir()
+    pil.new("RGB", (24, 20), (255, 255, 255)).save(folder / "000000.png")
+    assert inputs_of(directory / "source", folder, image_size=16).shape == (1, 3, 16, 16)
+    # A graph says how large its images are.
+    found = inputs_of(graph / "source.onnx", folder, mean=[0.5], std=[0.5, 0.25, 0.125])
+    assert found.shape == (1, 3, 8, 8)
+    assert found[0, :, 0, 0].tolist() == [1, 2, 4]
 
 
-def test_layers_are_ignored_where_the_file_has_their_names() -> None:
-    skipped = weights_of({"a.weight_v": (2, 2, 3, 3)})[1]
-    assert list(skipped) == ["a"]
-    assert tasks._by_name(skipped | {"b": "it was not computed in I8"}) == ["b"]
+def test_what_is_left_out_by_itself_is_not_named_again(tmp_path: Path) -> None:
+    """Of layers whose weights are computed, no file has the names."""
+    nodes = [
+        onnx.helper.make_node("Conv", ["x", "a"], ["y1"]),
+        onnx.helper.make_node("Mul", ["b", "x0"], ["computed"]),
+        onnx.helper.make_node("Conv", ["y1", "computed"], ["y"], "c2"),
+    ]
+    nodes.insert(0, onnx.helper.make_node("ReduceMean", ["x"], ["x0"], keepdims=0))
+    model = graphs.model_of(nodes, {"a": (4, 3, 3, 3), "b": (4, 4, 3, 3)})
+    directory = tmp_path / "models" / "a"
+    directory.mkdir(parents=True)
+    onnx.save(model, directory / "source.onnx")
+    assert tasks.analyze(directory, ".onnx", MOST, ignore)["layers"] == 1
+    result, _ = run(directory, "prune", ".onnx")
+    assert result["kept"] == 22
+
+
+def test_layers_that_cannot_be_pruned_are_left_as_they_are(tmp_path: Path) -> None:
+    directory = tmp_path / "models" / "a"
+    directory.mkdir(parents=True)
+    broken = torch.full((2, 2, 3, 3), float("nan"))
+    weights = {"a.weight": torch.randn(2, 2, 3, 3), "b.weight": broken}
+    save_file(weights, str(directory / "source.safetensors"))
+    tasks.analyze(directory, ".safetensors", MOST, ignore)
+    result, made = run(directory, "prune")
+    assert result["kept"] == 8
+    assert load_file(made / result["file"])["b.weight"].isnan().all()
 
 
 def test_a_directory_is_pruned_into_a_zip(directory: Path) -> None:

@@ -84,6 +84,18 @@ class Model:
             if dtype is not None
         ]
 
+    def input_shape(self) -> tuple[int | None, ...]:
+        """The shape of the first input that is no initializer; None where it is not fixed.
+
+        It is empty where the graph has no such input, or does not say.
+        """
+        known = {tensor.name for tensor in self.proto.graph.initializer}
+        for entry in self.proto.graph.input:
+            if entry.name not in known:
+                sizes = entry.type.tensor_type.shape.dim
+                return tuple(s.dim_value if s.dim_value > 0 else None for s in sizes)
+        return ()
+
     @property
     def has_external(self) -> bool:
         """True where bytes lie in other files."""

@@ -26,7 +26,7 @@ from ..errors import WavpruneError
 from .curves import Floats, LayerCurves, Measured, bases_shown, measure
 
 # Curves of another version are measured again.
-VERSION = 2
+VERSION = 3
 MOST_LAYERS = 2048
 # Kernels of a layer that are pictured, the strongest; of 1x1 kernels, a corner of all.
 PICTURED, CORNER = 8, 16
@@ -79,6 +79,7 @@ class ModelCurves:
         other_bytes: of what a compressed file holds beside these layers, its header among it.
         total_bytes: of all tensors.
         skipped: layers that are left as they are, and why.
+        ignored: those of them that pruning would not leave out by itself.
         samples: by layer, some of its kernels ``(n, K)``.
         matrices: by layer and basis, the analysis matrix that was computed from the weight.
     """
@@ -90,6 +91,7 @@ class ModelCurves:
     other_bytes: int
     total_bytes: int
     skipped: dict[str, str]
+    ignored: tuple[str, ...]
     samples: dict[int, Floats]
     matrices: dict[tuple[int, str], Floats]
 
@@ -160,6 +162,7 @@ def analyze(path: Path, progress: Callable[[float], object]) -> ModelCurves:
         other_bytes=max(0, size - compressed) + header,
         total_bytes=size,
         skipped=skipped,
+        ignored=tuple(name for name in skipped if name not in checkpoint.skipped),
         samples=samples,
         matrices=matrices,
     )
@@ -223,6 +226,7 @@ def save(curves: ModelCurves, path: Path) -> None:
         "other_bytes": curves.other_bytes,
         "total_bytes": curves.total_bytes,
         "skipped": curves.skipped,
+        "ignored": curves.ignored,
     }
     arrays: dict[str, Any] = {
         "facts": np.frombuffer(json.dumps(facts).encode(), dtype=np.uint8),
@@ -268,6 +272,7 @@ def load(path: Path) -> ModelCurves:
         other_bytes=facts["other_bytes"],
         total_bytes=facts["total_bytes"],
         skipped=facts["skipped"],
+        ignored=tuple(facts["ignored"]),
         samples=samples,
         matrices=matrices,
     )

@@ -14,8 +14,9 @@ from .documents import openapi_page
 from .guard import Guard
 from .launcher import Launcher
 from .limits import Settings
-from .service import NotReadyError, Service
-from .uploads import FullError
+from .models import NotReadyError
+from .quota import FullError
+from .service import Service
 
 require("fastapi", "uvicorn", extra="serve", purpose="the service")
 
@@ -42,7 +43,7 @@ def create_app(settings: Settings, launcher: Launcher) -> Guard:
         WavpruneError: another service has the directory.
         ImportError: the extra ``serve`` is not installed.
     """
-    from .routes import router
+    from . import job_routes, routes
 
     service = Service(settings, launcher)
 
@@ -65,7 +66,8 @@ def create_app(settings: Settings, launcher: Launcher) -> Guard:
         redoc_url=None,
     )
     app.state.service = service
-    app.include_router(router)
+    app.include_router(routes.router)
+    app.include_router(job_routes.router)
     _add_errors(app)
 
     @app.get("/", include_in_schema=False)

@@ -154,7 +154,9 @@ def _of_basis(values: Floats, operator: Operator, channels: int, norm: float) ->
     numel = values.size
     coefficients = values
     if not operator.identity:
-        coefficients = values @ operator.analysis.T.astype(np.float32)
+        # Numpy's library takes a thread for each core, which then wait for each other.
+        analysis = torch.from_numpy(operator.analysis.T.astype(np.float32))
+        coefficients = torch.mm(torch.from_numpy(values), analysis).numpy()
     magnitudes = np.abs(coefficients)
     ordered = np.sort(magnitudes, axis=None)
     count = len(ordered)

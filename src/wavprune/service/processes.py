@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -38,11 +39,22 @@ class WorkerProcess:
             WorkerDiedError: it cannot be started.
         """
         if self._open is None:
-            launch = self._launcher.launch
-            connection, pid = await asyncio.to_thread(launch, self._memory, self._threads)
-            reader, writer = await asyncio.open_unix_connection(
-                sock=connection, limit=LONGEST_MESSAGE
+            launching = asyncio.get_running_loop().run_in_executor(
+                None, self._launcher.launch, self._memory, self._threads
             )
+            try:
+                connection, pid = await asyncio.shield(launching)
+            except asyncio.CancelledError:
+                # The process comes all the same, and ends with its connection.
+                launching.add_done_callback(_close)
+                raise
+            try:
+                reader, writer = await asyncio.open_unix_connection(
+                    sock=connection, limit=LONGEST_MESSAGE
+                )
+            except BaseException:
+                connection.close()
+                raise
             self._open = _Connection(reader, writer, pid)
         return self._open
 
@@ -101,6 +113,11 @@ class WorkerProcess:
         process.writer.close()
         with contextlib.suppress(OSError):
             await process.writer.wait_closed()
+
+
+def _close(launching: asyncio.Future[tuple[socket.socket, int]]) -> None:
+    if not launching.cancelled() and launching.exception() is None:
+        launching.result()[0].close()
 
 
 class _Connection(NamedTuple):

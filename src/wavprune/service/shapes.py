@@ -12,6 +12,9 @@ from ..config import AUTO
 Identity = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 Basis = Annotated[str, Field(min_length=1, max_length=64)]
+MOST_CHANNELS = 16
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class Shape(BaseModel):
@@ -137,7 +140,13 @@ class JobAsked(Shape):
         "refit", description="calibrate: how much is solved for"
     )
     image_size: Annotated[int, Field(ge=1, le=4096)] | None = Field(
-        None, description="of images; the model's own preprocessing without it"
+        None, description="of images; without it the model's own preprocessing, or a graph's size"
+    )
+    mean: Annotated[list[Finite], Field(min_length=1, max_length=MOST_CHANNELS)] = Field(
+        [0.0], description="of pixels from 0 to 1: (x - mean) / std"
+    )
+    std: Annotated[list[Positive], Field(min_length=1, max_length=MOST_CHANNELS)] = Field(
+        [1.0], description="likewise; one value a channel, or for all"
     )
     job: Identity | None = Field(None, description="compare: the job whose result is compared")
 
@@ -160,6 +169,7 @@ class ResultShape(Shape):
     error: float | None = Field(None, description="relative change of the weights")
     agreement: float | None = Field(None, description="share of inputs with the same first class")
     kl: float | None = Field(None, description="mean divergence of the outputs, in nats")
+    output_error: float | None = Field(None, description="relative change of the outputs")
     inputs: int | None = None
     seconds: float
 

@@ -13,31 +13,32 @@ import warnings
 import zipfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from ..calibration.prune import prune_calibrated
 from ..checkpoint import save
 from ..checkpoint.formats import ONNX
-from ..checkpoint.formats.names import COMPUTED_REASONS, SkippedLayerWarning
+from ..checkpoint.formats.names import SkippedLayerWarning
 from ..checkpoint.prune import prune_file
+from ..checkpoint.update import changed_since, snapshot, update_directory
 from ..common.atomic import replaced
 from ..common.progress import Listener
 from ..config import PruneConfig
+from ..graph import GraphModule
 from ..onnx import save as save_graph
+from ..onnx.models import rewrite_changed
 from ..report import PruneReport
-from . import analysis
+from . import analysis, networks
 from .archives import unpack
 
-if TYPE_CHECKING:
-    from torch import nn
-
-    from ..sweep.data import Loader
-
 ZIP = ".zip"
+# Kinds of models that come with what runs them: a graph, or a configuration.
+RUN = (ZIP, *ONNX)
 CURVES, INPUTS, RESULT, REPORT = "curves.npz", "inputs", "result.json", "report.json"
 # What is made of a directory: itself, and a zip of it to download.
 DIRECTORY, PACKED = "model", "model.zip"
-# Inputs that say how far two networks agree, and from which one is calibrated.
-MOST_INPUTS = 2048
+# Compressed weights; a graph is beside them.
+WEIGHTS = "model.safetensors"
 
 
 def source_of(model: Path, kind: str) -> Path:
@@ -53,6 +54,16 @@ def source_of(model: Path, kind: str) -> Path:
 def uploaded(model: Path, kind: str) -> Path:
     """Where an upload of this kind is put."""
     return model / f"source{kind}"
+
+
+def made(folder: Path, source: Path) -> Path:
+    """Where what is pruned is put: of the same kind as the source."""
+    return folder / (DIRECTORY if source.is_dir() else f"{DIRECTORY}{source.suffix}")
+
+
+def compressed(folder: Path, source: Path) -> Path:
+    """Where what is compressed is put: of a graph, the one whose weights are beside it."""
+    return folder / (f"{DIRECTORY}{source.suffix}" if source.suffix in ONNX else WEIGHTS)
 
 
 def analyze(model: Path, kind: str, most: int, report: Listener) -> dict[str, Any]:
@@ -112,24 +123,23 @@ def run(
 
 
 def _config(settings: dict[str, Any], model: Path) -> PruneConfig:
-    skipped = analysis.load(model / CURVES).skipped
     return PruneConfig(
         wavelet=settings["basis"],
         sparsity=settings["sparsity"],
         scope=settings.get("scope", "layer"),
-        ignore=tuple(_by_name(skipped)) or None,
+        ignore=_ignored(model),
     )
 
 
-def _by_name(names: dict[str, str]) -> list[str]:
-    """Patterns that match these names alone; those of computed weights are in no file."""
-    return [name for name, reason in names.items() if reason not in COMPUTED_REASONS]
+def _ignored(model: Path) -> tuple[str, ...] | None:
+    """The layers that are left out, beside those that always are."""
+    return analysis.load(model / CURVES).ignored or None
 
 
 def _prune(
     source: Path, model: Path, settings: dict[str, Any], output: Path, report: Listener
 ) -> dict[str, Any]:
-    target = output / (DIRECTORY if source.is_dir() else f"{DIRECTORY}{source.suffix}")
+    target = made(output, source)
     report("prune", 0.0)
     pruned = prune_file(source, target, _config(settings, model))
     return _finished(pruned, target, report)
@@ -138,22 +148,18 @@ def _prune(
 def _compress(
     source: Path, model: Path, settings: dict[str, Any], output: Path, report: Listener
 ) -> dict[str, Any]:
-    target = output / f"{DIRECTORY}.safetensors"
-    save_compressed: Any = save
-    if source.suffix in ONNX:
-        save_compressed = save_graph
-        target = target.with_suffix(source.suffix)
+    target = compressed(output, source)
+    save_compressed: Any = save_graph if source.suffix in ONNX else save
     report("compress", None)
     if settings.get("target_bytes") is None:
         saved = save_compressed(source, target, config=_config(settings, model))
     else:
-        skipped = _by_name(analysis.load(model / CURVES).skipped)
         saved = save_compressed(
             source,
             target,
             wavelet=settings["basis"],
             targets="*" if settings["matrices"] else None,
-            ignore=skipped or None,
+            ignore=_ignored(model),
             target_bytes=settings["target_bytes"],
             coder="trellis",
         )
@@ -186,29 +192,31 @@ def _compress(
 def _calibrate(
     source: Path, model: Path, settings: dict[str, Any], output: Path, report: Listener
 ) -> dict[str, Any]:
-    from ..calibration.prune import prune_calibrated
-    from ..checkpoint.update import changed_since, snapshot, update_directory
-
     report("load the network", None)
-    network = load_network(source)
-    inputs = load_inputs(source, model, settings)
-    before = snapshot(network)
-    dense = load_network(source)
+    network = networks.load_network(source)
+    inputs = networks.load_inputs(source, model / INPUTS, settings)
+    before = {} if isinstance(network, GraphModule) else snapshot(network)
     pruned = prune_calibrated(network, _config(settings, model), inputs, settings["level"])
-    target = output / DIRECTORY
-    update_directory(source, target, changed_since(network, before), report=pruned)
+    target = made(output, source)
+    if isinstance(network, GraphModule):
+        rewrite_changed(source, target, network, force=False)
+    else:
+        update_directory(source, target, changed_since(network, before), report=pruned)
     facts = _finished(pruned, target, report)
-    report("compare", None)
-    return {**facts, **agreement(network, dense, inputs)}
+    return {**facts, **networks.agreement(network, networks.load_network(source), inputs)}
 
 
 def _compare(
     source: Path, model: Path, settings: dict[str, Any], output: Path, report: Listener
 ) -> dict[str, Any]:
     report("load the networks", None)
-    other = model.parent.parent / "jobs" / settings["job"] / "result" / DIRECTORY
-    inputs = load_inputs(source, model, settings)
-    return agreement(load_network(other), load_network(source), inputs)
+    result = model.parent.parent / "jobs" / settings["job"] / "result"
+    if (result / WEIGHTS).exists():
+        network = networks.load_stored(source, compressed(result, source), output)
+    else:
+        network = networks.load_network(made(result, source))
+    inputs = networks.load_inputs(source, model / INPUTS, settings)
+    return networks.agreement(network, networks.load_network(source), inputs)
 
 
 TASKS: dict[str, Callable[..., dict[str, Any]]] = {
@@ -217,60 +225,6 @@ TASKS: dict[str, Callable[..., dict[str, Any]]] = {
     "calibrate": _calibrate,
     "compare": _compare,
 }
-
-
-def load_network(directory: Path) -> nn.Module:
-    """The network of a Hugging Face directory, whose code is that of transformers alone.
-
-    Raises:
-        WavpruneError: it cannot be loaded, or not completely.
-    """
-    from ..sweep.models import load_model
-    from ..sweep.sources import DirectoryModel
-
-    return load_model(DirectoryModel.model_validate({"directory": directory}))
-
-
-def load_inputs(source: Path, model: Path, settings: dict[str, Any]) -> Loader:
-    """The inputs that were uploaded for a model.
-
-    Raises:
-        WavpruneError: there are none, or they cannot be read.
-    """
-    from ..sweep.inputs import load_inputs as load
-
-    folder = model / INPUTS
-    arrays = sorted(folder.glob("*.npz"))
-    size = settings.get("image_size")
-    return load(
-        str(arrays[-1] if arrays else folder),
-        model=source,
-        size=None if size is None else (size,),
-        limit=MOST_INPUTS,
-    )
-
-
-def agreement(network: nn.Module, dense: nn.Module, inputs: Loader) -> dict[str, Any]:
-    """How far two classifiers agree: the share of equal first classes, and the mean divergence.
-
-    Raises:
-        WavpruneError: they are no classifiers.
-    """
-    import torch
-
-    from ..evaluation.measures import against_reference
-    from ..evaluation.predictions import predict
-
-    labelled = [(batch, torch.zeros(len(batch), dtype=torch.long)) for batch in _batches(inputs)]
-    ours, theirs = predict(network, labelled), predict(dense, labelled)
-    measures = against_reference(ours, theirs)
-    return {name: measures[name] for name in ("agreement", "kl") if name in measures} | {
-        "inputs": len(ours.labels)
-    }
-
-
-def _batches(inputs: Loader) -> list[Any]:
-    return [batch[0] if isinstance(batch, tuple | list) else batch for batch in inputs]
 
 
 def _finished(pruned: PruneReport, target: Path, report: Listener) -> dict[str, Any]:

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import os
 import secrets
-from typing import TYPE_CHECKING
+from contextlib import ExitStack
+from pathlib import Path
 
-if TYPE_CHECKING:
-    from .service import Service
-
-
-class FullError(Exception):
-    """A limit is reached; the message says which."""
+from .quota import Quota
 
 
 class Upload:
     """A file that comes in pieces; a context, after which it is gone unless it was moved.
 
     Args:
-        service: which takes it.
+        directory: where it is written.
+        quota: what it takes room of.
+        most: bytes that it may have.
         size: how large it says it is.
 
     Raises:
@@ -26,24 +24,24 @@ class Upload:
         OverflowError: it says that it is too large.
     """
 
-    def __init__(self, service: Service, size: int | None) -> None:
-        self._service = service
-        self._limits = service.limits
+    def __init__(self, directory: Path, quota: Quota, most: int, size: int | None) -> None:
+        self._quota, self._most = quota, most
         self._said = size or 0
         self.size = 0
-        self._room = self._limits.disk_bytes - service.used_bytes()
+        self._left = quota.free()
         self._check()
-        self.path = service.settings.directory / "incoming" / secrets.token_hex(16)
+        self.path = directory / secrets.token_hex(16)
 
     def __enter__(self) -> Upload:
-        self._file = self.path.open("xb")
-        self._service.uploads.add(self)
+        with ExitStack() as stack:
+            self._file = stack.enter_context(self.path.open("xb"))
+            stack.callback(self.path.unlink, missing_ok=True)
+            stack.enter_context(self._quota.held(self))
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._service.uploads.discard(self)
-        self._file.close()
-        self.path.unlink(missing_ok=True)
+        self._stack.close()
 
     def write(self, part: bytes) -> None:
         """Add a piece.
@@ -62,7 +60,7 @@ class Upload:
         Raises:
             FullError: what came meanwhile took the room.
         """
-        self._room = self._limits.disk_bytes - self._service.used_bytes()
+        self._left = self._quota.free()
         self._check()
         self._file.flush()
         os.fsync(self._file.fileno())
@@ -73,10 +71,7 @@ class Upload:
         return max(self.size, self._said)
 
     def _check(self) -> None:
-        if self.claim > self._limits.upload_bytes:
-            raise OverflowError(
-                f"the file has more than {self._limits.upload_bytes:,} bytes, which is the most"
-            )
-        others = sum(upload.claim for upload in self._service.uploads if upload is not self)
-        if self.claim + others > self._room:
-            raise FullError(self._service.no_room())
+        if self.claim > self._most:
+            raise OverflowError(f"the file has more than {self._most:,} bytes, which is the most")
+        if self.claim + self._quota.claimed(but=self) > self._left:
+            raise self._quota.full()

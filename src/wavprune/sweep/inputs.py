@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from ..checkpoint.formats import ONNX
 from ..common.optional import require
 from ..errors import WavpruneError
+from ..graph import read_model
 from .data import SUFFIXES, Folder, Loader, images_of, limited, load_data
 from .sources import FACTORY, FactoryData, FolderData, NpzData
 
@@ -35,7 +37,8 @@ def load_inputs(
             ``images``, ``(N, C, H, W)`` or ``(N, H, W)``, uint8 or floating point; or
             ``package.module:function``, which returns a loader of batches or a dataset.
         model: a Hugging Face directory: its own image processor prepares the images of a folder
-            where ``size`` is not given.
+            where ``size`` is not given. Or an ``.onnx`` file: its input says how many channels
+            images have, and where it is of a fixed size, what ``size`` is if it is not given.
         size: ``(height, width)`` of the images of a folder, or ``(size,)`` for both.
         mean: of each channel, or one for all; images become ``(x - mean) / std``, x from 0 to 1.
         std: of each channel, or one for all.
@@ -68,15 +71,36 @@ def _folder(
     files = [file for file in files if file.is_file()]
     if not files:
         raise WavpruneError(f"{path} holds no images; searched for {', '.join(SUFFIXES)}")
+    if model is not None and model.suffix.lower() in ONNX:
+        channels, own_size = _of_graph(model)
+        prepared = {**prepared, "channels": channels}
+        size = own_size if size is None else size
     if size is not None:
         settings = FolderData.model_validate({"images": path, "size": tuple(size), **prepared})
         return Folder(settings, [(file, 0) for file in files])
     if model is None or not (model / PROCESSOR).is_file():
-        where = "" if model is None else f" ({model} has no {PROCESSOR})"
+        where = ""
+        if model is not None:
+            lacks = f"has no {PROCESSOR}" if model.is_dir() else "takes images of any size"
+            where = f" ({model} {lacks})"
         raise WavpruneError(
             f"{path}: how large the network's images are is not known{where}; give their size"
         )
     return _Processed(files, _processor(model))
+
+
+def _of_graph(model: Path) -> tuple[int, tuple[int, int] | None]:
+    """How many channels the input of a graph has, and its height and width where they are fixed."""
+    shape = read_model(model).input_shape()
+    channels = shape[1] if len(shape) == 4 else None
+    if channels not in (1, 3):
+        shown = "x".join("?" if size is None else str(size) for size in shape)
+        raise WavpruneError(
+            f"{model} reads {shown or 'no tensor'}, no images (N, 1, H, W) or (N, 3, H, W); give "
+            "an .npz file"
+        )
+    height, width = shape[2:]
+    return channels, None if height is None or width is None else (height, width)
 
 
 def _processor(model: Path) -> Callable[..., Any]:

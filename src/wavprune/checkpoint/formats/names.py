@@ -25,8 +25,6 @@ COMPUTED = {
     "parametrizations.weight.original": "is computed by a parametrization",
     "parametrizations.weight.original1": "is computed by a parametrization",
 }
-# As ``weights_of`` says it: no file has a tensor of these layers' names.
-COMPUTED_REASONS = frozenset(f"its weight {reason}" for reason in COMPUTED.values())
 
 
 class Weight(NamedTuple):

@@ -3,7 +3,7 @@
 import { draw } from "./charts.js";
 import { follow, link, onToken, request, send } from "./api.js";
 import { jobs } from "./jobs.js";
-import { bytes, count, element, find, percent, show } from "./page.js";
+import { bytes, count, element, find, percent, replaceRows, show } from "./page.js";
 
 const state = { about: null, model: null, layers: null, layer: null, curves: null, preview: null };
 const AUTO = "auto";
@@ -13,6 +13,14 @@ const settings = () => ({
   sparsity: Number(find("#sparsity").value) / 100,
   scope: find("#scope input:checked").value,
 });
+// How images become inputs; (x - mean) / std of values from 0 to 1.
+const PIXELS = {
+  unit: { mean: [0], std: [1] },
+  signed: { mean: [0.5], std: [0.5] },
+  imagenet: { mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225] },
+  bytes: { mean: [0], std: [1 / 255] },
+};
+const inputs = () => ({ image_size: Number(find("#image-size").value) || null, ...PIXELS[find("#pixels").value] });
 const color = (basis) => (basis === AUTO ? 8 : state.layers.bases.indexOf(basis) % 8);
 
 async function attempt(action) {
@@ -66,13 +74,14 @@ async function upload(file) {
 
 async function listModels() {
   const models = await request("/models");
-  find("#models").replaceChildren(
-    ...models.map((model) => {
+  replaceRows(
+    find("#models"),
+    models.map((model) => {
       const choose = element("button", { type: "button" }, model.state === "ready" ? model.name : `${model.name} (${model.state})`);
       choose.title = model.error ?? model.name;
       choose.setAttribute("aria-current", String(model.id === state.model?.id));
       choose.onclick = () => { location.hash = `model=${model.id}`; };
-      const row = element("li", {}, choose);
+      const row = element("li", { "data-key": model.id }, choose);
       if (model.state === "refused") {
         const remove = element("button", { type: "button", class: "quiet", "aria-label": `Remove ${model.name}` }, "Remove");
         remove.onclick = () => attempt(() => removeModel(model.id));
@@ -88,6 +97,8 @@ async function removeModel(id) {
   await request(`/models/${id}`, { method: "DELETE" });
   if (location.hash === `#model=${id}`) location.hash = "";
   else await listModels();
+  // What was pressed is gone.
+  find("#file").focus();
 }
 
 async function openModel() {
@@ -113,7 +124,7 @@ async function openOne(id) {
   state.model = model;
   state.layer = state.layers.layers.reduce((a, b) => (b.weights > a.weights && b.kernel.some((n) => n > 1) ? b : a)).name;
   showModel();
-  jobs.start(model);
+  jobs.start(model, inputs);
   await refresh();
 }
 
@@ -124,7 +135,7 @@ function showModel() {
   find("#facts").textContent = `${layers.layers.length} convolutions with ${count(layers.weights)} weights, ${bytes(layers.bytes)} of tensors`;
   find("#megabytes").value = +((layers.bytes / 12) / 1e6).toPrecision(2);
   find("#running").hidden = !model.runs;
-  find("#inputs-text").textContent = model.inputs ? `${model.inputs} files of inputs` : "Choose inputs";
+  find("#inputs-text").textContent = model.inputs ? inputFiles(model) : "Choose inputs";
   const chosen = find("#bases input:checked")?.value;
   const names = [...layers.bases, AUTO];
   find("#bases").replaceChildren(
@@ -255,7 +266,11 @@ async function showKernels() {
   const layer = state.preview.layers.find((one) => one.name === state.layer);
   const query = new URLSearchParams({ layer: layer.name, ...settings() });
   const source = link(`/models/${state.model.id}/kernels.svg?${query}`);
-  for (const row of find("#layers tbody").rows) row.classList.toggle("chosen", row.cells[0].textContent === layer.name);
+  for (const row of find("#layers tbody").rows) {
+    const chosen = row.cells[0].textContent === layer.name;
+    row.classList.toggle("chosen", chosen);
+    row.cells[0].firstElementChild.setAttribute("aria-current", String(chosen));
+  }
   find("#pictured").textContent = `${layer.name}, ${percent(layer.sparsity, 1)} pruned, error ${percent(layer.error, 1)}. Red is above 0, blue below; dots were pruned.`;
   const next = new Image();
   next.src = source;
@@ -309,6 +324,8 @@ function acceptFiles(target, take) {
   });
 }
 
+const inputFiles = (model) => `${model.inputs} ${model.inputs === 1 ? "file" : "files"} of inputs`;
+
 async function uploadInputs(files) {
   let model = state.model;
   for (const [i, file] of files.entries()) {
@@ -316,7 +333,7 @@ async function uploadInputs(files) {
     model = await send(`/models/${state.model.id}/inputs`, file, () => {});
   }
   state.model.inputs = model.inputs;
-  find("#inputs-text").textContent = `${model.inputs} files of inputs`;
+  find("#inputs-text").textContent = inputFiles(model);
 }
 
 const start = (job) => attempt(() => jobs.add(job));
@@ -332,10 +349,7 @@ find("#which").addEventListener("change", () => attempt(async () => {
 find("#as").addEventListener("change", showCurves);
 find("#prune").onclick = () => start({ kind: "prune", ...settings() });
 find("#compress").onclick = () => start({ kind: "compress", ...settings() });
-find("#calibrate").onclick = () => start({
-  kind: "calibrate", ...settings(), level: find("#level").value,
-  image_size: Number(find("#image-size").value) || null,
-});
+find("#calibrate").onclick = () => start({ kind: "calibrate", ...settings(), level: find("#level").value, ...inputs() });
 find("#fit").addEventListener("submit", (event) => {
   event.preventDefault();
   const target = Math.round(Number(find("#megabytes").value) * 1e6);

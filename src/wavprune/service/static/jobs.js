@@ -1,16 +1,18 @@
 // The jobs of the model that is shown, also those that another tab began.
 
 import { follow, link, request } from "./api.js";
-import { bytes, count, element, find, percent, show } from "./page.js";
+import { bytes, count, element, find, percent, replaceRows, show } from "./page.js";
 
 const SECONDS = 3;
 const OPEN = ["queued", "running"];
 
-const shown = { model: null, jobs: new Map(), following: new Map(), timer: null };
+const shown = { model: null, inputs: null, jobs: new Map(), following: new Map(), timer: null };
 
 export const jobs = {
-  start(model) {
+  // inputs: says how images become inputs.
+  start(model, inputs) {
     shown.model = model;
+    shown.inputs = inputs;
     shown.timer = setInterval(() => document.hidden || list().catch(() => {}), 1000 * SECONDS);
     list().catch((error) => show(error.message));
   },
@@ -54,24 +56,32 @@ function render() {
   const all = [...shown.jobs.values()].sort((a, b) => b.created - a.created);
   find("#work").hidden = !all.length;
   const rows = find("#jobs");
-  const kept = new Map([...rows.children].map((row) => [row.dataset.job, row]));
-  rows.replaceChildren(...all.map((job) => {
-    // A row that says the same stays, and with it the focus.
+  const kept = new Map([...rows.children].map((row) => [row.dataset.key, row]));
+  replaceRows(rows, all.map((job) => {
     const text = JSON.stringify(job);
     const old = kept.get(job.id);
     if (old?.dataset.text === text) return old;
     const row = element("li", {}, ...parts(job));
-    row.dataset.job = job.id;
+    row.dataset.key = job.id;
     row.dataset.text = text;
     row.dataset.state = job.state;
     return row;
   }));
 }
 
+// What a job is, without a capital: "prune 80.0% in dct".
+function title({ kind, settings }) {
+  if (kind === "compare") {
+    const other = shown.jobs.get(settings.job);
+    return `compared with the original: ${other ? title(other) : "a result"}`;
+  }
+  return `${kind} ${settings.target_bytes ? `to ${bytes(settings.target_bytes)}` : `${percent(settings.sparsity, 1)} in ${settings.basis}`}`;
+}
+
 function parts(job) {
-  const { settings, result } = job;
-  const amount = settings.target_bytes ? `to ${bytes(settings.target_bytes)}` : `${percent(settings.sparsity, 1)} in ${settings.basis}`;
-  const found = [element("strong", {}, `${job.kind[0].toUpperCase()}${job.kind.slice(1)} ${amount}`)];
+  const { result } = job;
+  const name = title(job);
+  const found = [element("strong", {}, `${name[0].toUpperCase()}${name.slice(1)}`)];
   const end = element("span", { class: "end" });
   if (OPEN.includes(job.state)) {
     const bar = element("progress", { "aria-label": job.kind });
@@ -87,7 +97,13 @@ function parts(job) {
     if (result.error !== null) facts.push(`error ${percent(result.error, 2)}`);
     if (result.agreement !== null) facts.push(`agrees on ${percent(result.agreement, 1)} of ${count(result.inputs)} inputs`);
     if (result.kl !== null) facts.push(`divergence ${+result.kl.toPrecision(3)}`);
+    else if (result.output_error !== null) facts.push(`outputs of ${count(result.inputs)} inputs change by ${percent(result.output_error, 2)}`);
     found.push(element("span", {}, facts.join(", ")), element("span", { class: "soft" }, `${result.seconds.toFixed(1)} s`));
+    if (result.file !== null && shown.model?.runs) {
+      const compare = element("button", { type: "button" }, "Compare with the original");
+      compare.onclick = () => jobs.add({ kind: "compare", job: job.id, ...shown.inputs() }).then(() => show(null), (error) => show(error.message));
+      end.append(compare);
+    }
     if (result.file !== null) {
       end.append(
         element("a", { href: link(`/jobs/${job.id}/model`), download: "" }, "Download the model"),

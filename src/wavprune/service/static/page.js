@@ -18,6 +18,18 @@ export function bytes(number) {
   return `${+(number / 1000 ** power).toPrecision(3)} ${units[power]}`;
 }
 
+// Puts other rows into a list; what had the focus has it afterwards, in the row of the same key.
+export function replaceRows(list, rows) {
+  const focused = list.contains(document.activeElement) ? document.activeElement : null;
+  const key = focused?.closest("[data-key]")?.dataset.key;
+  list.replaceChildren(...rows);
+  if (key === undefined) return;
+  const row = rows.find((one) => one.dataset.key === key);
+  const controls = [...(row?.querySelectorAll("button, a") ?? [])];
+  const again = controls.find((one) => one === focused || one.textContent === focused.textContent);
+  (again ?? controls[0])?.focus({ preventScroll: true });
+}
+
 // A sentence on what went wrong, until the next thing that is done; null takes it away.
 export function show(problem) {
   const box = find("#problem");
