@@ -34,6 +34,7 @@ OUTPUT = click.option(
     help="The .safetensors file to write; of an .onnx model an .onnx file, of a directory another "
     "one.",
 )
+WITHOUT_CALIBRATION = ", or leave --calibration out: without it the steps follow from the weights"
 FORCE = click.option("--force", is_flag=True, help="Replace OUT if it exists; it may be IN itself.")
 
 
@@ -135,7 +136,7 @@ def compress(
         if inputs is not None:
             loader = inputs.load(None)
     elif inputs is not None:
-        model, directory = load_network(source, factory)
+        model, directory = load_network(source, factory, "--calibration", WITHOUT_CALIBRATION)
         loader = inputs.load(directory)
     elif factory is not None:
         raise WavpruneError(f"--model {factory} without --calibration: nothing runs the network")
