@@ -13,6 +13,7 @@ from ..calibration.output_sensitivity import Sensitivity
 from ..config import AUTO
 from . import trellis_tables
 from .feedback import Doubles, factor_of
+from .formats.names import layer_name
 from .items import Item, coefficients_of, layout_of
 from .layer import Layer
 from .norms import MEAN_STEP, NormLink
@@ -46,7 +47,8 @@ def _bits(item: Item, c: float) -> float:
 
 def _layers(tensor: Tensor, plan: Plan, site: Site) -> list[Layer]:
     """The layer in each basis that may be taken."""
-    if plan.quantised is None or plan.quantised.wavelet != AUTO:
+    recorded = layer_name(tensor.name) in plan.recorded
+    if recorded or plan.quantised is None or plan.quantised.wavelet != AUTO:
         return [plan.layer(tensor)]
     names = BASES if site.rows.kernel_values > 1 else BASES[:1]
     return [

@@ -20,13 +20,14 @@ from ..errors import WavpruneError
 from ..graph import GraphWeight, Model, find_weights, parameters
 from ..graph.model import metadata_of
 from ..graph.tensors import GraphTensor
+from ..pruned import KEY as PRUNED
+from ..pruned import PrunedLayer, pruned_in
 from .formats import ONNX, open_checkpoint
 from .formats.names import Weight, weights_of
 from .formats.nesting import Nested, flatten
 from .formats.safetensors import BITS, DTYPE_NAMES, METADATA, SafetensorsFile, reader_of
 from .formats.torchfile import TorchFile
-from .pruned import KEY as PRUNED
-from .pruned import PrunedLayer, pruned_in, pruned_of
+from .pruned import pruned_of
 
 # What other libraries look for.
 PLAIN = {"format": "pt"}

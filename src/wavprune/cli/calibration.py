@@ -253,10 +253,10 @@ def prune_calibrated(
         OSError: writing failed. Nothing is left behind.
     """
     from ..calibration.prune import prune_calibrated as prune
-    from ..checkpoint.pruned import pruned_metadata
     from ..checkpoint.update import changed_since, snapshot, update_directory
     from ..graph import GraphModule
     from ..onnx.models import rewrite_changed
+    from ..pruned import pruned_metadata
 
     if output is not None:
         _check_output(source, output, force)
@@ -273,7 +273,7 @@ def prune_calibrated(
         update_directory(directory, output, changed, report=report, force=force)
         return report
     if isinstance(model, GraphModule):
-        rewrite_changed(source, output, model, force=force)
+        rewrite_changed(source, output, model, report, force=force)
         return report
     from safetensors.torch import save_model
 

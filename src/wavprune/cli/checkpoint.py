@@ -21,7 +21,7 @@ from ..checkpoint.report import SaveReport
 from ..config import PruneConfig
 from ..errors import WavpruneError
 from .calibration import Inputs, calibration_options
-from .networks import load_network
+from .networks import check_factory, load_network
 from .options import SOURCE
 from .output import check_replaceable, expect_output
 
@@ -130,13 +130,14 @@ def compress(
     model: Path | nn.Module = source
     loader = None
     is_graph = _is_graph(source)
+    metadata = None
+    check_factory(source, factory)
     if is_graph:
-        if factory is not None:
-            raise WavpruneError(f"--model {factory}: {source} is a graph, which runs by itself")
-        if inputs is not None:
-            loader = inputs.load(None)
+        loader = None if inputs is None else inputs.load(None)
     elif inputs is not None:
-        model, directory = load_network(source, factory, "--calibration", WITHOUT_CALIBRATION)
+        model, directory, metadata = load_network(
+            source, factory, "--calibration", WITHOUT_CALIBRATION
+        )
         loader = inputs.load(directory)
     elif factory is not None:
         raise WavpruneError(f"--model {factory} without --calibration: nothing runs the network")
@@ -161,6 +162,8 @@ def compress(
         "batchnorm": batchnorm,
         "progress": sys.stderr.isatty(),
     }
+    if metadata is not None:
+        how["metadata"] = metadata
     with warnings.catch_warnings():
         # They are in the report.
         warnings.simplefilter("ignore", SkippedLayerWarning)

@@ -161,7 +161,7 @@ def compare(
         expect_output(output)
     measure = _measure(metric, better)
     grid: dict[str, Any] = {"sparsities": sparsities, "wavelets": wavelets, "methods": methods}
-    network, directory = load_network(source, factory, "comparing")
+    network, directory, _ = load_network(source, factory, "comparing")
     result = run(
         network,
         data.load(directory, labels=True, class_folders=class_folders),
