@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from tests.support import graphs
 from wavprune import PruneConfig, compare, evaluate, run_trial
 from wavprune.evaluation.unlabelled import answered, has_labels
 
-IMAGES = [torch.randn(20, 1, 8, 8, generator=torch.Generator().manual_seed(0)) for _ in range(2)]
+IMAGES = list(torch.randn(2, 20, 1, 8, 8, generator=torch.Generator().manual_seed(0)))
 
 
 def classifier() -> nn.Sequential:
@@ -91,6 +92,24 @@ class Words(nn.Module):
 
     def forward(self, images: torch.Tensor) -> list[str]:
         return ["yes"] * len(images)
+
+
+@pytest.mark.parametrize("change", [lambda data: data[::-1], lambda data: data[:1]])
+def test_other_batches_than_were_answered_are_refused(
+    change: Callable[[list[torch.Tensor]], list[torch.Tensor]],
+) -> None:
+    class Changing:
+        """Yields something else from the third time on: a look at it and the answers come first."""
+
+        def __init__(self) -> None:
+            self.times = 0
+
+        def __iter__(self) -> Iterator[torch.Tensor]:
+            self.times += 1
+            return iter(IMAGES if self.times <= 2 else change(IMAGES))
+
+    with pytest.raises(ValueError, match="yields other batches than the unpruned model answered"):
+        compare(classifier(), Changing(), sparsities=[0.5])
 
 
 def test_what_cannot_be_compared_is_said() -> None:

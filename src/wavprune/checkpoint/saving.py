@@ -24,7 +24,7 @@ from ..graph import Model as Graph
 from ..pruned import pruned_in
 from ..report import PruneReport
 from .calibrated import Target, save_calibrated
-from .compressor import bytes_of, zstandard
+from .compressor import zstandard
 from .container import KEY, Writer, tensor_writer
 from .encoding import BasisStore, Encoded, encode
 from .formats.names import layer_name, warn_skipped
@@ -379,9 +379,8 @@ def _saved(name: str, done: Encoded, size: int) -> SavedLayer:
 
 
 def _copy(tensor: Tensor, writer: Writer) -> None:
-    values = tensor.read().reshape(-1)
-    if values.numel():
-        writer.write(bytes_of(values.view(torch.uint8).numpy()))
+    for piece in tensor.pieces():
+        writer.write(piece)
 
 
 def _alignment(tensor: Tensor) -> int:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import zip_longest
 from typing import Any
 
 import torch
 from torch import nn
 
 from ..common.loaders import batches, has_targets, inputs_of
+from ..engine.moments import BatchKey
 from ..engine.running import running
 from ..errors import WavpruneError
 from .measure import Measure, default_output
@@ -21,15 +23,27 @@ class Answered:
 
     Args:
         loader: yields the same batches in the same order every time.
-        answers: one for each batch, on the CPU.
+        answers: one for each batch, on the CPU, and what tells that batch from others.
     """
 
-    def __init__(self, loader: Iterable[Any], answers: list[torch.Tensor]) -> None:
+    def __init__(
+        self, loader: Iterable[Any], answers: Sequence[tuple[BatchKey, torch.Tensor]]
+    ) -> None:
         self._loader, self._answers = loader, answers
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        for batch, answer in zip(self._loader, self._answers, strict=True):
-            yield inputs_of(batch), answer
+        """The inputs and the answers of each batch.
+
+        Raises:
+            WavpruneError: the loader yields other batches than were answered.
+        """
+        for batch, known in zip_longest(self._loader, self._answers):
+            if batch is None or known is None or not known[0].fits(inputs_of(batch)):
+                raise WavpruneError(
+                    "loader: it yields other batches than the unpruned model answered; allowed: "
+                    "the same batches in the same order, so neither shuffled nor augmented"
+                )
+            yield inputs_of(batch), known[1]
 
     def __len__(self) -> int:
         return len(self._answers)
@@ -62,11 +76,12 @@ def answered(
         >>> measure.name, len(loader)
         ('agreement', 1)
     """
-    answers: list[torch.Tensor] = []
+    answers: list[tuple[BatchKey, torch.Tensor]] = []
     measure = None
     with running(model, device) as run_device:
         for batch in batches(loader, progress, "predict"):
-            output = default_output(model(inputs_of(batch).to(run_device)))
+            inputs = inputs_of(batch)
+            output = default_output(model(inputs.to(run_device)))
             if not isinstance(output, torch.Tensor) or not output.is_floating_point():
                 raise WavpruneError(
                     "loader: it has no labels, and the model returns no floating-point tensor that "
@@ -75,7 +90,8 @@ def answered(
             if measure is None:
                 is_classifier = output.ndim == 2 and output.shape[1] >= 2
                 measure = _agreement() if is_classifier else _change()
-            answers.append((output.argmax(1) if measure.logits else output.float()).cpu())
+            answer = (output.argmax(1) if measure.logits else output.float()).cpu()
+            answers.append((BatchKey.of(inputs), answer))
     assert measure is not None
     return Answered(loader, answers), measure
 
