@@ -53,7 +53,7 @@ def test_what_was_pruned_fine_tuned_and_decompressed_runs_alike_in_onnxruntime(
     with torch.no_grad():
         trained, expected = network(inputs), back(inputs)
     # An export takes seconds; the last one went through all three.
-    models = [(network, trained), (back, expected)] if name == "demo" else [(back, expected)]
+    models = [(network, trained), (back, expected)] if name == "demo, MLP" else [(back, expected)]
     for model, outputs in models:
         assert export(model, tmp_path / "net.onnx", inputs[:2]) < 1e-5
         # Another size of batches than that of the export.
