@@ -121,7 +121,7 @@ def compress(
 
     IN is what `wavprune prune` takes; of several shards, OUT is one file. Of a model directory, OUT
     may be a directory, which wavprune.from_pretrained loads. Without --sparsity nothing is pruned
-    but what is rounded to 0; what `wavprune prune` pruned in a safetensors file stays pruned.
+    but what is rounded to 0; what `wavprune prune` pruned stays so, as the metadata of IN say it.
 
     Of an .onnx model, OUT is the .onnx file of a graph without weights; these are beside it, in a
     .safetensors file of the same name. `wavprune.onnx.session(OUT)` runs both in onnxruntime.
