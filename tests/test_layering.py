@@ -23,6 +23,7 @@ ORDER = (
     ("coverage", "estimate"),
     ("report_table",),
     ("report",),
+    ("pruned",),
     ("ops",),
     ("backends",),
     ("engine",),

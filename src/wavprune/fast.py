@@ -54,7 +54,7 @@ def prune(
     Args:
         model: any module; every convolution in it, of one to three axes, transposed or not, is
             pruned, unless ``targets`` says otherwise. Or an ``onnx.ModelProto``, with its external
-            data loaded, whose convolutions are pruned alike (extra ``onnx``).
+            data loaded, whose convolutions are pruned alike (extra ``onnx``); its metadata say how.
         method: ``"dwt"`` prunes in the basis ``wavelet``, ``"min_weight"`` (or ``"magnitude"``)
             the smallest weights, ``"random"`` weights drawn at random.
         wavelet: any name of ``pywt.wavelist(kind="discrete")``, ``"uhaar"`` (orthonormal Haar for

@@ -10,9 +10,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+
+import onnx
+from onnx import TensorProto, helper, numpy_helper
 
 SLACK = 200 << 20
 # What the limit counts is memory of the process alone: mapped files, which the system can drop
@@ -21,7 +25,7 @@ RUN = """
 import resource, sys
 import wavprune.cli
 from wavprune.checkpoint import saving
-import torch, zstandard, constriction
+import torch, zstandard, constriction, onnx.checker, onnx.numpy_helper, wavprune.onnx.stored
 torch.set_num_threads(1)
 used = int(open("/proc/self/statm").read().split()[5]) * resource.getpagesize()
 limit = used + int(sys.argv[1])
@@ -101,6 +105,40 @@ def test_eight_gibibytes(tmp_path: Path, how: list[str]) -> None:
     done = run(largest * 3 // 2 + SLACK, how[0], str(source), "-o", str(output), *how[1:])
     assert done.returncode == 0, done.stderr
     shutil.rmtree(source)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_DATA counts mapped memory on Linux")
+@pytest.mark.parametrize("how", [[], ["--coder", "trellis", "--step", "0.01"]], ids=str)
+def test_external_data_that_is_not_compressed_passes_in_pieces(
+    tmp_path: Path, how: list[str]
+) -> None:
+    nodes = [
+        helper.make_node("Conv", ["x", "c.weight"], ["a"]),
+        helper.make_node("Gemm", ["z", "w"], ["y"], transB=1),
+    ]
+    shapes: dict[str, list[str | int | None]] = {
+        "x": ["N", 3, 8, 8],
+        "z": ["N", 4096],
+        "a": ["N", 8, 6, 6],
+        "y": ["N", 8192],
+    }
+    values = [helper.make_tensor_value_info(name, 1, shape) for name, shape in shapes.items()]
+    large = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[8192, 4096], raw_data=b" ")
+    size = 4 * 8192 * 4096
+    onnx.external_data_helper.set_external_data(large, "net.data", 0, size)
+    large.ClearField("raw_data")
+    kernels = numpy_helper.from_array(np.ones((8, 3, 3, 3), dtype=np.float32), "c.weight")
+    graph = helper.make_graph(nodes, "net", values[:2], values[2:], [kernels, large])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    (tmp_path / "net.onnx").write_bytes(model.SerializeToString())
+    block = np.random.default_rng(0).normal(size=1 << 18).astype(np.float32).tobytes()
+    with (tmp_path / "net.data").open("wb") as file:
+        for _ in range(size // len(block)):
+            file.write(block)
+    output = tmp_path / "small.onnx"
+    done = run(size * 3 // 4, "compress", str(tmp_path / "net.onnx"), "-o", str(output), *how)
+    assert done.returncode == 0, done.stderr
+    assert output.with_suffix(".safetensors").stat().st_size > size
 
 
 def test_the_limit_is_one(tmp_path: Path) -> None:

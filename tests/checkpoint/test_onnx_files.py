@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from wavprune.checkpoint.formats import open_checkpoint
 from wavprune.checkpoint.prune import prune_file
 from wavprune.common.skipped import SkippedLayerWarning
 from wavprune.onnx.models import rewrite_changed, to_torch
+from wavprune.pruned import parse
 
 HALF = PruneConfig(sparsity=0.5)
 
@@ -158,7 +160,8 @@ def test_bytes_that_tensors_share_get_the_values_of_each(tmp_path: Path) -> None
     with torch.no_grad():
         for number, parameter in enumerate(network.parameters(), 1):
             parameter.fill_(number)
-    rewrite_changed(tmp_path / "in.onnx", tmp_path / "out.onnx", network, force=False)
+    report = wavprune.fast.prune(network, sparsity=0)
+    rewrite_changed(tmp_path / "in.onnx", tmp_path / "out.onnx", network, report, force=False)
     after = graphs.arrays(onnx.load(tmp_path / "out.onnx"))
     for name, values in network.tensors().items():
         np.testing.assert_array_equal(after[name], values.numpy())
@@ -357,3 +360,84 @@ def test_pruning_and_then_compressing_gives_the_bytes_of_one_step(tmp_path: Path
     none = wavprune.onnx.save(tmp_path / "net.onnx", tmp_path / "none.onnx")
     assert abs(one.bytes - two.bytes) <= 8
     assert one.bytes < 0.5 * none.bytes
+
+
+INPUTS = [
+    torch.randn(64, 3, 8, 8, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1)
+]
+
+
+@pytest.mark.parametrize("calibration", [None, INPUTS], ids=["plain", "calibrated"])
+@pytest.mark.parametrize("wavelet", ["haar", "klt"])
+def test_a_model_that_was_pruned_in_memory_says_what_was_kept(
+    wavelet: str, calibration: list[torch.Tensor] | None, tmp_path: Path
+) -> None:
+    model = wide()
+    model.metadata_props.add(key="author", value="me")
+    report = wavprune.fast.prune(
+        model, wavelet=wavelet, sparsity=0.9, calibration=calibration, calibration_level="refit"
+    )
+    assert [entry.key for entry in model.metadata_props] == ["author", "wavprune.pruned"]
+    onnx.save(model, tmp_path / "pruned.onnx")
+    said = wavprune.onnx.save(tmp_path / "pruned.onnx", tmp_path / "said.onnx")
+    told = wavprune.onnx.save(model, tmp_path / "told.onnx", report=report)
+    del model.metadata_props[:]
+    silent = wavprune.onnx.save(model, tmp_path / "silent.onnx")
+    assert abs(said.bytes - told.bytes) <= 8
+    assert said.bytes < 0.85 * silent.bytes
+
+
+def wide() -> ModelProto:
+    """A model whose weights take most of its bytes."""
+    nodes = [
+        helper.make_node("Conv", ["x", "a.weight"], ["b"]),
+        helper.make_node("Relu", ["b"], ["c"]),
+        helper.make_node("Conv", ["c", "d.weight", "d.bias"], ["y"]),
+    ]
+    return graphs.model_of(
+        nodes, {"a.weight": (48, 3, 5, 5), "d.weight": (8, 48, 3, 3), "d.bias": (8,)}
+    )
+
+
+def test_what_was_pruned_before_is_still_said(tmp_path: Path) -> None:
+    model = wide()
+    wavprune.fast.prune(model, wavelet="haar", sparsity=0.9, targets="a")
+    wavprune.fast.prune(
+        model, sparsity=0.9, targets="d", calibration=INPUTS, calibration_level="refit"
+    )
+    (record,) = (entry.value for entry in model.metadata_props)
+    assert {name: layer.wavelet for name, layer in parse(record).items()} == {
+        "a": "haar",
+        "d": "uhaar",
+    }
+    # A record that no version wrote is refused before anything has changed.
+    model.metadata_props[0].value = "no record"
+    before = model.SerializeToString()
+    with pytest.raises(ValueError, match=r"its metadata 'wavprune.pruned' is no JSON"):
+        wavprune.fast.prune(model, sparsity=0.5)
+    assert model.SerializeToString() == before
+
+
+def test_calibrated_files_keep_what_was_pruned_before(tmp_path: Path) -> None:
+    model = wide()
+    report = wavprune.fast.prune(model, wavelet="haar", sparsity=0.9)
+    pruned = wavprune.onnx.to_torch(model)
+    how: dict[str, Any] = {"calibration": INPUTS, "target_kl": 1e-3}
+    said = wavprune.onnx.save(model, tmp_path / "said.onnx", **how)
+    layers = {layer.name: layer for layer in said.layers}
+    for stats in report:
+        assert (layers[stats.name].wavelet, layers[stats.name].kept) <= ("haar", stats.kept)
+    loaded = wavprune.checkpoint.load(said.path)
+    for name, weight in pruned.state_dict().items():
+        if weight.ndim == 4:
+            basis = report.bases[name.removesuffix(".weight")]
+            after, before = (
+                torch.tensor(basis.analysis) @ values.double().flatten(2).transpose(1, 2)
+                for values in (loaded[name], weight)
+            )
+            gone = before.abs() < 1e-5
+            assert gone.float().mean() > 0.85
+            assert float(after[gone].abs().max()) < 1e-5
+    del model.metadata_props[:]
+    silent = wavprune.onnx.save(model, tmp_path / "silent.onnx", **how)
+    assert said.bytes < 0.75 * silent.bytes

@@ -21,9 +21,9 @@ from tests.support import checkpoints
 from wavprune import PruneConfig, WavpruneError, checkpoint
 from wavprune.checkpoint.formats.names import Weight
 from wavprune.checkpoint.prune import prune_file
-from wavprune.checkpoint.pruned import KEY, layers_of, parse, pruned_metadata, to_text
 from wavprune.checkpoint.recorded import ChangedLayerWarning
 from wavprune.cli import main
+from wavprune.pruned import KEY, layers_of, parse, pruned_metadata, to_text
 
 HAAR = PruneConfig(wavelet="haar", sparsity=0.9)
 
@@ -53,6 +53,37 @@ def test_pruning_and_then_compressing_gives_the_bytes_of_one_step(
     one, two, none = (Path(f"{name}.safetensors").stat().st_size for name in ("one", "two", "none"))
     assert abs(one - two) <= 8
     assert one < 0.5 * none
+
+
+def test_compressing_from_inputs_keeps_what_was_pruned(
+    tmp_path: Path, dense: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(
+        "import wavprune\n"
+        "def inputs():\n"
+        "    return list(wavprune.demo.digits('train', batch_size=64))[:2]\n"
+    )
+    report = prune_file(dense, tmp_path / "pruned.safetensors", HAAR)
+    # The same weights without a word of how they were pruned.
+    save_file(load_file("pruned.safetensors"), "silent.safetensors", metadata={"format": "pt"})
+    how = ["--model", "wavprune.demo:resnet", "--calibration", "mine:inputs"]
+    for name in ("pruned", "silent"):
+        line = ["compress", f"{name}.safetensors", "-o", f"{name}-small.safetensors", *how]
+        assert main([*line, "--target-kl", ".003", "--batchnorm", "keep"]) == 0
+    small, silent = (Path(f"{name}-small.safetensors") for name in ("pruned", "silent"))
+    assert small.stat().st_size < 0.85 * silent.stat().st_size
+    loaded, before = checkpoint.load(small), load_file("pruned.safetensors")
+    for stats in report:
+        analysis = torch.tensor(report.bases[stats.name].analysis)
+        kernels = (
+            weights[f"{stats.name}.weight"].double().flatten(2).transpose(1, 2)
+            for weights in (loaded, before)
+        )
+        after, pruned = (analysis @ values for values in kernels)
+        gone = pruned.abs() < 1e-6 * pruned.abs().max()
+        assert gone.float().mean() > 0.85
+        assert after[gone].abs().max() < 1e-6 * after.abs().max()
 
 
 @pytest.mark.parametrize(

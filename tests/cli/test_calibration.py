@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import ResNetConfig, ResNetForImageClassification
 
 import wavprune
@@ -30,6 +30,7 @@ def inputs():
 def nothing():
     return 3
 """
+WEIGHTS = "model.safetensors"
 ANSWER = ["--wavelet", "dct", "--sparsity", ".5", "--calibration-level", "select"]
 
 
@@ -162,3 +163,21 @@ def test_a_pattern(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert int((weight.unflatten(1, (-1, 4)) != 0).sum(2).max()) == 2  # type: ignore[no-untyped-call]
     assert main([*line, "--pattern", "2:4", "--sparsity", ".5", "--force"]) != 0
     assert "--pattern says itself" in capsys.readouterr().err
+
+
+def test_a_directory_that_says_what_was_pruned_is_compressed_from_inputs(
+    directory: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["prune", "model", "-o", "pruned", "--wavelet", "haar", "--sparsity", ".9"]) == 0
+    pruned = directory.parent / "pruned"
+    capsys.readouterr()
+
+    def size(output: str) -> int:
+        line = ["compress", "pruned", "-o", output, "--calibration", "photos"]
+        assert main([*line, "--target-kl", "1e-5", "--json"]) == 0
+        facts = json.loads(capsys.readouterr().out)
+        return int(facts["bytes"])
+
+    said = size("a")
+    save_file(load_file(pruned / WEIGHTS), pruned / WEIGHTS, metadata={"format": "pt"})
+    assert said < size("b")

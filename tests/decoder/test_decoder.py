@@ -184,7 +184,7 @@ def folded_by_hand(folder: Path) -> Path:
                 packer.logs(name, code, tensor)
             else:
                 data = tensor.contiguous().view(torch.uint8).numpy().reshape(-1)
-                packer.raw(name, code, tensor.shape, partial(np.asarray, data))
+                packer.raw(name, code, tensor.shape, partial(list, [data.data]))
         weight, gamma, var, mean, bias = (f"{code}.{part}" for part in parts)
         packer.link(NormLink(weight, gamma, var, mean, bias, 1e-3 * i))
     return packed(folder, packer)

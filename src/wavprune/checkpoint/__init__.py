@@ -4,11 +4,11 @@ A compressed file is a valid safetensors file. Its weights decode to the same bi
 and backend: those that ``save`` has reported.
 """
 
+from ..pruned import pruned_metadata
 from .attached import Attached, attach
 from .contents import CodedLayer, FileContents, contents_of
 from .loading import decompress, load
 from .portable_file import portable
-from .pruned import pruned_metadata
 from .report import SavedLayer, SaveReport
 from .saving import save
 

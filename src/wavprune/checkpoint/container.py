@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from .formats import COMPRESSED
-from .formats.safetensors import METADATA
+from .formats.safetensors import COPIED_AT_ONCE, METADATA
 
 KEY = COMPRESSED
-COPIED_AT_ONCE = 1 << 22
 COMPACT: dict[str, Any] = {"separators": (",", ":"), "ensure_ascii": False}
 
 

@@ -17,10 +17,10 @@ from ..common.atomic import replaced
 from ..engine.ambient import neutral
 from ..errors import WavpruneError
 from .compressor import bytes_of
-from .container import COPIED_AT_ONCE, KEY, tensor_writer
+from .container import KEY, tensor_writer
 from .decoding import decode, parts_of
 from .file_slice import FileSlice
-from .formats.safetensors import DTYPES, Entry, read_header
+from .formats.safetensors import COPIED_AT_ONCE, DTYPES, Entry, read_header
 from .packed_layout import TENSOR, is_packed
 from .records import Contents, Record, parse
 from .saving import output_path

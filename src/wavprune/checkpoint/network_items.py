@@ -15,6 +15,7 @@ from ..calibration.output_sensitivity import Sensitivity
 from ..config import AUTO
 from . import trellis_tables
 from .feedback import Doubles, factor_of
+from .formats.names import layer_name
 from .items import Item, coefficients_of, layout_of
 from .layer import Layer
 from .norms import MEAN_STEP, NormLink
@@ -44,7 +45,7 @@ class WeightItems(NamedTuple):
 
     def cheapest(self, c: float) -> Item:
         """In the basis of the fewest bytes; all of them have about the same divergence."""
-        names = BASES if self._may_choose else BASES[:1]
+        names = BASES if self.site.rows.kernel_values > 1 else BASES[:1]
         options = [self._option(layer) for layer in self._layers(names)]
         return options[0] if len(options) == 1 else min(options, key=lambda item: _bits(item, c))
 
@@ -54,13 +55,17 @@ class WeightItems(NamedTuple):
         return self._option(layer)
 
     @property
-    def _may_choose(self) -> bool:
-        return self.site.rows.kernel_values > 1
+    def may_choose(self) -> bool:
+        """True where nothing says in which basis it is."""
+        quantised = self.plan.quantised
+        recorded = layer_name(self.tensor.name) in self.plan.recorded
+        return not recorded and quantised is not None and quantised.wavelet == AUTO
 
     def _layers(self, names: Sequence[str]) -> list[Layer]:
         plan = self.plan
-        if plan.quantised is None or plan.quantised.wavelet != AUTO:
+        if not self.may_choose:
             return [plan.layer(self.tensor)]
+        assert plan.quantised is not None
         return [
             replace(plan, quantised=replace(plan.quantised, wavelet=name)).layer(self.tensor)
             for name in names

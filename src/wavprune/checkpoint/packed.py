@@ -13,7 +13,7 @@ import json
 import math
 import shutil
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -24,9 +24,9 @@ import torch
 from . import trellis_tables
 from .binary import Writer
 from .compressor import bytes_of, zstandard
-from .container import COMPACT, COPIED_AT_ONCE, KEY
+from .container import COMPACT, KEY
 from .decoding import checksum
-from .formats.safetensors import BITS
+from .formats.safetensors import BITS, COPIED_AT_ONCE
 from .index_store import Indices, Scratch
 from .norms import NormLink, write_logs
 from .packed_layout import (
@@ -48,6 +48,8 @@ from .trellis_coder import SYMBOLS, Bytes, encode
 LEVEL, LEVEL_OF_LARGE, LARGE = 19, 15, 1 << 13
 # Elements that are compared at once.
 COMPARED = 1 << 16
+# Gives the bytes of a tensor, each time it is called.
+Pieces = Callable[[], Iterable[memoryview]]
 
 
 class Packer:
@@ -57,29 +59,35 @@ class Packer:
         self._metadata = metadata
         self._names: list[str] = []
         self._entries = Writer()
-        self._raw: list[tuple[Callable[[], Bytes], int]] = []
+        self._raw: list[tuple[Pieces, int]] = []
         self._matrices: list[Indices] = []
         self._links: list[NormLink] = []
         self._bases: dict[tuple[StoredBasis, bytes], int] = {}
 
-    def raw(self, name: str, dtype: str, shape: Sequence[int], read: Callable[[], Bytes]) -> None:
+    def raw(self, name: str, dtype: str, shape: Sequence[int], pieces: Pieces) -> None:
         """A tensor as it is; one of a single value takes only that.
 
         Args:
             name: its name.
             dtype: as safetensors calls it.
             shape: its shape.
-            read: gives its bytes, now and when the file is written.
+            pieces: gives its bytes, whole elements at a time, now and when the file is written.
         """
-        data = read()
         size = BITS[dtype] // 8 if BITS[dtype] % 8 == 0 else 0
-        filled = bool(size) and len(data) > size and _is_filled(data, size)
+        value, filled, crc, length = b"", bool(size), 0, 0
+        for piece in filter(len, pieces()):
+            data = np.frombuffer(piece, dtype=np.uint8)
+            value = value or data[:size].tobytes()
+            filled = filled and _is_filled(data, value)
+            crc = checksum(data, crc)
+            length += len(data)
+        filled = filled and length > size
         self._begin(name, FILLED if filled else RAW, dtype, shape)
         if filled:
-            self._entries.raw(data[:size].tobytes())
+            self._entries.raw(value)
         else:
-            self._entries.raw(checksum(data).to_bytes(4, "little"))
-            self._raw.append((read, len(data)))
+            self._entries.raw(crc.to_bytes(4, "little"))
+            self._raw.append((pieces, length))
 
     def logs(self, name: str, dtype: str, values: torch.Tensor) -> None:
         """A vector on the grid of ``norms.py``."""
@@ -178,14 +186,14 @@ class Packed(NamedTuple):
         heads: its first part.
         streams: a file of the second.
         coded: how many bytes that has.
-        raw: what gives the bytes of each raw tensor, and how many they are.
+        raw: what gives the bytes of each raw tensor in pieces, and how many they are.
         sizes: about how many bytes each matrix takes.
     """
 
     heads: bytes
     streams: Scratch
     coded: int
-    raw: Sequence[tuple[Callable[[], Bytes], int]]
+    raw: Sequence[tuple[Pieces, int]]
     sizes: Sequence[int]
 
     @property
@@ -199,8 +207,9 @@ class Packed(NamedTuple):
         file.write(self.heads)
         self.streams.file.seek(0)
         shutil.copyfileobj(self.streams.file, file, COPIED_AT_ONCE)
-        for read, _ in self.raw:
-            file.write(bytes_of(read()))
+        for pieces, _ in self.raw:
+            for piece in pieces():
+                file.write(piece)
 
 
 def header_of(size: int) -> bytes:
@@ -211,11 +220,12 @@ def header_of(size: int) -> bytes:
     return len(header).to_bytes(8, "little") + header
 
 
-def _is_filled(data: Bytes, size: int) -> bool:
-    """Whether all elements of so many bytes are the same."""
+def _is_filled(data: Bytes, value: bytes) -> bool:
+    """Whether all elements are the same as one."""
+    size, one = len(value), np.frombuffer(value, dtype=np.uint8)
     step = COMPARED * size
     return all(
-        not (data[start : start + step].reshape(-1, size) != data[:size]).any()
+        not (data[start : start + step].reshape(-1, size) != one).any()
         for start in range(0, len(data), step)
     )
 

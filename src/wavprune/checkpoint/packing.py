@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +12,7 @@ import numpy as np
 import torch
 
 from ..common.atomic import replaced
+from .compressor import bytes_of
 from .formats.names import layer_name
 from .items import Quantised
 from .norms import NormLink, from_grid, unfold
@@ -20,8 +20,7 @@ from .packed import Packed, Packer, header_of
 from .packed_layout import crc_of
 from .report import SavedLayer, SaveReport
 from .search import search_bytes
-from .sources import Source, Tensor
-from .trellis_coder import Bytes
+from .sources import Source
 
 # How far from its target a file may be.
 TOLERANCE = 0.008
@@ -82,8 +81,8 @@ def pack(
         elif norms is not None and name in on_grid:
             packer.logs(name, entry.dtype, norms.original.tensors[name].read())
         elif changed is not None and name in changed:
-            values = changed[name]
-            packer.raw(name, entry.dtype, entry.shape, lambda: _bytes(values))
+            values = changed[name].contiguous().reshape(-1).view(torch.uint8).numpy()
+            packer.raw(name, entry.dtype, entry.shape, lambda: [bytes_of(values)])
         else:
             return False
         return True
@@ -121,16 +120,7 @@ def put_all(source: Source, packer: Packer, put: Callable[[str], bool]) -> None:
             packer.alias(name, source.aliases[name])
         elif not put(name):
             entry = source.tensors[name]
-            packer.raw(name, entry.dtype, entry.shape, partial(_read, entry))
-
-
-def _read(entry: Tensor) -> Bytes:
-    return _bytes(entry.read())
-
-
-def _bytes(tensor: torch.Tensor) -> Bytes:
-    data: Bytes = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
-    return data
+            packer.raw(name, entry.dtype, entry.shape, entry.pieces)
 
 
 def _unfolded(

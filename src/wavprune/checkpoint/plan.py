@@ -20,11 +20,11 @@ from ..engine.auto import bases_for
 from ..engine.layers import LayerRef, non_finite
 from ..engine.run import prune_layers
 from ..errors import WavpruneError
+from ..pruned import PrunedLayer
 from ..report import PruneReport
 from .formats.names import Weight, describe_skipped, layer_name, select
 from .formats.safetensors import DTYPE_NAMES
 from .layer import Layer, transform
-from .pruned import PrunedLayer
 from .quantisers import TRELLIS, exponent_for
 from .recorded import ChangedLayerWarning, kept_by_record, still_pruned
 from .records import CHUNK, DTYPES
@@ -99,6 +99,13 @@ def with_record(plan: Plan, source: Source) -> Plan:
     if plan.quantised is None or plan.quantised.wavelet != AUTO:
         return plan
     return replace(plan, recorded=source.pruned)
+
+
+def recorded_tensors(source: Source, plan: Plan) -> list[Tensor]:
+    """The weights that the file says were pruned."""
+    weights = [weight for weight in source.weights if weight.layer in plan.recorded]
+    keys = dict.fromkeys(source.aliases.get(weight.key, weight.key) for weight in weights)
+    return [source.tensors[key] for key in keys]
 
 
 def verified(plan: Plan, tensors: Sequence[Tensor], whole_matrices: bool) -> Plan:

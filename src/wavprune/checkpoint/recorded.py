@@ -11,9 +11,9 @@ from ..bases import Basis, Request, family_of, kernel_shape
 from ..bases.matrices import frozen
 from ..engine.layers import LayerRef
 from ..errors import WavpruneError
+from ..pruned import PrunedLayer
 from .formats.safetensors import DTYPES
 from .layer import Layer
-from .pruned import PrunedLayer
 from .selection import Kept, basis_by_name, largest
 
 # How far the matrix of a recorded basis may be from an orthonormal one.

@@ -23,10 +23,11 @@ from typing import Any
 import numpy as np
 
 from ..bases import kernel_shape
+from ..common.checks import is_count
 from ..errors import WavpruneError
 from .coders import CODERS
 from .compressor import ZSTD
-from .stored_basis import StoredBasis, basis_from_json, basis_to_json, is_count
+from .stored_basis import StoredBasis, basis_from_json, basis_to_json
 
 VERSION = 2
 # Of files that hold a single tensor (packed_layout.py).

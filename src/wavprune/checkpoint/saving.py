@@ -21,14 +21,23 @@ from ..engine.ambient import neutral
 from ..engine.layers import unwrapped
 from ..errors import WavpruneError
 from ..graph import Model as Graph
+from ..pruned import pruned_in
 from ..report import PruneReport
 from .calibrated import Target, save_calibrated
-from .compressor import bytes_of, zstandard
+from .compressor import zstandard
 from .container import KEY, Writer, tensor_writer
 from .encoding import BasisStore, Encoded, encode
 from .formats.names import layer_name, warn_skipped
 from .from_weights import save_from_weights
-from .plan import Plan, choose_tensors, plan_of, pruned_together, verified, with_record
+from .plan import (
+    Plan,
+    choose_tensors,
+    plan_of,
+    pruned_together,
+    recorded_tensors,
+    verified,
+    with_record,
+)
 from .quantisers import AUTO, BATCH_NORMS, FOLD, TRELLIS, Quantiser, quantiser_of
 from .rate import COARSEST, FINEST, Rate
 from .records import SYMBOLS, Contents, Record
@@ -60,6 +69,7 @@ def save(
     calibration: Iterable[Any] | None = None,
     target_kl: float | None = None,
     batchnorm: str | None = None,
+    metadata: Mapping[str, str] | None = None,
     progress: bool = False,
 ) -> SaveReport:
     """Write a model's tensors as a compressed safetensors file.
@@ -69,6 +79,7 @@ def save(
     itself is not changed; with ``report`` they were pruned before, and what was kept is stored.
     With neither, nothing is pruned but what is rounded to 0; layers that ``wavprune prune`` pruned
     in the file are stored as what was kept of them, as its metadata says, where that still holds.
+    Of a module that was loaded from such a file, ``metadata`` says it.
 
     One of five arguments says how exact the values are; without any, ``bits=8``. With ``step`` or a
     target, the steps of all layers follow from one number: a layer's step is that number times the
@@ -114,6 +125,8 @@ def save(
         batchnorm: with ``calibration``: ``"fold"`` (the default) takes batch norms into the layers
             before them, which gives the same inference and cannot be fine-tuned; ``"keep"`` stores
             them as they are, but for the mean of the errors.
+        metadata: of the file that the model was loaded from, or ``pruned_metadata`` of a report;
+            layers that it says were pruned keep their zeros.
         progress: show a progress bar on standard error, for each step that is tried, and for the
             calibration inputs.
 
@@ -157,9 +170,15 @@ def save(
             "target_bits_per_weight"
         )
     source = tensors_of(model, scratch=target.parent)
+    if metadata is not None:
+        source = source._replace(pruned=pruned_in(metadata))
     plan = with_record(pruned_together(plan, source), source)
-    chosen = choose_tensors(source, plan) if calibration is None else []
-    plan = verified(plan, chosen, whole_matrices=coder != TRELLIS)
+    if calibration is None:
+        looked_at = choose_tensors(source, plan)
+    else:
+        # Which layers are compressed follows from what the inputs reach.
+        looked_at = recorded_tensors(source, plan)
+    plan = verified(plan, looked_at, whole_matrices=coder != TRELLIS)
     # Matrices that only a record selects are not selected without it.
     chosen = choose_tensors(source, plan) if calibration is None else []
     warn_skipped(model if isinstance(model, str | os.PathLike) else "model", source.skipped)
@@ -361,9 +380,8 @@ def _saved(name: str, done: Encoded, size: int) -> SavedLayer:
 
 
 def _copy(tensor: Tensor, writer: Writer) -> None:
-    values = tensor.read().reshape(-1)
-    if values.numel():
-        writer.write(bytes_of(values.view(torch.uint8).numpy()))
+    for piece in tensor.pieces():
+        writer.write(piece)
 
 
 def _alignment(tensor: Tensor) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -20,13 +20,24 @@ from ..errors import WavpruneError
 from ..graph import GraphWeight, Model, find_weights, parameters
 from ..graph.model import metadata_of
 from ..graph.tensors import GraphTensor
+from ..pruned import KEY as PRUNED
+from ..pruned import PrunedLayer, pruned_in
+from .compressor import bytes_of
+from .file_slice import FileSlice
 from .formats import ONNX, open_checkpoint
 from .formats.names import Weight, weights_of
 from .formats.nesting import Nested, flatten
-from .formats.safetensors import BITS, DTYPE_NAMES, METADATA, SafetensorsFile, reader_of
+from .formats.safetensors import (
+    BITS,
+    COPIED_AT_ONCE,
+    DTYPE_NAMES,
+    METADATA,
+    Entry,
+    SafetensorsFile,
+    reader_of,
+)
 from .formats.torchfile import TorchFile
-from .pruned import KEY as PRUNED
-from .pruned import PrunedLayer, pruned_in, pruned_of
+from .pruned import pruned_of
 
 # What other libraries look for.
 PLAIN = {"format": "pt"}
@@ -42,6 +53,7 @@ class Tensor(NamedTuple):
         size: bytes.
         read: gives it, contiguous, on the CPU, for the reader alone to change; as bytes where torch
             lacks the dtype.
+        place: where these bytes lie in a file; None where they do not.
     """
 
     name: str
@@ -49,6 +61,15 @@ class Tensor(NamedTuple):
     shape: tuple[int, ...]
     size: int
     read: Callable[[], torch.Tensor]
+    place: FileSlice | None = None
+
+    def pieces(self) -> Iterator[memoryview]:
+        """Its bytes, not all at once where they lie in a file."""
+        if self.place is None:
+            yield bytes_of(self.read().reshape(-1).view(torch.uint8).numpy())
+            return
+        for start in range(0, self.size, COPIED_AT_ONCE):
+            yield self.place[start : start + COPIED_AT_ONCE]
 
 
 class Source(NamedTuple):
@@ -130,13 +151,18 @@ def tensors_of(
         metadata |= file.metadata
         pruned |= pruned_of(file)
         tensors |= {
-            name: Tensor(name, e.dtype, e.shape, e.size, reader_of(file.path, e))
+            name: _in_file(name, e, file.path)
             # In the order of their bytes.
             for name, e in sorted(file.tensors.items(), key=lambda item: item[1].start)
         }
     weights, skipped = weights_of({name: tensor.shape for name, tensor in tensors.items()})
     metadata.pop(PRUNED, None)
     return Source(tensors, {}, list(tensors), weights, metadata, skipped, pruned=pruned)
+
+
+def _in_file(name: str, entry: Entry, path: Path) -> Tensor:
+    place = FileSlice(path, entry.start, entry.size)
+    return Tensor(name, entry.dtype, entry.shape, entry.size, reader_of(path, entry), place)
 
 
 def _of_graph(model: Model) -> Source:
@@ -150,16 +176,27 @@ def _of_graph(model: Model) -> Source:
         assert tensor.dtype is not None
         dtype = DTYPE_NAMES[tensor.dtype]
         # As torch has it, since reports, masks and targets of 2:4 are of that order.
-        shape, read = tensor.shape, tensor.read
+        shape, read, place = tensor.shape, tensor.read, None
         if weight is not None:
             shape, read = weight.shape, partial(_read_turned, tensor, weight)
-        tensors[name] = Tensor(name, dtype, shape, tensor.size, read)
+        elif tensor.path is not None:
+            place = FileSlice(tensor.path, tensor.start, tensor.size)
+        tensors[name] = Tensor(name, dtype, shape, tensor.size, read, place)
     pruned = pruned_in(metadata_of(model.proto))
     return Source(tensors, {}, names, weights, dict(PLAIN), skipped, pruned=pruned)
 
 
 def _read_turned(tensor: GraphTensor, weight: GraphWeight) -> torch.Tensor:
-    return weight.of(tensor.read()).contiguous()
+    """The weight in torch's order, without a second one in the graph's."""
+    if tensor.path is None:
+        return weight.of(tensor.read()).contiguous()
+    assert tensor.dtype is not None
+    result = torch.empty(weight.shape, dtype=tensor.dtype)
+    rows = weight.back(result)
+    at_once = max(1, COPIED_AT_ONCE * len(rows) // max(tensor.size, 1))
+    for start in range(0, len(rows), at_once):
+        rows[start : start + at_once] = tensor.read_rows(start, start + at_once)
+    return result
 
 
 def _of_nested(nested: Nested) -> Source:

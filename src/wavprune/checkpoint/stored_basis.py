@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..bases.basis import Operator
+from ..common.checks import is_count
 from ..errors import WavpruneError
 from .selection import AxisFunctions
 
@@ -209,11 +210,6 @@ def basis_from_json(entry: Any, tensor: str) -> StoredBasis:
     if not indexed and math.prod(functions) != M:
         raise error
     return replace(basis, functions=tuple(functions), shared=shared, indexed=indexed)
-
-
-def is_count(value: Any, low: int = 0, high: int = 1 << 62) -> bool:
-    """True for an integer in ``[low, high]``."""
-    return type(value) is int and low <= value <= high
 
 
 def _counts(value: Any) -> bool:

@@ -11,7 +11,6 @@ from torch import nn
 
 from ..calibration.network import Network, Site, check_outputs
 from ..calibration.output_sensitivity import Direction, output_sensitivity
-from ..config import AUTO
 from ..engine.layers import LayerRef
 from ..errors import WavpruneError
 from .folding import fold, same_outputs
@@ -144,7 +143,7 @@ def study_of(
         site, sensitivity = sites[name], known[name]
         options = WeightItems(tensor, source.tensors[tensor.name], plan, site, sensitivity)
         items.append(options.cheapest(c))
-        if plan.quantised is not None and plan.quantised.wavelet == AUTO:
+        if options.may_choose:
             choices[tensor.name] = options
         bias = _bias_of(name, site, folded, source)
         if bias is not None:

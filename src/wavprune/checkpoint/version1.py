@@ -16,10 +16,11 @@ import numpy as np
 import numpy.typing as npt
 import pywt
 
+from ..common.checks import is_count
 from ..config import MODES, WAVELETS
 from ..errors import WavpruneError
 from .records import Record, check_common, checked_record, checker
-from .stored_basis import Floats, StoredBasis, is_count
+from .stored_basis import Floats, StoredBasis
 
 # The bases of version 1 that PyWavelets does not have.
 NOT_PYWAVELETS = ("uhaar", "dct", "klt", "identity")

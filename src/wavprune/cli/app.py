@@ -35,6 +35,7 @@ COMMANDS = {
     "inspect": ("inspect", "Show the layers of a checkpoint, and the levels of each wavelet."),
     "bases": ("bases", "Show the bases of a kernel size: levels and coefficients."),
     "info": ("info", "Show versions, the instruction set, and which backends run here."),
+    "compare": ("compare", "Compare methods and bases on a network, by what it answers."),
     "sweep": ("sweep", "Run the grid of a sweep file, in parallel, into a results file."),
     "export": ("sweep", "Write the runs of a results file as a table, or for TensorBoard."),
     "report": ("sweep", "Write a results file as one page: bytes, pictures and tables."),

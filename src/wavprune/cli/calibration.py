@@ -1,4 +1,4 @@
-"""Pruning from inputs on the command line: which options say so, and what is read and written."""
+"""Inputs of networks on the command line: which options name them, and pruning from them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class Inputs(NamedTuple):
-    """What ``--calibration`` and its companions say.
+    """What ``--calibration``, or ``--data``, and its companions say.
 
     Attributes:
         source: a folder, an ``.npz`` file, or ``package.module:function``.
@@ -43,8 +43,16 @@ class Inputs(NamedTuple):
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
-    def load(self, directory: Path | None) -> Loader:
-        """The batches; ``directory`` may say how images are prepared."""
+    def load(
+        self, directory: Path | None, *, labels: bool = False, class_folders: bool = False
+    ) -> Loader:
+        """The batches, as ``load_inputs`` gives them.
+
+        Args:
+            directory: of the network, which may say how images are prepared.
+            labels: with their labels, where they have some.
+            class_folders: the subfolders of a folder are its classes.
+        """
         from ..sweep.inputs import load_inputs
 
         return load_inputs(
@@ -54,6 +62,8 @@ class Inputs(NamedTuple):
             mean=self.mean,
             std=self.std,
             limit=self.samples,
+            labels=labels,
+            class_folders=class_folders,
         )
 
 
@@ -137,6 +147,47 @@ _OPTIONS = {
 }
 
 
+def data_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add ``--data``, ``--calibration`` and how their images are prepared.
+
+    The command gets ``data``, and ``calibration`` or None.
+    """
+
+    @functools.wraps(command)
+    def run(**options: Any) -> None:
+        own = {name: options.pop(name) for name in (*_PREPARATION, "calibration", "data")}
+        calibration = None if own["calibration"] is None else _inputs(own["calibration"], own)
+        command(data=_inputs(own["data"], own), calibration=calibration, **options)
+
+    added: Callable[..., None] = run
+    data = click.option(
+        "--data",
+        metavar="INPUTS",
+        required=True,
+        help="What to measure on: a folder of images, an .npz file with images and perhaps labels, "
+        "or package.module:function that returns a loader.",
+    )
+    calibration = click.option(
+        "--calibration",
+        metavar="INPUTS",
+        help="Likewise, to repair and to learn from.  [default: those of --data, without labels]",
+    )
+    for option in (*(_OPTIONS[name] for name in reversed(_PREPARATION)), calibration, data):
+        added = option(added)
+    return added
+
+
+def _inputs(source: str, options: Mapping[str, Any]) -> Inputs:
+    return Inputs(
+        source=source,
+        level=options.get("calibration_level", "full"),
+        samples=options["samples"],
+        size=options["image_size"],
+        mean=options["mean"],
+        std=options["std"],
+    )
+
+
 def _inputs_of(options: Mapping[str, Any]) -> Inputs | None:
     """What the options say; None without ``--calibration``.
 
@@ -144,19 +195,15 @@ def _inputs_of(options: Mapping[str, Any]) -> Inputs | None:
         click.UsageError: others were given without it.
     """
     if options["calibration"] is not None:
-        return Inputs(
-            source=options["calibration"],
-            level=options.get("calibration_level", "full"),
-            samples=options["samples"],
-            size=options["image_size"],
-            mean=options["mean"],
-            std=options["std"],
-        )
+        return _inputs(options["calibration"], options)
     context = click.get_current_context()
     for name in options:
         if context.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE:
             raise click.UsageError(f"--{name.replace('_', '-')} goes with --calibration.")
     return None
+
+
+_PREPARATION = ("samples", "image_size", "mean", "std")
 
 
 def load(source: Path) -> tuple[nn.Module, Path | None]:
@@ -206,10 +253,10 @@ def prune_calibrated(
         OSError: writing failed. Nothing is left behind.
     """
     from ..calibration.prune import prune_calibrated as prune
-    from ..checkpoint.pruned import pruned_metadata
     from ..checkpoint.update import changed_since, snapshot, update_directory
     from ..graph import GraphModule
     from ..onnx.models import rewrite_changed
+    from ..pruned import pruned_metadata
 
     if output is not None:
         _check_output(source, output, force)
@@ -226,7 +273,7 @@ def prune_calibrated(
         update_directory(directory, output, changed, report=report, force=force)
         return report
     if isinstance(model, GraphModule):
-        rewrite_changed(source, output, model, force=force)
+        rewrite_changed(source, output, model, report, force=force)
         return report
     from safetensors.torch import save_model
 

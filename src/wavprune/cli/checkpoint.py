@@ -21,7 +21,7 @@ from ..checkpoint.report import SaveReport
 from ..config import PruneConfig
 from ..errors import WavpruneError
 from .calibration import Inputs, calibration_options
-from .networks import load_network
+from .networks import check_factory, load_network
 from .options import SOURCE
 from .output import check_replaceable, expect_output
 
@@ -34,6 +34,7 @@ OUTPUT = click.option(
     help="The .safetensors file to write; of an .onnx model an .onnx file, of a directory another "
     "one.",
 )
+WITHOUT_CALIBRATION = ", or leave --calibration out: without it the steps follow from the weights"
 FORCE = click.option("--force", is_flag=True, help="Replace OUT if it exists; it may be IN itself.")
 
 
@@ -120,7 +121,7 @@ def compress(
 
     IN is what `wavprune prune` takes; of several shards, OUT is one file. Of a model directory, OUT
     may be a directory, which wavprune.from_pretrained loads. Without --sparsity nothing is pruned
-    but what is rounded to 0; what `wavprune prune` pruned in a safetensors file stays pruned.
+    but what is rounded to 0; what `wavprune prune` pruned stays so, as the metadata of IN say it.
 
     Of an .onnx model, OUT is the .onnx file of a graph without weights; these are beside it, in a
     .safetensors file of the same name. `wavprune.onnx.session(OUT)` runs both in onnxruntime.
@@ -129,13 +130,14 @@ def compress(
     model: Path | nn.Module = source
     loader = None
     is_graph = _is_graph(source)
+    metadata = None
+    check_factory(source, factory)
     if is_graph:
-        if factory is not None:
-            raise WavpruneError(f"--model {factory}: {source} is a graph, which runs by itself")
-        if inputs is not None:
-            loader = inputs.load(None)
+        loader = None if inputs is None else inputs.load(None)
     elif inputs is not None:
-        model, directory = load_network(source, factory)
+        model, directory, metadata = load_network(
+            source, factory, "--calibration", WITHOUT_CALIBRATION
+        )
         loader = inputs.load(directory)
     elif factory is not None:
         raise WavpruneError(f"--model {factory} without --calibration: nothing runs the network")
@@ -160,6 +162,8 @@ def compress(
         "batchnorm": batchnorm,
         "progress": sys.stderr.isatty(),
     }
+    if metadata is not None:
+        how["metadata"] = metadata
     with warnings.catch_warnings():
         # They are in the report.
         warnings.simplefilter("ignore", SkippedLayerWarning)

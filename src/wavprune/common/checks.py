@@ -6,6 +6,7 @@ import difflib
 import math
 import numbers
 from collections.abc import Sequence
+from typing import Any
 
 from ..errors import WavpruneError
 
@@ -111,3 +112,8 @@ def choice(name: str, value: object, allowed: Sequence[str], described: str | No
     raise WavpruneError(
         f"unknown {name} {value!r}; {hint}allowed: {described or ', '.join(allowed)}"
     )
+
+
+def is_count(value: Any, low: int = 0, high: int = 1 << 62) -> bool:
+    """True for an integer in ``[low, high]``."""
+    return type(value) is int and low <= value <= high

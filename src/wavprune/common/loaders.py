@@ -141,14 +141,7 @@ def inputs_and_targets(batch: Any) -> tuple[Any, Any]:
         TypeError: the batch is something else.
         WavpruneError: the batch is empty.
     """
-    if isinstance(batch, Mapping):
-        target = next((batch[key] for key in TARGETS if key in batch), None)
-        pair = batch.get(INPUTS), target
-    elif isinstance(batch, tuple | list) and len(batch) > 1:
-        pair = batch[0], batch[1]
-    else:
-        pair = None, None
-    inputs, targets = pair
+    inputs, targets = _pair(batch)
     if inputs is None or targets is None:
         raise TypeError(
             f"loader: a batch {_described(batch)} has no inputs and targets; allowed: (inputs, "
@@ -157,6 +150,19 @@ def inputs_and_targets(batch: Any) -> tuple[Any, Any]:
     if num_samples(inputs) == 0:
         raise WavpruneError(f"loader: a batch {_described(batch)} holds no sample")
     return inputs, targets
+
+
+def has_targets(batch: Any) -> bool:
+    """Whether a batch has labels or targets beside its inputs."""
+    return _pair(batch)[1] is not None
+
+
+def _pair(batch: Any) -> tuple[Any, Any]:
+    if isinstance(batch, Mapping):
+        return batch.get(INPUTS), next((batch[key] for key in TARGETS if key in batch), None)
+    if isinstance(batch, tuple | list) and len(batch) > 1:
+        return batch[0], batch[1]
+    return None, None
 
 
 def num_samples(value: Any) -> int:

@@ -31,6 +31,7 @@ from .comparison import Comparison
 from .measure import measure_of
 from .size import basis_values
 from .trial import DenseReference, Trial, check_repair, fitting, run_trial
+from .unlabelled import answered, has_labels
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -45,6 +46,7 @@ def compare(
     methods: Sequence[str] = METHODS,
     level: int | None = None,
     mode: str = "periodization",
+    force_level: bool = False,
     scope: str = "global",
     batchnorm: str = "match",
     calibration: Iterable[Any] | None = None,
@@ -67,15 +69,18 @@ def compare(
     Args:
         model: the unpruned model, or an ``onnx.ModelProto``; it is not changed.
         loader: what to evaluate on; see ``evaluate``. The same batches in the same order every
-            time.
+            time. Without labels, how far the copies agree with the model is measured in place of
+            accuracy: of a classifier the share of inputs that get the same class, of any other
+            network the relative change of its output.
         sparsities: pruned fractions relative to the weights, each in [0, 1).
         wavelets: the bases for ``"dwt"``: any that ``fast.prune`` takes as ``wavelet``.
         methods: any of ``"dwt"``, ``"min_weight"``, ``"random"``.
         level: levels of the transforms; None means the deepest that exists.
         mode: PyWavelets' boundary mode.
+        force_level: use ``level`` even where PyWavelets calls it too deep for a kernel.
         scope: ``"global"`` ranks all layers together, ``"layer"`` each by itself.
-        batchnorm: the repair of the copies: ``"match"`` (``match_batchnorm``), ``"update"``
-            (``update_batchnorm``) or ``"off"``.
+        batchnorm: the repair of the copies: ``"match"`` (``match_batchnorm``, and of an ONNX graph
+            ``match_biases``), ``"update"`` (``update_batchnorm``) or ``"off"``.
         calibration: batches to repair them on, and to prune from where ``calibrated`` says so;
             None means those of ``loader``, without labels.
         calibrated: any of ``"refit"``, ``"select"`` and ``"full"``: a row more for each basis and
@@ -117,6 +122,7 @@ def compare(
         shared={
             "level": level,
             "mode": mode,
+            "force_level": force_level,
             "scope": scope,
             "targets": targets,
             "ignore": ignore,
@@ -129,6 +135,9 @@ def compare(
     run_device = compute_device(device)
     with kept_memory():
         base = model if run_device is None else copy.deepcopy(model).to(run_device)
+        labels = measure is not None or has_labels(loader)
+        if not labels:
+            loader, measure = answered(base, loader, progress=progress)
         reference = DenseReference.measure(
             base, loader, batchnorm, calibration, progress=progress, metric=measure
         )
@@ -152,6 +161,7 @@ def compare(
         **grid.settings(),
         "batchnorm": batchnorm,
         "calibrated": list(levels),
+        "labels": labels,
         "device": None if device is None else str(device),
         "versions": dict(versions()),
     }

@@ -19,6 +19,7 @@ from ..report import data_frame, written
 from .metrics import Evaluation
 from .spread import is_tie, joint_error
 from .trial import Trial
+from .unlabelled import AGREEMENT
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,6 +34,21 @@ CAPTION = (
     "errors, which chance alone may make. {logits}error: relative change of the weights. Several "
     "seeds: the mean, and [smallest, largest] of {metric}. level 0: no transform ran."
 )
+# Loads nothing from anywhere.
+PAGE = """<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><title>wavprune compare</title>
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<style>
+:root {{ color-scheme: light dark; font: 14px/1.5 system-ui, sans-serif }}
+body {{ margin: 1.5rem; overflow-x: auto }}
+table {{ border-collapse: collapse }}
+caption {{ padding: .5rem 0; font-weight: bold }}
+th, td {{ padding: .2rem .6rem; white-space: nowrap }}
+thead, tbody {{ border-bottom: 1px solid #8888 }}
+p {{ max-width: 60rem }}
+</style></head>
+<body>{table}</body></html>
+"""
 
 
 @dataclass(frozen=True, repr=False)
@@ -92,6 +108,10 @@ class Comparison:
         content = {"settings": self.settings, "notes": self.notes, "trials": trials}
         return written(json.dumps(content, indent=2, allow_nan=False) + "\n", path)
 
+    def to_html(self, path: str | os.PathLike[str] | None = None) -> str:
+        """A page of its own with the table; written to ``path`` too, if given."""
+        return written(PAGE.format(table=as_html(self.to_table())), path)
+
     def to_table(self) -> Table:
         """A rich table: one section per sparsity, several seeds in one row."""
         from rich.markup import escape
@@ -143,14 +163,23 @@ class Comparison:
         unpruned = self.unpruned
         columns = ["sparsity", "basis", "kept", "bytes", "metric", "change"]
         columns += ["loss"] if unpruned.loss is not None else []
-        columns += ["KL", "agreement %"] if unpruned.kl is not None else []
+        columns += ["KL"] if unpruned.kl is not None else []
+        columns += ["agreement %"] if unpruned.kl is not None and not self._by_agreement else []
         headings = {column: column for column in (*columns, "error", "note")}
         headings["metric"] = "top-1 %" if unpruned.top1 is not None else unpruned.metric
+        headings["metric"] += " %" if self._by_agreement else ""
         return headings
+
+    @property
+    def _by_agreement(self) -> bool:
+        """Whether the data had no labels, and the agreement is the metric."""
+        return not self.settings["labels"] and self.unpruned.metric == AGREEMENT
 
     def _caption(self) -> str:
         if self.unpruned.top1 is not None:
             metric, change = "top-1", "of top-1, in points"
+        elif self._by_agreement:
+            metric, change = AGREEMENT, "of agreement, in points"
         else:
             metric = self.unpruned.metric
             better = "higher" if self.unpruned.higher_is_better else "lower"
@@ -167,7 +196,8 @@ class Comparison:
         change = statistics.mean(values) - self.unpruned.value
         error = joint_error(values, [evaluation.change_spread for evaluation in evaluations])
         tie = " ~" if is_tie(change, error) else ""
-        scale, digits = (100, 2) if self.unpruned.top1 is not None else (1, 4)
+        is_share = self.unpruned.top1 is not None or self._by_agreement
+        scale, digits = (100, 2) if is_share else (1, 4)
         texts = {
             "sparsity": f"{first.evaluation.sparsity:.2%}",
             "basis": first.basis,

@@ -20,7 +20,7 @@ from ..calibration.prune import prune_calibrated
 from ..calibration.run import LEVELS
 from ..common.checks import choice
 from ..common.clock import Clock, Part, timed
-from ..common.loaders import check_loader, inputs_and_labels
+from ..common.loaders import check_loader, inputs_and_labels, inputs_of
 from ..config import PruneConfig
 from ..engine.ambient import autocast_enabled
 from ..engine.coverage import coverage_of
@@ -29,15 +29,19 @@ from ..engine.layers import LayerRef, select_layers
 from ..engine.rules import rule_for
 from ..engine.run import prune_layers, prune_model
 from ..errors import WavpruneError
+from ..graph import GraphModule
 from ..report import PruneReport
 from .answers import Answers, answers_of
 from .batchnorm import BatchnormStatistics, batchnorm_statistics, match_and_run, update_batchnorm
+from .biases import match_biases
 from .measure import measure_of
 from .metrics import Evaluation, evaluate, measured
 from .predictions import Predictions, batch_predictions
 from .size import layer_bytes, stored_bytes
 
 REPAIRS = ("off", "update", "match")
+# Biases are matched on as many inputs, which run as one batch.
+BIAS_INPUTS = 128
 
 
 @dataclass(frozen=True)
@@ -183,8 +187,8 @@ def run_trial(
         model: the unpruned model; it is not changed.
         loader: what to evaluate on; see ``evaluate``.
         config: what to prune; None tries the unpruned model, whose batch norms need no repair.
-        batchnorm: ``"match"`` (``match_batchnorm``), ``"update"`` (``update_batchnorm``) or
-            ``"off"``.
+        batchnorm: ``"match"`` (``match_batchnorm``, and ``match_biases`` of an ONNX graph, into
+            whose layers batch norms are folded), ``"update"`` (``update_batchnorm``) or ``"off"``.
         calibration: batches to repair the batch norms on; None means those of ``loader``.
         reference: ``DenseReference.measure`` on the same model and loaders, shared by many trials;
             None measures it here. What it predicted is what the unpruned model predicts.
@@ -257,7 +261,7 @@ def run_trial(
     with Clock.running() as clock:
         if config is not None and not calibrated:
             wanted = data is loader and not timing and measure is None and finish is None
-            answers = _repair(copied, batchnorm, reference, data, wanted)
+            answers = _repair(copied, model, batchnorm, reference, data, wanted)
     repaired = time.perf_counter()
     if finish is not None and report is not None:
         finish(copied, report.wait())
@@ -354,6 +358,7 @@ def _copy_of(model: nn.Module) -> nn.Module:
 
 def _repair(
     model: nn.Module,
+    unpruned: nn.Module,
     batchnorm: str,
     reference: DenseReference,
     calibration: Iterable[Any],
@@ -366,6 +371,10 @@ def _repair(
     elif batchnorm == "match":
         statistics = reference.statistics
         assert statistics is not None
+        if isinstance(model, GraphModule):
+            # Exporters fold batch norms into layers, whose biases then take up what pruning shifts.
+            with timed("matching"):
+                match_biases(model, unpruned, _first(calibration, BIAS_INPUTS))
         # The repair does not see autocast, which the evaluation does.
         at_once = wanted and len(statistics.batches) == 1 and not autocast_enabled()
         part: Part = "forward" if at_once else "matching"
@@ -377,6 +386,17 @@ def _repair(
                 labels = [inputs_and_labels(batch)[1] for batch in batches]
                 return batch_predictions(output, torch.cat(labels))
     return None
+
+
+def _first(loader: Iterable[Any], count: int) -> list[torch.Tensor]:
+    """The first inputs of a loader, in batches."""
+    inputs: list[torch.Tensor] = []
+    for batch in loader:
+        inputs.append(inputs_of(batch)[:count])
+        count -= len(inputs[-1])
+        if count == 0:
+            break
+    return inputs
 
 
 def _matched(config: PruneConfig | None, match: PruneReport | int | None) -> str:

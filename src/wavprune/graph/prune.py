@@ -13,8 +13,9 @@ from ..config import PruneConfig
 from ..coverage import Coverage
 from ..engine.layers import LayerRef, select_names, unique_layers
 from ..errors import WavpruneError
+from ..pruned import record_of
 from .layers import GraphWeight, find_weights
-from .model import Model, as_model
+from .model import Model, as_model, metadata_of, set_metadata
 from .module import GraphModule
 from .tensors import set_values
 
@@ -42,7 +43,7 @@ def prune_graph(
     config: PruneConfig,
     prune: Callable[[list[LayerRef]], PruneReport],
 ) -> PruneReport:
-    """Prune the selected weights of a model in memory, in place.
+    """Prune the selected weights of a model in memory, in place; its metadata say how.
 
     Args:
         proto: the model, with its external data loaded.
@@ -57,9 +58,9 @@ def prune_graph(
     warn_skipped("the graph", skipped)
     chosen = choose(weights, config)
     refs = {weight.tensor: ref_of(model, weight) for weight in chosen}
-    report = prune(unique_layers(refs.values()))
-    # Before anything changes: reading a report may fail.
-    report.wait()
+    # Before anything changes: reading a report, or the metadata, may fail.
+    report = prune(unique_layers(refs.values())).wait()
+    record = record_in(model, report)
     tensors = [model.tensors[weight.tensor] for weight in chosen]
     report.coverage = Coverage.of_tensors(
         model.sizes(),
@@ -69,7 +70,18 @@ def prune_graph(
     )
     for weight in chosen:
         set_values(model.tensors[weight.tensor].proto, weight.back(refs[weight.tensor].weight))
+    set_metadata(proto, record)
     return report
+
+
+def record_in(model: Model, report: PruneReport) -> dict[str, str]:
+    """What a model's metadata say when its layers are pruned as a report says.
+
+    Raises:
+        WavpruneError: they have an entry that this version does not write.
+    """
+    names = {weight.layer for weight in find_weights(model)[0]}
+    return record_of(report, names, metadata_of(model.proto))
 
 
 def ref_of(model: Model, weight: GraphWeight) -> LayerRef:
@@ -88,8 +100,10 @@ def prune_as_module(proto: ModelProto, prune: Callable[[nn.Module], PruneReport]
     module = GraphModule(model)
     before = {name: values.clone() for name, values in module.tensors().items()}
     report = prune(module).wait()
+    record = record_in(model, report)
     after = module.tensors()
     write(model, {name: values for name, values in after.items() if not same(values, before[name])})
+    set_metadata(proto, record)
     return report
 
 

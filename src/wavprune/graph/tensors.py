@@ -106,9 +106,9 @@ class GraphTensor:
         Raises:
             WavpruneError: torch lacks the dtype, or the file was cut off.
         """
-        dtype = self.dtype
-        if dtype is None:
-            raise WavpruneError(f"tensor {self.name!r} is {self.type_name}, which torch lacks")
+        if self.path is not None and self.shape:
+            return self.read_rows(0, self.shape[0])
+        dtype = self._checked_dtype()
         if not self.numel:
             return torch.empty(self.shape, dtype=dtype)
         if self.path is not None:
@@ -120,6 +120,31 @@ class GraphTensor:
             values = np.ascontiguousarray(numpy_helper.to_array(self.proto)).reshape(-1)
             data = bytearray(values.view(np.uint8))
         return torch.frombuffer(data, dtype=torch.uint8).view(dtype).view(self.shape)
+
+    def read_rows(self, start: int, stop: int) -> torch.Tensor:
+        """Entries of the first axis, as ``read``; what is in another file is not read beyond them.
+
+        Args:
+            start: the first.
+            stop: after the last, or more than there are.
+
+        Raises:
+            WavpruneError: as ``read``.
+        """
+        if self.path is None:
+            return self.read()[start:stop]
+        dtype = self._checked_dtype()
+        shape = (min(stop, self.shape[0]) - start, *self.shape[1:])
+        if not math.prod(shape):
+            return torch.empty(shape, dtype=dtype)
+        row = self.size // self.shape[0]
+        data = read_exactly(self.path, self.start + start * row, shape[0] * row)
+        return torch.frombuffer(data, dtype=torch.uint8).view(dtype).view(shape)
+
+    def _checked_dtype(self) -> torch.dtype:
+        if self.dtype is None:
+            raise WavpruneError(f"tensor {self.name!r} is {self.type_name}, which torch lacks")
+        return self.dtype
 
 
 def set_values(proto: TensorProto, values: torch.Tensor) -> None:

@@ -11,7 +11,7 @@ import torch
 
 from ..common.atomic import replaced
 from ..errors import WavpruneError
-from .model import LARGEST_FILE, Model, check_valid
+from .model import LARGEST_FILE, Model, check_valid, set_metadata
 from .tensors import (
     GraphTensor,
     all_tensors,
@@ -132,14 +132,20 @@ def _check_sizes(tensors: Mapping[Region | str, GraphTensor]) -> None:
 
 
 def rewrite(
-    source: Model, target: Path, tensors: Mapping[str, torch.Tensor], *, force: bool
+    source: Model,
+    target: Path,
+    tensors: Mapping[str, torch.Tensor],
+    metadata: Mapping[str, str],
+    *,
+    force: bool,
 ) -> None:
-    """Write a model again with other values in some of its tensors.
+    """Write a model again with other values in some of its tensors and entries of its metadata.
 
     Args:
         source: a model of a file.
         target: the ``.onnx`` file, which appears when it is complete.
         tensors: by name, of the shapes that they have in the graph.
+        metadata: entries, in place of those of the same keys.
         force: replace what is there.
 
     Raises:
@@ -161,6 +167,7 @@ def rewrite(
                 set_values(tensor.proto, values)
             else:
                 part(tensor, mapped, data.place(tensor)).copy_(values)
+        set_metadata(model.proto, metadata)
         write_model(model.proto, new, data)
 
 

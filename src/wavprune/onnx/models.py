@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..graph import GraphModule, Model, as_model, read_model
-from ..graph.prune import check, same, write
+from ..graph.prune import check, record_in, same, write
 from ..graph.writing import rewrite
 
 if TYPE_CHECKING:
     from onnx import ModelProto
+
+    from ..report import PruneReport
 
 
 def checked(model: ModelProto | Model | str | os.PathLike[str]) -> Model:
@@ -55,13 +57,16 @@ def to_torch(model: ModelProto | str | os.PathLike[str]) -> GraphModule:
     return GraphModule(checked(model))
 
 
-def rewrite_changed(source: Path, target: Path, module: GraphModule, *, force: bool) -> None:
+def rewrite_changed(
+    source: Path, target: Path, module: GraphModule, report: PruneReport, *, force: bool
+) -> None:
     """Write a model again, with what has changed in the module that was made of it.
 
     Args:
         source: the ``.onnx`` file of which ``to_torch`` made the module.
         target: the ``.onnx`` file to write; it may be ``source``, with ``force``.
         module: pruned since.
+        report: what pruning it reported; the metadata then say it.
         force: replace what is there.
 
     Raises:
@@ -76,7 +81,7 @@ def rewrite_changed(source: Path, target: Path, module: GraphModule, *, force: b
         for name, values in after.items()
         if not same(values, model.tensors[name].read())
     }
-    rewrite(model, target, changed, force=force)
+    rewrite(model, target, changed, record_in(model, report), force=force)
 
 
 def update(model: ModelProto, module: GraphModule) -> None:

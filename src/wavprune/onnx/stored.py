@@ -31,7 +31,7 @@ from ..common.optional import require
 from ..errors import WavpruneError
 from ..graph import GraphModule, Model, orders, parameters
 from ..graph.building import Place
-from ..graph.model import KEY, onnx, set_metadata, stored_in
+from ..graph.model import KEY, metadata_of, onnx, set_metadata, stored_in
 from ..graph.tensors import (
     EXTRA,
     PURPOSE,
@@ -102,6 +102,7 @@ def save(
         module = GraphModule(graph)
         places = module.places
         settings["calibration"] = calibration
+        settings.setdefault("metadata", metadata_of(graph.proto))
     # Both are complete before one of them takes its place: neither is of use without the other.
     with replaced(graph_path) as new, replaced(weights_path) as new_weights:
         staged = new_weights.with_name(f"{new_weights.name}{weights_path.suffix}")

@@ -199,7 +199,7 @@ def _calibrate(
     pruned = prune_calibrated(network, _config(settings, model), inputs, settings["level"])
     target = made(output, source)
     if isinstance(network, GraphModule):
-        rewrite_changed(source, target, network, force=False)
+        rewrite_changed(source, target, network, pruned, force=False)
     else:
         update_directory(source, target, changed_since(network, before), report=pruned)
     facts = _finished(pruned, target, report)

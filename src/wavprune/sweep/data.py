@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,8 @@ def load_data(source: Data, batch_size: int) -> Loader:
         return data
     if isinstance(source, NpzData):
         return DataLoader(limited(_arrays(source), source.limit), batch_size)
-    return DataLoader(limited(Folder(source, _samples(source)), source.limit), batch_size)
+    folder = Folder(source, labelled_files(source.images))
+    return DataLoader(limited(folder, source.limit), batch_size)
 
 
 def data_identity(source: Data) -> str:
@@ -66,7 +67,10 @@ def data_identity(source: Data) -> str:
         _check_file(source.npz)
         files = [("", source.npz)]
     elif isinstance(source, FolderData):
-        files = [(str(path.relative_to(source.images)), path) for path, _ in _samples(source)]
+        files = [
+            (str(path.relative_to(source.images)), path)
+            for path, _ in labelled_files(source.images)
+        ]
     else:
         files = []
         if isinstance(source, FactoryData):
@@ -78,19 +82,19 @@ def data_identity(source: Data) -> str:
     return digest.hexdigest()
 
 
-class Folder(Dataset[tuple[torch.Tensor, int]]):
+class Folder(Dataset[Any]):
     """The images of a folder.
 
     Args:
         source: how an image becomes ``(channels, height, width)`` float32.
-        samples: the images, with their labels.
+        samples: the images, with their labels; without any, samples are images alone.
 
     Raises:
         WavpruneError: ``mean`` or ``std`` do not fit.
         ImportError: Pillow is not installed.
     """
 
-    def __init__(self, source: FolderData, samples: Sequence[tuple[Path, int]]) -> None:
+    def __init__(self, source: FolderData, samples: Sequence[tuple[Path, int | None]]) -> None:
         require("PIL.Image", extra="sweep", purpose="a folder of images")
         self._samples = samples
         self._source = source
@@ -99,11 +103,12 @@ class Folder(Dataset[tuple[torch.Tensor, int]]):
     def __len__(self) -> int:
         return len(self._samples)
 
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+    def __getitem__(self, index: int) -> torch.Tensor | tuple[torch.Tensor, int]:
         path, label = self._samples[index]
         values = torch.from_numpy(self._read(path)).to(torch.float32) / 255
         values = values.reshape(*values.shape[:2], self._source.channels).permute(2, 0, 1)
-        return (values - self._mean) / self._std, label
+        values = (values - self._mean) / self._std
+        return values if label is None else (values, label)
 
     def _read(self, path: Path) -> np.ndarray[Any, Any]:
         from PIL import Image, UnidentifiedImageError
@@ -127,8 +132,12 @@ class Folder(Dataset[tuple[torch.Tensor, int]]):
         return np.asarray(image).copy()
 
 
-def _samples(source: FolderData) -> list[tuple[Path, int]]:
-    folder = source.images
+def labelled_files(folder: Path) -> list[tuple[Path, int]]:
+    """The images of a folder with a subfolder for each class, in alphabetical order.
+
+    Raises:
+        WavpruneError: it holds none.
+    """
     if not folder.is_dir():
         raise WavpruneError(
             f"{folder} is not a folder; allowed: one with a subfolder for each class"
@@ -149,9 +158,11 @@ def _samples(source: FolderData) -> list[tuple[Path, int]]:
 
 
 def _arrays(source: NpzData) -> Dataset[Any]:
-    path = source.npz
-    arrays = _read_arrays(path, ("images", "labels"))
-    images, labels = arrays["images"], arrays["labels"]
+    return _labelled(source, _read_arrays(source.npz, ("images", "labels")))
+
+
+def _labelled(source: NpzData, arrays: Mapping[str, np.ndarray[Any, Any]]) -> Dataset[Any]:
+    path, images, labels = source.npz, arrays["images"], arrays["labels"]
     if images.ndim not in (3, 4) or labels.shape != (len(images),):
         raise WavpruneError(
             f"{path}: images are {images.shape} and labels {labels.shape}; allowed: "
@@ -163,13 +174,20 @@ def _arrays(source: NpzData) -> Dataset[Any]:
     return TensorDataset(values, torch.from_numpy(labels.astype(np.int64)))
 
 
-def images_of(source: NpzData) -> Dataset[Any]:
+def images_of(source: NpzData, *, labels: bool = False) -> Dataset[Any]:
     """The images of an ``.npz`` file, which needs no labels.
+
+    Args:
+        source: the file, and how images are normalized.
+        labels: read them too, where it has some.
 
     Raises:
         WavpruneError: it cannot be read, or holds no images.
     """
-    images = _read_arrays(source.npz, ("images",))["images"]
+    arrays = _read_arrays(source.npz, ("images",), ("labels",) if labels else ())
+    if "labels" in arrays:
+        return _labelled(source, arrays)
+    images = arrays["images"]
     if images.ndim not in (3, 4):
         raise WavpruneError(
             f"{source.npz}: images are {images.shape}; allowed: (N, C, H, W) or (N, H, W)"
@@ -177,16 +195,18 @@ def images_of(source: NpzData) -> Dataset[Any]:
     return TensorDataset(_normalized(source, images))
 
 
-def _read_arrays(path: Path, needed: Sequence[str]) -> dict[str, np.ndarray[Any, Any]]:
+def _read_arrays(
+    path: Path, needed: Sequence[str], optional: Sequence[str] = ()
+) -> dict[str, np.ndarray[Any, Any]]:
     _check_file(path)
     try:
         _check_sizes(path)
         with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in needed if name in file}
+            arrays = {name: file[name] for name in (*needed, *optional) if name in file}
             names = list(file)
     except (ValueError, OSError, zipfile.BadZipFile, AttributeError, TypeError) as error:
         raise WavpruneError(f"{path} cannot be read as an .npz file: {error}") from error
-    if len(arrays) < len(needed):
+    if not arrays.keys() >= set(needed):
         raise WavpruneError(
             f"{path} holds {', '.join(names) or 'nothing'}; needed: {' and '.join(needed)}"
         )

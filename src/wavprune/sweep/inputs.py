@@ -14,7 +14,7 @@ from ..checkpoint.formats import ONNX
 from ..common.optional import require
 from ..errors import WavpruneError
 from ..graph import read_model
-from .data import SUFFIXES, Folder, Loader, images_of, limited, load_data
+from .data import SUFFIXES, Folder, Loader, images_of, labelled_files, limited, load_data
 from .sources import FACTORY, FactoryData, FolderData, NpzData
 
 PROCESSOR = "preprocessor_config.json"
@@ -29,8 +29,10 @@ def load_inputs(
     std: Sequence[float] = (1.0,),
     limit: int | None = None,
     batch_size: int = 64,
+    labels: bool = False,
+    class_folders: bool = False,
 ) -> Loader:
-    """The batches of some inputs, always in the same order.
+    """The batches of some inputs, always in the same order, without labels unless asked for.
 
     Args:
         source: a folder, whose images are taken with those of its subfolders; an ``.npz`` file with
@@ -44,6 +46,8 @@ def load_inputs(
         std: of each channel, or one for all.
         limit: at most so many, spread evenly; a function makes its own choice.
         batch_size: inputs per batch; a function that returns a loader makes its own batches.
+        labels: with the ``labels`` of an ``.npz`` file, where it has some.
+        class_folders: the subfolders of a folder are its classes, in alphabetical order.
 
     Raises:
         WavpruneError: they cannot be loaded; the message says why.
@@ -51,12 +55,15 @@ def load_inputs(
         ImportError: what it needs is not installed.
     """
     path = Path(source).expanduser()
+    if class_folders and not path.is_dir():
+        raise WavpruneError(f"{source} is no folder, so it has no subfolders of classes")
     prepared = {"mean": tuple(mean), "std": tuple(std), "limit": limit}
     if path.suffix.lower() == ".npz":
         npz = NpzData.model_validate({"npz": path, **prepared})
-        return DataLoader(limited(images_of(npz), limit), batch_size)
+        return DataLoader(limited(images_of(npz, labels=labels), limit), batch_size)
     if path.is_dir():
-        return DataLoader(limited(_folder(path, model, size, prepared), limit), batch_size)
+        files = labelled_files(path) if class_folders else _unlabelled_files(path)
+        return DataLoader(limited(_folder(path, files, model, size, prepared), limit), batch_size)
     if re.fullmatch(FACTORY, source):
         return load_data(FactoryData(factory=source), batch_size)
     raise WavpruneError(
@@ -64,20 +71,28 @@ def load_inputs(
     )
 
 
-def _folder(
-    path: Path, model: Path | None, size: Sequence[int] | None, prepared: dict[str, Any]
-) -> Dataset[Any]:
+def _unlabelled_files(path: Path) -> list[tuple[Path, None]]:
     files = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in SUFFIXES]
     files = [file for file in files if file.is_file()]
     if not files:
         raise WavpruneError(f"{path} holds no images; searched for {', '.join(SUFFIXES)}")
+    return [(file, None) for file in files]
+
+
+def _folder(
+    path: Path,
+    files: Sequence[tuple[Path, int | None]],
+    model: Path | None,
+    size: Sequence[int] | None,
+    prepared: dict[str, Any],
+) -> Dataset[Any]:
     if model is not None and model.suffix.lower() in ONNX:
         channels, own_size = _of_graph(model)
         prepared = {**prepared, "channels": channels}
         size = own_size if size is None else size
     if size is not None:
         settings = FolderData.model_validate({"images": path, "size": tuple(size), **prepared})
-        return Folder(settings, [(file, 0) for file in files])
+        return Folder(settings, files)
     if model is None or not (model / PROCESSOR).is_file():
         where = ""
         if model is not None:
@@ -114,22 +129,24 @@ def _processor(model: Path) -> Callable[..., Any]:
     return processor
 
 
-class _Processed(Dataset[torch.Tensor]):
+class _Processed(Dataset[Any]):
     """Images as a model's own processor prepares them."""
 
-    def __init__(self, files: Sequence[Path], processor: Callable[..., Any]) -> None:
+    def __init__(
+        self, files: Sequence[tuple[Path, int | None]], processor: Callable[..., Any]
+    ) -> None:
         self._files, self._processor = files, processor
 
     def __len__(self) -> int:
         return len(self._files)
 
-    def __getitem__(self, index: int) -> torch.Tensor:
+    def __getitem__(self, index: int) -> torch.Tensor | tuple[torch.Tensor, int]:
         image = require("PIL.Image", extra="sweep", purpose="a folder of images")
-        path = self._files[index]
+        path, label = self._files[index]
         try:
             with image.open(path) as file:
                 values = self._processor(images=[file.convert("RGB")], return_tensors="pt")
         except (OSError, image.DecompressionBombError) as error:
             raise WavpruneError(f"{path} cannot be read as an image: {error}") from error
         pixels: torch.Tensor = values["pixel_values"][0]
-        return pixels
+        return pixels if label is None else (pixels, label)

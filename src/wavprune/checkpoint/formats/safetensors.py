@@ -325,6 +325,7 @@ def reader_of(path: Path, entry: Entry) -> Callable[[], torch.Tensor]:
 
 __all__ = [
     "BITS",
+    "COPIED_AT_ONCE",
     "DTYPES",
     "DTYPE_NAMES",
     "METADATA",

@@ -1,0 +1,123 @@
+"""Data without labels: the answers of the unpruned network are what pruned ones should give."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import zip_longest
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..common.loaders import batches, has_targets, inputs_of
+from ..engine.moments import BatchKey
+from ..engine.running import running
+from ..errors import WavpruneError
+from .measure import Measure, default_output
+
+AGREEMENT, CHANGE = "agreement", "output change"
+
+
+class Answered:
+    """The batches of a loader, each with what a network answers to it.
+
+    Args:
+        loader: yields the same batches in the same order every time.
+        answers: one for each batch, on the CPU, and what tells that batch from others.
+    """
+
+    def __init__(
+        self, loader: Iterable[Any], answers: Sequence[tuple[BatchKey, torch.Tensor]]
+    ) -> None:
+        self._loader, self._answers = loader, answers
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """The inputs and the answers of each batch.
+
+        Raises:
+            WavpruneError: the loader yields other batches than were answered.
+        """
+        for batch, known in zip_longest(self._loader, self._answers):
+            if batch is None or known is None or not known[0].fits(inputs_of(batch)):
+                raise WavpruneError(
+                    "loader: it yields other batches than the unpruned model answered; allowed: "
+                    "the same batches in the same order, so neither shuffled nor augmented"
+                )
+            yield inputs_of(batch), known[1]
+
+    def __len__(self) -> int:
+        return len(self._answers)
+
+
+def answered(
+    model: nn.Module,
+    loader: Iterable[Any],
+    device: str | torch.device | None = None,
+    progress: bool = False,
+) -> tuple[Answered, Measure]:
+    """A loader without labels with the answers of a network as its targets, and what they measure.
+
+    Answers ``(N, C)``, C at least 2, are taken as logits: measured is in which share of the inputs
+    the same class is first. Of any other tensor it is the relative change of the output, the mean
+    over the inputs; then all outputs of the network are kept in memory.
+
+    Args:
+        model: the unpruned network.
+        loader: can be read more than once.
+        device: where to run; None means where the model lives.
+        progress: show a progress bar on standard error.
+
+    Raises:
+        TypeError: a batch has no input tensor.
+        WavpruneError: the loader is empty, or the network returns no tensor.
+
+    Example:
+        >>> loader, measure = answered(nn.Linear(4, 3), [torch.randn(8, 4)])
+        >>> measure.name, len(loader)
+        ('agreement', 1)
+    """
+    answers: list[tuple[BatchKey, torch.Tensor]] = []
+    measure = None
+    with running(model, device) as run_device:
+        for batch in batches(loader, progress, "predict"):
+            inputs = inputs_of(batch)
+            output = default_output(model(inputs.to(run_device)))
+            if not isinstance(output, torch.Tensor) or not output.is_floating_point():
+                raise WavpruneError(
+                    "loader: it has no labels, and the model returns no floating-point tensor that "
+                    "could be compared; give targets and metric="
+                )
+            if measure is None:
+                is_classifier = output.ndim == 2 and output.shape[1] >= 2
+                measure = _agreement() if is_classifier else _change()
+            answer = (output.argmax(1) if measure.logits else output.float()).cpu()
+            answers.append((BatchKey.of(inputs), answer))
+    assert measure is not None
+    return Answered(loader, answers), measure
+
+
+def has_labels(loader: Iterable[Any]) -> bool:
+    """Whether the first batch of a loader has labels or targets.
+
+    Raises:
+        TypeError: the loader is not iterable, or only once.
+        WavpruneError: the loader is empty.
+    """
+    return has_targets(next(batches(loader)))
+
+
+def _agreement() -> Measure:
+    def same_class(outputs: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+        same: torch.Tensor = (outputs.argmax(1) == classes).float()
+        return same
+
+    return Measure(same_class, AGREEMENT, higher_is_better=True, logits=True)
+
+
+def _change() -> Measure:
+    def relative(outputs: torch.Tensor, answers: torch.Tensor) -> torch.Tensor:
+        norms = answers.flatten(1).norm(dim=1).clamp_min(torch.finfo(torch.float32).tiny)
+        change: torch.Tensor = (outputs - answers).flatten(1).norm(dim=1) / norms
+        return change
+
+    return Measure(relative, CHANGE, higher_is_better=False, logits=False)
