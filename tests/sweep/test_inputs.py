@@ -44,9 +44,9 @@ def test_a_graph_says_what_images_it_reads(
 ) -> None:
     model = graph(folder.parent / "net.onnx", kernel, shape)
     (batch,) = load_inputs(str(folder), model=model)
-    assert batch[0].shape == expected
+    assert batch.shape == expected
     (batch,) = load_inputs(str(folder), model=model, size=(5,))
-    assert batch[0].shape == (2, expected[1], 5, 5)
+    assert batch.shape == (2, expected[1], 5, 5)
 
 
 @pytest.mark.parametrize(
