@@ -20,6 +20,7 @@ from wavprune.checkpoint.binary import Writer
 from wavprune.checkpoint.formats.safetensors import read_header
 from wavprune.checkpoint.norms import NormLink, unfold
 from wavprune.checkpoint.packed_layout import TENSOR, Layout
+from wavprune.checkpoint.trellis import Ints
 from wavprune.checkpoint.unpacked import Unpacked
 from wavprune.errors import WavpruneError
 
@@ -299,10 +300,11 @@ def test_records_that_unfold_into_much_are_refused() -> None:
 def test_indices_beyond_the_largest_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def signed(self: Writer, value: int) -> None:
-        self.number(2 * value if abs(value) < 128 else 1 << 32)
+    def several_signed(self: Writer, values: Ints) -> None:
+        assert len(values)
+        self.numbers(1 << 32 for _ in values)
 
-    monkeypatch.setattr(Writer, "signed", signed)
+    monkeypatch.setattr(Writer, "several_signed", several_signed)
     weight = torch.linspace(-1, 1, 3 * 3 * 9).reshape(3, 3, 3, 3)
     options = {"wavelet": "identity", "coder": "trellis", "step": 1e-4}
     path = checkpoint.save({"a.weight": weight}, tmp_path / "a.safetensors", **options).path  # type: ignore[arg-type]  # of several types

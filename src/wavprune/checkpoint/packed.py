@@ -123,11 +123,12 @@ class Packer:
             folder: where large streams wait on disk.
             compiled: use the compiled operators, where they are there; the bytes are the same.
         """
-        tallies = [self._tally(indices, compiled) for indices in self._matrices]
-        tally = sum(tallies, np.zeros((2 * trellis_tables.CLASSES, SYMBOLS), dtype=np.int64))
-        table_bytes, frequencies = trellis_tables.choose(tally)
-        bits = trellis_tables.bits_of(frequencies)
-        sizes = [math.ceil(float(bits[tally > 0] @ tally[tally > 0]) / 8) for tally in tallies]
+        total = np.zeros((2 * trellis_tables.CLASSES, SYMBOLS), dtype=np.int64)
+        tallies = [self._tally(indices, total, compiled) for indices in self._matrices]
+        table_bytes, frequencies = trellis_tables.choose(total)
+        # Of a table that nobody uses, they are infinite.
+        bits = np.where(total > 0, trellis_tables.bits_of(frequencies), 0)
+        sizes = [math.ceil(float(np.vdot(bits[used], tally)) / 8) for used, tally in tallies]
         head = Writer()
         head.blob(json.dumps(dict(self._metadata), separators=(",", ":")).encode())
         head.text("\0".join(self._names))
@@ -145,8 +146,7 @@ class Packer:
             room = sum(indices.size for indices in stream)
             coded = encode(parts, room, frequencies, compiled=compiled)
             head.numbers([len(coded.words), len(coded.escapes)])
-            for index in coded.escapes.tolist():
-                head.signed(index)
+            head.several_signed(coded.escapes)
             crc = 0
             for values in (coded.states.astype("<u4"), coded.words.astype("<u2", copy=False)):
                 crc = checksum(values, crc)
@@ -164,11 +164,15 @@ class Packer:
         return Packed(bytes(block.data), waiting, waiting.file.tell(), self._raw, sizes)
 
     @staticmethod
-    def _tally(indices: Indices, compiled: bool) -> npt.NDArray[np.int64]:
-        total = np.zeros((2 * trellis_tables.CLASSES, SYMBOLS), dtype=np.int64)
-        for part, classes in indices.parts():
-            total += trellis_tables.counts(part, classes, compiled=compiled)
-        return total
+    def _tally(
+        indices: Indices, total: npt.NDArray[np.int64], compiled: bool
+    ) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.int64]]:
+        """Which tables code a matrix, and how often each symbol; added to those of all matrices."""
+        parts = [trellis_tables.counts(*part, compiled=compiled) for part in indices.parts()]
+        tally: npt.NDArray[np.int64] = np.add.reduce(parts)
+        used = np.flatnonzero(tally.any(axis=1))
+        total[used] += tally[used]
+        return used, tally[used]
 
 
 class Packed(NamedTuple):
@@ -214,6 +218,9 @@ def header_of(size: int) -> bytes:
 def _is_filled(data: Bytes, size: int) -> bool:
     """Whether all elements of so many bytes are the same."""
     step = COMPARED * size
+    # Most differ in the last one.
+    if data[-size:].tobytes() != data[:size].tobytes():
+        return False
     return all(
         not (data[start : start + step].reshape(-1, size) != data[:size]).any()
         for start in range(0, len(data), step)

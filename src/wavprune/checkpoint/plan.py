@@ -228,9 +228,8 @@ def _size_of(ref: LayerRef) -> _Size:
         WavpruneError: a value is NaN or infinite.
     """
     weight = ref.weight
-    parts = torch.split(weight.view(-1), CHUNK)
-    peaks = torch.stack([torch.stack(torch.aminmax(part)).abs().max() for part in parts])
-    peak = float(peaks.max())
+    least, most = torch.aminmax(weight.view(-1))
+    peak = max(abs(float(least)), abs(float(most)))
     if not math.isfinite(peak):
         count = non_finite(weight)
         raise WavpruneError(
@@ -240,7 +239,7 @@ def _size_of(ref: LayerRef) -> _Size:
     exponent = exponent_for(peak)
     compute_dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
     total = 0.0
-    for part in parts:
+    for part in torch.split(weight.view(-1), CHUNK):
         if exponent:
             values = np.ldexp(part.to(torch.float64).numpy(), -exponent)
         else:

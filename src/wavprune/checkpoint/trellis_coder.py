@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 
 from ..errors import WavpruneError
-from .trellis import LARGEST_INLINE, NEXT, Floats, Ints, quantisers
+from .trellis import LARGEST_INLINE, NEXT, Floats, IndexArray, Ints, quantisers
 
 try:
     from .. import ops
@@ -77,15 +77,17 @@ class Coded(NamedTuple):
     escapes: Ints
 
 
-def symbols_of(indices: Ints) -> Ints:
+def symbols_of(indices: IndexArray) -> Ints:
     """The symbols of indices; ``ESCAPE`` for large ones."""
-    magnitudes = np.abs(indices)
+    magnitudes = np.abs(indices.astype(np.int32))
     return np.where(
         magnitudes > LARGEST_INLINE, ESCAPE, 2 * magnitudes - (indices < 0).astype(np.int32)
     )
 
 
-def counts(indices: Ints, classes: Classes, *, compiled: bool = True) -> npt.NDArray[np.int64]:
+def counts(
+    indices: IndexArray, classes: Classes, *, compiled: bool = True
+) -> npt.NDArray[np.int64]:
     """How often each symbol is coded by each table, ``(2 * classes, 256)``."""
     if compiled and ops is not None:
         tensors = [torch.from_numpy(array) for array in (indices, classes.rows, classes.columns)]
@@ -98,13 +100,13 @@ def counts(indices: Ints, classes: Classes, *, compiled: bool = True) -> npt.NDA
 
 
 def sums(
-    indices: Ints, kinds: Bytes, number: int, *, compiled: bool = True
+    indices: IndexArray, kinds: Bytes, number: int, *, compiled: bool = True
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Sums of the magnitudes of indices ``(R, C)``: of each row, and of the rows of each kind.
 
     Args:
         indices: the indices.
-        kinds: ``(R,)``: of the rows.
+        kinds: ``(R,)``: of the rows; ``(0,)`` where there are none.
         number: of kinds.
         compiled: use the compiled operator, where it is there.
 
@@ -116,15 +118,16 @@ def sums(
             torch.from_numpy(indices), torch.from_numpy(kinds), number
         )
         of_rows, of_kinds = np.split(found.numpy(), [len(indices)])
-        return of_rows, of_kinds.reshape(number, -1)
-    magnitudes = np.abs(indices).astype(np.int64)
+        return of_rows, of_kinds.reshape(number, indices.shape[1])
+    magnitudes = np.abs(indices.astype(np.int64))
     of_kinds = np.zeros((number, indices.shape[1]), dtype=np.int64)
-    np.add.at(of_kinds, kinds, magnitudes)
+    if number:
+        np.add.at(of_kinds, kinds, magnitudes)
     return magnitudes.sum(axis=1), of_kinds
 
 
 def encode(
-    matrices: Iterable[tuple[Ints, Classes]],
+    matrices: Iterable[tuple[IndexArray, Classes]],
     room: int,
     frequencies: Ints,
     *,
@@ -133,9 +136,9 @@ def encode(
     """A stream of matrices.
 
     Args:
-        matrices: indices ``(R, C)``, int32 and contiguous, with their classes, from the last of the
-            stream to the first. Parts of a matrix are matrices, where a part ends at a whole group
-            of columns.
+        matrices: indices ``(R, C)``, int8 or int32 and contiguous, with their classes, from the
+            last of the stream to the first. Parts of a matrix are matrices, where a part ends at a
+            whole group of columns.
         room: how many indices they have.
         frequencies: ``(2 * classes, 256)``, those of each table 0 or of sum 4,096.
         compiled: use the compiled operator, where it is there; the bytes are the same.
@@ -144,9 +147,10 @@ def encode(
     state = np.full(2 + COLUMNS, LEAST_STATE, dtype=np.int64)
     state[:2] = room, 0
     escapes: list[Ints] = []
+    codes = (np.cumsum(frequencies, axis=1, dtype=np.int32) - frequencies) << 16 | frequencies
     for indices, classes in matrices:
         if compiled and ops is not None:
-            tensors = (words.view(np.int16), state, frequencies, classes.rows, classes.columns)
+            tensors = (words.view(np.int16), state, codes, classes.rows, classes.columns)
             escaped = torch.ops.wavprune.trellis_encode_(
                 *map(torch.from_numpy, tensors), classes.number, torch.from_numpy(indices)
             )
@@ -162,7 +166,7 @@ def _encode(
     words: npt.NDArray[np.uint16],
     state: npt.NDArray[np.int64],
     frequencies: Ints,
-    indices: Ints,
+    indices: IndexArray,
     classes: Classes,
 ) -> Ints:
     starts = np.cumsum(frequencies, axis=1) - frequencies

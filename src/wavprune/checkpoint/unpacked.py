@@ -140,8 +140,8 @@ class Unpacked:
         self._coded: list[tuple[int, int, Ints]] = []
         for number, part in enumerate(parts):
             words, escapes = reader.number(), reader.number(len(self._data))
-            listed = [reader.signed(LARGEST_INDEX) for _ in range(escapes)]
-            self._coded.append((start, words, np.array(listed, dtype=np.int32)))
+            listed = reader.several_signed(escapes, LARGEST_INDEX).astype(np.int32)
+            self._coded.append((start, words, listed))
             start += 4 * COLUMNS + 2 * words + 4
             self._streams |= {name: (number, [n for n, _ in part]) for name, _ in part}
         self._tables = np.zeros(0, dtype=np.uint32)
