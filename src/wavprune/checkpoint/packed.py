@@ -46,6 +46,8 @@ from .trellis_coder import SYMBOLS, Bytes, encode
 
 # The highest level takes milliseconds for a large part, and saves some ten bytes.
 LEVEL, LEVEL_OF_LARGE, LARGE = 19, 15, 1 << 13
+# Bytes of raw tensors, of the first ones, that are not read again.
+KEPT = 1 << 20
 # Elements that are compared at once.
 COMPARED = 1 << 16
 
@@ -58,6 +60,7 @@ class Packer:
         self._names: list[str] = []
         self._entries = Writer()
         self._raw: list[tuple[Callable[[], Bytes], int]] = []
+        self._kept = 0
         self._matrices: list[Indices] = []
         self._links: list[NormLink] = []
         self._bases: dict[tuple[StoredBasis, bytes], int] = {}
@@ -69,7 +72,7 @@ class Packer:
             name: its name.
             dtype: as safetensors calls it.
             shape: its shape.
-            read: gives its bytes, now and when the file is written.
+            read: gives its bytes, now and, for large ones, when the file is written.
         """
         data = read()
         size = BITS[dtype] // 8 if BITS[dtype] % 8 == 0 else 0
@@ -79,7 +82,8 @@ class Packer:
             self._entries.raw(data[:size].tobytes())
         else:
             self._entries.raw(checksum(data).to_bytes(4, "little"))
-            self._raw.append((read, len(data)))
+            self._raw.append((read if self._kept + len(data) > KEPT else lambda: data, len(data)))
+            self._kept += len(data)
 
     def logs(self, name: str, dtype: str, values: torch.Tensor) -> None:
         """A vector on the grid of ``norms.py``."""

@@ -239,7 +239,9 @@ def _size_of(ref: LayerRef) -> _Size:
     exponent = exponent_for(peak)
     compute_dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
     total = 0.0
-    for part in torch.split(weight.view(-1), CHUNK):
+    flat = weight.view(-1)
+    for start in range(0, len(flat), CHUNK):
+        part = flat[start : start + CHUNK]
         if exponent:
             values = np.ldexp(part.to(torch.float64).numpy(), -exponent)
         else:

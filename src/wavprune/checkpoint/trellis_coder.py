@@ -117,8 +117,8 @@ def sums(
         found: torch.Tensor = torch.ops.wavprune.trellis_sums(
             torch.from_numpy(indices), torch.from_numpy(kinds), number
         )
-        of_rows, of_kinds = np.split(found.numpy(), [len(indices)])
-        return of_rows, of_kinds.reshape(number, indices.shape[1])
+        both = found.numpy()
+        return both[: len(indices)], both[len(indices) :].reshape(number, indices.shape[1])
     magnitudes = np.abs(indices.astype(np.int64))
     of_kinds = np.zeros((number, indices.shape[1]), dtype=np.int64)
     if number:

@@ -128,10 +128,12 @@ def choose(symbol_counts: npt.NDArray[np.int64]) -> tuple[bytes, Ints]:
         best = int(costs.argmin())
         codes[table], chosen[table] = best + 1, tables[best]
         own = frequencies_of(symbols[:ESCAPE] / total)
+        own_cost = float(bits_of(own[None])[0] @ symbols.astype(np.float32))
+        if own_cost >= costs[best]:
+            continue
         own_bytes = Writer()
         last = int(np.flatnonzero(own[:ESCAPE])[-1]) + 1 if own[:ESCAPE].any() else 0
         own_bytes.numbers([last, *own[:last].tolist()])
-        own_cost = float(bits_of(own[None])[0] @ symbols.astype(np.float32))
         if own_cost + 8 * len(own_bytes.data) < costs[best]:
             codes[table], chosen[table] = WRITTEN, own
             written.raw(bytes(own_bytes.data))
@@ -188,16 +190,18 @@ def classify(blocks: Sequence[Callable[[], IndexArray]]) -> Classes:
     base = int(_halves(np.array([mean]))[0]) - FIRST_CLASS
     zero, more = _geometric_bits()
     options: list[tuple[float, int, npt.NDArray[np.int64], npt.NDArray[np.int64]]] = []
-    for row_part in (1, 0):
-        for column_part in (1, 0):
-            low = int((column_part * columns.halves).min())
+    for column_part in (1, 0):
+        halves = column_part * columns.halves
+        low = int(halves.min())
+        left = np.minimum(halves - low, CLASSES - 1)
+        column_bits = _entropy(left, columns.counts) if column_part else 0.0
+        for row_part in (1, 0):
             top = np.maximum(row_part * rows.halves + base + low, 0)
             top = np.minimum(top, CLASSES - 1)
-            left = np.minimum(column_part * columns.halves - low, CLASSES - 1)
             seen = np.minimum(top[:, None] + left, CLASSES - 1)
             bits = float((zero[seen] * entries + more[seen] * magnitude).sum())
-            bits += _entropy(top, rows.counts) + _entropy(left, columns.counts)
-            options.append((bits, len(options), top, left))
+            bits += (_entropy(top, rows.counts) if row_part else 0.0) + column_bits
+            options.append((bits, 2 * (1 - row_part) - column_part, top, left))
     *_, top, left = min(options, key=lambda option: option[:2])
     return Classes(top.astype(np.uint8)[rows.kind], left.astype(np.uint8)[columns.kind], CLASSES)
 
