@@ -50,8 +50,8 @@ STABLE_TORCH_LIBRARY(wavprune, library) {
   library.def("idwt2(Tensor coefficients, Tensor plan, int values) -> Tensor");
   library.def("percentile_mask(Tensor input, float percentile, bool packed) -> Tensor");
   library.def(
-      "trellis_decode(Tensor words, Tensor(a!) state, Tensor tables, Tensor row_classes, "
-      "Tensor column_classes, int classes, Tensor escapes, float step) -> Tensor");
+      "trellis_decode_(Tensor words, Tensor(a!) state, Tensor tables, Tensor row_classes, "
+      "Tensor column_classes, int classes, Tensor escapes, float step, Tensor(b!) decoded) -> ()");
   library.def(
       "trellis_encode_(Tensor(a!) words, Tensor(b!) state, Tensor codes, Tensor row_classes, "
       "Tensor column_classes, int classes, Tensor indices) -> Tensor");
@@ -83,7 +83,7 @@ STABLE_TORCH_LIBRARY_IMPL(wavprune, CPU, library) {
   library.impl("dwt2", TORCH_BOX(&wavprune::dwt2));
   library.impl("idwt2", TORCH_BOX(&wavprune::idwt2));
   library.impl("percentile_mask", TORCH_BOX(&wavprune::percentile_mask));
-  library.impl("trellis_decode", TORCH_BOX(&wavprune::trellis_decode));
+  library.impl("trellis_decode_", TORCH_BOX(&wavprune::trellis_decode_));
   library.impl("trellis_encode_", TORCH_BOX(&wavprune::trellis_encode_));
   library.impl("trellis_counts", TORCH_BOX(&wavprune::trellis_counts));
   library.impl("trellis_sums", TORCH_BOX(&wavprune::trellis_sums));

@@ -103,8 +103,9 @@ const Inverses kInverses = inverses();
 
 }  // namespace
 
-Tensor trellis_decode(Tensor words, Tensor state, Tensor tables, Tensor row_classes,
-                      Tensor column_classes, int64_t classes, Tensor escapes, double step) {
+void trellis_decode_(Tensor words, Tensor state, Tensor tables, Tensor row_classes,
+                     Tensor column_classes, int64_t classes, Tensor escapes, double step,
+                     Tensor decoded) {
   const KeepDenormals guard;
   const Matrix m = matrix_of(row_classes, column_classes, classes);
   Stream stream;
@@ -130,14 +131,12 @@ Tensor trellis_decode(Tensor words, Tensor state, Tensor tables, Tensor row_clas
   for (int64_t i = 0; i < escaped.count; ++i)
     STD_TORCH_CHECK(std::abs(int64_t(escaped.indices[i])) <= kLargestIndex, "wavprune: index ",
                     escaped.indices[i]);
-  Tensor result = torch::stable::empty({m.rows, m.columns}, ScalarType::Float);
-  const bool complete = routines().decode(stream, escaped, m, table, float(step),
-                                          static_cast<float*>(result.data_ptr()));
+  const Rows rows{rows_of<float>(decoded, m.rows, m.columns, "decoded values"), decoded.stride(0)};
+  const bool complete = routines().decode(stream, escaped, m, table, float(step), rows);
   STD_TORCH_CHECK(complete, "wavprune: the coded values end early");
   at[0] = stream.position;
   at[1] = escaped.position;
   for (int l = 0; l < kColumns; ++l) at[2 + l] = stream.states[l];
-  return result;
 }
 
 Tensor trellis_encode_(Tensor words, Tensor state, Tensor codes, Tensor row_classes,

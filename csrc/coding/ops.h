@@ -8,8 +8,9 @@ namespace wavprune {
 
 using torch::stable::Tensor;
 
-Tensor trellis_decode(Tensor words, Tensor state, Tensor tables, Tensor row_classes,
-                      Tensor column_classes, int64_t classes, Tensor escapes, double step);
+void trellis_decode_(Tensor words, Tensor state, Tensor tables, Tensor row_classes,
+                     Tensor column_classes, int64_t classes, Tensor escapes, double step,
+                     Tensor decoded);
 Tensor trellis_encode_(Tensor words, Tensor state, Tensor codes, Tensor row_classes,
                        Tensor column_classes, int64_t classes, Tensor indices);
 Tensor trellis_counts(Tensor indices, Tensor row_classes, Tensor column_classes, int64_t classes);

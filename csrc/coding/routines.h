@@ -47,6 +47,12 @@ struct Matrix {
   int classes;
 };
 
+// Rows of decoded values.
+struct Rows {
+  float* data;
+  int64_t stride;
+};
+
 struct Escapes {
   const int32_t* indices;
   int64_t count, position;
@@ -111,7 +117,7 @@ struct Encoder {
 struct Routines {
   // tables[(2 class + quantiser) << 12 | slot]: symbol << 24 | frequency << 12 | slot less start.
   // False where words or escapes ran out.
-  bool (*decode)(Stream&, Escapes&, const Matrix&, const uint32_t* tables, float step, float* out);
+  bool (*decode)(Stream&, Escapes&, const Matrix&, const uint32_t* tables, float step, Rows out);
   // scratch: 6 floats a row.
   void (*quantise)(const Columns&, float* scratch);
   // decisions: kWide bytes a row.

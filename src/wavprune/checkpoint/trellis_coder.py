@@ -216,14 +216,22 @@ class Decoder:
         """How many words of the stream have been read."""
         return int(self._state[0])
 
-    def read(self, classes: Classes, step: float) -> Floats:
+    def read(self, classes: Classes, step: float, out: Floats | None = None) -> Floats:
         """The next matrix, ``(R, C)``, float32.
+
+        Args:
+            classes: of the matrix.
+            step: of the values.
+            out: rows that get them; None for new ones.
 
         Raises:
             WavpruneError: the stream ends within it.
         """
+        if out is None:
+            out = np.empty(classes.shape, dtype=np.float32)
         if not self._compiled:
-            return self._read(classes, np.float32(step))
+            self._read(classes, np.float32(step), out)
+            return out
         tensors = (
             self._words.view(np.int16),
             self._state,
@@ -232,17 +240,17 @@ class Decoder:
             classes.columns,
         )
         try:
-            result: torch.Tensor = torch.ops.wavprune.trellis_decode(
+            torch.ops.wavprune.trellis_decode_(
                 *map(torch.from_numpy, tensors),
                 *(classes.number, torch.from_numpy(self._escapes), float(np.float32(step))),
+                torch.from_numpy(out),
             )
         except RuntimeError as error:
             raise WavpruneError("its coded values end early") from error
-        return result.numpy()
+        return out
 
-    def _read(self, classes: Classes, step: np.float32) -> Floats:
+    def _read(self, classes: Classes, step: np.float32, out: Floats) -> None:
         rows, columns = classes.shape
-        out = np.empty((rows, columns), dtype=np.float32)
         table = classes.table()
         position, escape, *states = self._state.tolist()
         x = np.array(states, dtype=np.int64)
@@ -276,7 +284,6 @@ class Decoder:
         if position > last:
             raise WavpruneError("its coded values end early")
         self._state[:] = [position, escape, *x.tolist()]
-        return out
 
     def end(self) -> None:
         """Raise WavpruneError unless all of the stream was read, to the states it began with."""
@@ -293,10 +300,11 @@ def decoding_tables(frequencies: Ints) -> npt.NDArray[np.uint32]:
         frequencies: ``(tables, 256)``, those of each table 0 or of sum 4,096.
     """
     result = np.zeros((len(frequencies), TOTAL), dtype=np.uint32)
-    place = np.arange(TOTAL)
-    for table, sizes in enumerate(frequencies):
-        if sizes.any():
-            symbols = np.repeat(np.arange(SYMBOLS), sizes)
-            starts = np.cumsum(sizes) - sizes
-            result[table] = symbols << 24 | sizes[symbols] << 12 | (place - starts[symbols])
+    used = np.flatnonzero(frequencies.any(axis=1))
+    sizes = frequencies[used].astype(np.int64)
+    starts = np.cumsum(sizes, axis=1) - sizes
+    first = np.arange(SYMBOLS) << 24 | sizes << 12
+    first -= starts
+    entries = np.repeat(first.astype(np.uint32), sizes.ravel()).reshape(-1, TOTAL)
+    result[used] = entries + np.arange(TOTAL, dtype=np.uint32)
     return result.ravel()

@@ -17,6 +17,7 @@ from ..errors import WavpruneError
 from . import trellis_tables
 from .binary import Reader
 from .compressor import Decompressor
+from .decoding import checksum
 from .file_slice import FileSlice
 from .formats.safetensors import BITS
 from .formats.safetensors import DTYPES as TORCH_DTYPES
@@ -374,7 +375,7 @@ class Unpacked:
             one = torch.frombuffer(bytearray(entry.value), dtype=torch.uint8).view(dtype)
             return one.expand(entry.shape).clone() if entry.shape else one.reshape(())
         part = self._data[entry.start : entry.start + entry.size]
-        if zlib.crc32(part) != entry.crc:
+        if _crc(part) != entry.crc:
             raise WavpruneError(DAMAGED)
         if not entry.size:
             return torch.empty(entry.shape if dtype else (0,), dtype=dtype or torch.uint8)
@@ -387,7 +388,7 @@ class Unpacked:
         start, count, escapes = self._coded[number]
         stop = start + 4 * COLUMNS + 2 * count
         part = self._data[start:stop]
-        if zlib.crc32(part) != int.from_bytes(self._data[stop : stop + 4], "little"):
+        if _crc(part) != int.from_bytes(self._data[stop : stop + 4], "little"):
             raise WavpruneError(DAMAGED)
         states = np.frombuffer(part[: 4 * COLUMNS], dtype="<u4").astype(np.uint32)
         words = np.frombuffer(part[4 * COLUMNS :], dtype="<u2")
@@ -407,6 +408,10 @@ class Unpacked:
     def _assembled(self, entry: Matrix, classes: Classes, decoder: Decoder) -> torch.Tensor:
         synthesis = self._matrix(entry.basis)
         blocks = entry.layout.blocks()
+        if entry.is_direct:
+            tensor = entry.empty()
+            decoder.read(classes, entry.step, tensor.view(classes.shape).numpy())
+            return tensor
         if len(blocks) == 1:
             return entry.tensor(decoder.read(classes, entry.step), synthesis)
         tensor = entry.empty()
@@ -444,6 +449,10 @@ def heads_of(data: memoryview | FileSlice) -> tuple[bytes, bytes, int]:
         part.end()
         start += small
     return parts[0], parts[1], stop + 4
+
+
+def _crc(part: memoryview) -> int:
+    return checksum(np.frombuffer(part, dtype=np.uint8))
 
 
 def _json(data: bytes, kind: type) -> Any:
