@@ -55,11 +55,10 @@ def seeds(directory: Path) -> list[bytes]:
 @cache
 def _stream_stop(block: bytes) -> int:
     """Where the words of a file's only stream end, after its records."""
-    from wavprune.checkpoint.unpacked import Unpacked
+    from wavprune.checkpoint.packed_records import Records
 
-    unpacked = Unpacked(block, MAX_BYTES)
-    ((_, words, _),) = unpacked._coded
-    return 128 + 2 * words
+    (stream,) = Records(memoryview(block), MAX_BYTES, aliases=False).streams
+    return 128 + 2 * stream.words
 
 
 def changed(data: bytes, random: Random) -> bytes:

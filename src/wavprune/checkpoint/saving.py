@@ -28,7 +28,7 @@ from .container import KEY, Writer, tensor_writer
 from .encoding import BasisStore, Encoded, encode
 from .formats.names import layer_name, warn_skipped
 from .from_weights import save_from_weights
-from .plan import Plan, choose_tensors, plan_of, pruned_together, verified, with_record
+from .plan import Plan, chosen_by, plan_of, pruned_together, with_record
 from .quantisers import AUTO, BATCH_NORMS, FOLD, TRELLIS, Quantiser, quantiser_of
 from .rate import COARSEST, FINEST, Rate
 from .records import SYMBOLS, Contents, Record
@@ -156,11 +156,11 @@ def save(
             "target_bits_per_weight"
         )
     source = tensors_of(model, scratch=target.parent)
-    plan = with_record(pruned_together(plan, source), source)
-    chosen = choose_tensors(source, plan) if calibration is None else []
-    plan = verified(plan, chosen, whole_matrices=coder != TRELLIS)
-    # Matrices that only a record selects are not selected without it.
-    chosen = choose_tensors(source, plan) if calibration is None else []
+    plan = pruned_together(plan, source)
+    chosen: list[Tensor] = []
+    if calibration is None:
+        plan = with_record(plan, source)
+        plan, chosen = chosen_by(plan, source, whole_matrices=coder != TRELLIS)
     warn_skipped(model if isinstance(model, str | os.PathLike) else "model", source.skipped)
     goal = _goal(target_bytes, target_bits_per_weight, source)
     if calibration is not None:
