@@ -98,7 +98,7 @@ struct Rounded {
 };
 
 // Columns that go down the rows together where they are independent.
-constexpr int kSideBySide = 16, kWide = 64;
+constexpr int kWide = 64;
 
 // Writes words from the last to the first.
 struct Encoder {
