@@ -192,6 +192,21 @@ def test_records_that_lie_give_the_weights_or_a_clear_error(
             fuzz_checkpoint.check(lies, tmp_path / "x.safetensors")
 
 
+@pytest.mark.parametrize("scale", [3e38, float("inf"), float("nan")])
+def test_values_of_any_size_are_refused_without_a_warning(
+    tmp_path: Path, files: list[bytes], scale: float
+) -> None:
+    for data in (files[0], files[1]):
+        start = 8 + struct.unpack("<Q", data[:8])[0]
+        header, content = json.loads(data[8:start]), bytearray(data[start:])
+        first, _ = header["0.weight"]["data_offsets"]
+        struct.pack_into("<f", content, first, scale)
+        path = tmp_path / "x.safetensors"
+        path.write_bytes(fuzz_checkpoint.with_checksums(header, content))
+        with pytest.raises(ValueError, match="its weights are not those that were saved"):
+            checkpoint.load(path)
+
+
 BOMB = """
 import resource, sys
 from wavprune import checkpoint

@@ -78,9 +78,14 @@ def changed(data: bytes, random: Random) -> bytes:
 
 def _with_other_bytes(header: dict[str, Any], content: bytearray, random: Random) -> bytes:
     """A file of version 1 or 2 whose tensors were changed."""
-    said = json.loads(header["__metadata__"]["wavprune"])
     for _ in range(random.randint(1, 4)):
         content[random.randrange(len(content))] = random.choice([0, 1, 255, random.randrange(256)])
+    return with_checksums(header, content)
+
+
+def with_checksums(header: dict[str, Any], content: bytearray) -> bytes:
+    """A file of version 1 or 2 with the checksums of its tensors."""
+    said = json.loads(header["__metadata__"]["wavprune"])
     for name, entry in header.items():
         if name in said["checksums"]:
             first, last = entry["data_offsets"]

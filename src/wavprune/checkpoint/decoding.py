@@ -44,6 +44,8 @@ def parts_of(record: Record, data: memoryview) -> dict[str, memoryview]:
     return parts
 
 
+# A damaged file's values may be of any size; that they are not those that were saved is found then.
+@np.errstate(over="ignore", invalid="ignore")
 def decode(record: Record, parts: dict[str, memoryview], matrix: Floats | None) -> torch.Tensor:
     """The weight of a layer.
 

@@ -207,6 +207,8 @@ class Unpacked:
             yield name, tensor
         decoder.end()
 
+    # As in ``decode``: of a damaged file.
+    @np.errstate(over="ignore", invalid="ignore")
     def _assembled(self, entry: Matrix, classes: Classes, decoder: Decoder) -> torch.Tensor:
         synthesis = self._matrix(entry.basis)
         blocks = entry.layout.blocks()
