@@ -50,22 +50,23 @@ STABLE_TORCH_LIBRARY(wavprune, library) {
   library.def("idwt2(Tensor coefficients, Tensor plan, int values) -> Tensor");
   library.def("percentile_mask(Tensor input, float percentile, bool packed) -> Tensor");
   library.def(
-      "trellis_decode(Tensor words, Tensor(a!) state, Tensor tables, Tensor row_classes, "
-      "Tensor column_classes, int classes, Tensor escapes, float step) -> Tensor");
+      "trellis_decode_(Tensor words, Tensor(a!) state, Tensor tables, Tensor row_classes, "
+      "Tensor column_classes, int classes, Tensor escapes, float step, Tensor(b!) decoded) -> ()");
   library.def(
-      "trellis_encode_(Tensor(a!) words, Tensor(b!) state, Tensor frequencies, "
-      "Tensor row_classes, Tensor column_classes, int classes, Tensor symbols) -> Tensor");
+      "trellis_encode_(Tensor(a!) words, Tensor(b!) state, Tensor codes, Tensor row_classes, "
+      "Tensor column_classes, int classes, Tensor indices) -> Tensor");
   library.def(
-      "trellis_counts(Tensor symbols, Tensor row_classes, Tensor column_classes, int classes) "
+      "trellis_counts(Tensor indices, Tensor row_classes, Tensor column_classes, int classes) "
       "-> Tensor");
-  library.def("trellis_sums(Tensor symbols, Tensor kinds, int number) -> Tensor");
+  library.def("trellis_sums(Tensor indices, Tensor kinds, int number) -> Tensor");
   library.def("trellis_values(Tensor symbols, float step) -> Tensor");
   library.def(
-      "trellis_round_(Tensor values, Tensor zeros, float step, Tensor(a!) symbols, "
-      "Tensor(b!) decoded) -> ()");
+      "trellis_round_(Tensor values, Tensor zeros, float step, Tensor(a!) indices, "
+      "Tensor(b!) decoded) -> Tensor");
   library.def(
       "trellis_quantise_(Tensor targets, Tensor weights, Tensor lower, Tensor importance, "
       "Tensor zeros, float step, Tensor(a!) symbols, Tensor(b!) errors) -> ()");
+  library.def("crc32(Tensor bytes, int start) -> int");
   library.def("use_instruction_set(int index) -> int");
   library.def("cuda_capabilities() -> int[]");
 }
@@ -82,12 +83,13 @@ STABLE_TORCH_LIBRARY_IMPL(wavprune, CPU, library) {
   library.impl("dwt2", TORCH_BOX(&wavprune::dwt2));
   library.impl("idwt2", TORCH_BOX(&wavprune::idwt2));
   library.impl("percentile_mask", TORCH_BOX(&wavprune::percentile_mask));
-  library.impl("trellis_decode", TORCH_BOX(&wavprune::trellis_decode));
+  library.impl("trellis_decode_", TORCH_BOX(&wavprune::trellis_decode_));
   library.impl("trellis_encode_", TORCH_BOX(&wavprune::trellis_encode_));
   library.impl("trellis_counts", TORCH_BOX(&wavprune::trellis_counts));
   library.impl("trellis_sums", TORCH_BOX(&wavprune::trellis_sums));
   library.impl("trellis_values", TORCH_BOX(&wavprune::trellis_values));
   library.impl("trellis_round_", TORCH_BOX(&wavprune::trellis_round_));
+  library.impl("crc32", TORCH_BOX(&wavprune::crc32));
   library.impl("trellis_quantise_", TORCH_BOX(&wavprune::trellis_quantise_));
 }
 

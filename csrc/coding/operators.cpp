@@ -50,17 +50,38 @@ Matrix matrix_of(const Tensor& row_classes, const Tensor& column_classes, int64_
   return m;
 }
 
-const int32_t* symbols_of(const Tensor& symbols, const Matrix& m) {
-  const int32_t* const data = data_of<const int32_t>(symbols, ScalarType::Int, "symbols");
-  STD_TORCH_CHECK(symbols.numel() == m.rows * m.columns, "wavprune: ", symbols.numel(),
-                  " symbols for ", m.rows, " rows of ", m.columns);
-  return data;
+Indices indices_of(const Tensor& indices) {
+  if (indices.scalar_type() == ScalarType::Char)
+    return {data_of<const int8_t>(indices, ScalarType::Char, "indices"), true};
+  return {data_of<const int32_t>(indices, ScalarType::Int, "indices"), false};
 }
 
-// How a symbol changes a state.
-struct Code {
-  uint32_t count, start;
-  double inverse;
+Indices indices_of(const Tensor& indices, const Matrix& m) {
+  STD_TORCH_CHECK(indices.numel() == m.rows * m.columns, "wavprune: ", indices.numel(),
+                  " indices for ", m.rows, " rows of ", m.columns);
+  return indices_of(indices);
+}
+
+// Rows of values, which lie any distance apart.
+template <class T>
+T* rows_of(const Tensor& tensor, int64_t rows, int64_t columns, const char* name) {
+  STD_TORCH_CHECK(tensor.scalar_type() == ScalarType::Float && tensor.dim() == 2 &&
+                      tensor.size(0) == rows && tensor.size(1) == columns &&
+                      (columns < 2 || tensor.stride(1) == 1),
+                  "wavprune: ", name, " must be rows of float32");
+  return static_cast<T*>(tensor.data_ptr());
+}
+
+// Escapes of a group of columns, from the last to the first.
+struct Escaped {
+  std::vector<int32_t> indices;
+  Indices matrix;
+  int64_t columns, first;
+
+  static void add(void* to, int64_t row, int lane) {
+    Escaped& self = *static_cast<Escaped*>(to);
+    self.indices.push_back(self.matrix[row * self.columns + self.first + lane]);
+  }
 };
 
 // Doubles just above 1 / count: a state has at most 32 bits, so that the product is less than 2^-18
@@ -82,8 +103,9 @@ const Inverses kInverses = inverses();
 
 }  // namespace
 
-Tensor trellis_decode(Tensor words, Tensor state, Tensor tables, Tensor row_classes,
-                      Tensor column_classes, int64_t classes, Tensor escapes, double step) {
+void trellis_decode_(Tensor words, Tensor state, Tensor tables, Tensor row_classes,
+                     Tensor column_classes, int64_t classes, Tensor escapes, double step,
+                     Tensor decoded) {
   const KeepDenormals guard;
   const Matrix m = matrix_of(row_classes, column_classes, classes);
   Stream stream;
@@ -109,88 +131,62 @@ Tensor trellis_decode(Tensor words, Tensor state, Tensor tables, Tensor row_clas
   for (int64_t i = 0; i < escaped.count; ++i)
     STD_TORCH_CHECK(std::abs(int64_t(escaped.indices[i])) <= kLargestIndex, "wavprune: index ",
                     escaped.indices[i]);
-  Tensor result = torch::stable::empty({m.rows, m.columns}, ScalarType::Float);
-  const bool complete = routines().decode(stream, escaped, m, table, float(step),
-                                          static_cast<float*>(result.data_ptr()));
+  const Rows rows{rows_of<float>(decoded, m.rows, m.columns, "decoded values"), decoded.stride(0)};
+  const bool complete = routines().decode(stream, escaped, m, table, float(step), rows);
   STD_TORCH_CHECK(complete, "wavprune: the coded values end early");
   at[0] = stream.position;
   at[1] = escaped.position;
   for (int l = 0; l < kColumns; ++l) at[2 + l] = stream.states[l];
-  return result;
 }
 
-Tensor trellis_encode_(Tensor words, Tensor state, Tensor frequencies, Tensor row_classes,
-                     Tensor column_classes, int64_t classes, Tensor symbols) {
+Tensor trellis_encode_(Tensor words, Tensor state, Tensor codes, Tensor row_classes,
+                     Tensor column_classes, int64_t classes, Tensor indices) {
   const Matrix m = matrix_of(row_classes, column_classes, classes);
-  const int32_t* const k = symbols_of(symbols, m);
-  uint16_t* const out = data_of<uint16_t>(words, ScalarType::Short, "words");
+  Escaped escaped{{}, indices_of(indices, m), m.columns, 0};
+  Encoder encoder;
+  encoder.words = data_of<uint16_t>(words, ScalarType::Short, "words");
   int64_t* const at = data_of<int64_t>(state, ScalarType::Long, "state");
   STD_TORCH_CHECK(state.numel() == 2 + kColumns, "wavprune: a state has 34 numbers");
-  int64_t position = at[0];
-  STD_TORCH_CHECK(position >= m.rows * m.columns && position <= words.numel(),
-                  "wavprune: no room for the words of ", m.rows * m.columns, " symbols");
-  const int32_t* const counts = data_of<const int32_t>(frequencies, ScalarType::Int, "frequencies");
-  STD_TORCH_CHECK(frequencies.numel() == classes * 2 * kSymbols, "wavprune: frequencies of ",
-                  frequencies.numel() / kSymbols, " tables for ", classes, " classes");
-  const Scratch<Code> codes(classes * 2 * kSymbols);
-  for (int64_t table = 0; table < classes * 2; ++table) {
-    uint32_t sum = 0;
-    for (int symbol = 0; symbol < kSymbols; ++symbol) {
-      const int32_t count = counts[table * kSymbols + symbol];
-      STD_TORCH_CHECK(count >= 0 && count <= 4095, "wavprune: a frequency of ", count);
-      codes.get()[table * kSymbols + symbol] = {uint32_t(count), sum, kInverses.above[count]};
-      sum += uint32_t(count);
-    }
-    STD_TORCH_CHECK(sum == 0 || sum == 1u << kPrecision, "wavprune: frequencies add up to ", sum);
-  }
-  uint32_t x[kColumns];
+  encoder.position = at[0];
+  STD_TORCH_CHECK(at[0] >= m.rows * m.columns && at[0] <= words.numel(),
+                  "wavprune: no room for the words of ", m.rows * m.columns, " indices");
+  encoder.codes = data_of<const int32_t>(codes, ScalarType::Int, "codes");
+  STD_TORCH_CHECK(codes.numel() == classes * 2 * kSymbols, "wavprune: codes of ",
+                  codes.numel() / kSymbols, " tables for ", classes, " classes");
+  encoder.inverses = kInverses.above;
   for (int l = 0; l < kColumns; ++l) {
     STD_TORCH_CHECK(at[2 + l] >= kLeastState && at[2 + l] <= 0xffffffffll, "wavprune: state ",
                     at[2 + l]);
-    x[l] = uint32_t(at[2 + l]);
+    encoder.states[l] = uint32_t(at[2 + l]);
   }
-  std::vector<int32_t> escapes;
+  encoder.escape = Escaped::add;
+  encoder.to = &escaped;
   const Routines& chosen = routines();
   const Scratch<uint16_t> entries(std::max<int64_t>(m.rows, 1) * kColumns);
   for (int64_t group = (m.columns + kColumns - 1) / kColumns; group-- > 0;) {
-    const int64_t first = group * kColumns;
-    const int lanes = int(std::min<int64_t>(m.columns - first, kColumns));
-    for (int l = 0; l < lanes; l += kSideBySide)
-      chosen.entries(m, k, first + l, std::min(lanes - l, kSideBySide), entries.get() + l);
-    for (int64_t row = m.rows; row-- > 0;)
-      for (int l = lanes; l-- > 0;) {
-        int entry = entries.get()[row * kColumns + l];
-        // A symbol too rare for a frequency is an escape too.
-        if (!codes.get()[entry].count) entry |= kEscape;
-        if ((entry & kEscape) == kEscape) escapes.push_back(k[row * m.columns + first + l]);
-        const Code& code = codes.get()[entry];
-        STD_TORCH_CHECK(code.count > 0, "wavprune: a table without escapes");
-        // Which states give a word cannot be predicted, so no branch asks.
-        const int gives = x[l] >> (32 - kPrecision) >= code.count;
-        out[position - 1] = uint16_t(x[l]);
-        position -= gives;
-        const uint32_t rest = x[l] >> 16 * gives;
-        const uint32_t quotient = uint32_t(int64_t(double(rest) * code.inverse));
-        x[l] = (quotient << kPrecision) + (rest - quotient * code.count) + code.start;
-      }
+    escaped.first = group * kColumns;
+    const int lanes = int(std::min<int64_t>(m.columns - escaped.first, kColumns));
+    chosen.entries(m, escaped.matrix, escaped.first, lanes, entries.get());
+    STD_TORCH_CHECK(chosen.encode(encoder, entries.get(), m.rows, lanes),
+                    "wavprune: a table without escapes");
   }
-  at[0] = position;
-  for (int l = 0; l < kColumns; ++l) at[2 + l] = x[l];
-  Tensor result = torch::stable::empty({int64_t(escapes.size())}, ScalarType::Int);
-  // They were met from the last to the first.
-  std::reverse_copy(escapes.begin(), escapes.end(), static_cast<int32_t*>(result.data_ptr()));
+  at[0] = encoder.position;
+  for (int l = 0; l < kColumns; ++l) at[2 + l] = encoder.states[l];
+  Tensor result = torch::stable::empty({int64_t(escaped.indices.size())}, ScalarType::Int);
+  std::reverse_copy(escaped.indices.begin(), escaped.indices.end(),
+                    static_cast<int32_t*>(result.data_ptr()));
   return result;
 }
 
-Tensor trellis_counts(Tensor symbols, Tensor row_classes, Tensor column_classes, int64_t classes) {
+Tensor trellis_counts(Tensor indices, Tensor row_classes, Tensor column_classes, int64_t classes) {
   const Matrix m = matrix_of(row_classes, column_classes, classes);
-  const int32_t* const k = symbols_of(symbols, m);
+  const Indices k = indices_of(indices, m);
   Tensor result = torch::stable::empty({classes * 2, kSymbols}, ScalarType::Long);
   int64_t* const counts = static_cast<int64_t*>(result.data_ptr());
   std::fill_n(counts, classes * 2 * kSymbols, 0);
   const Scratch<uint16_t> entries(std::max<int64_t>(m.rows, 1) * kColumns);
-  for (int64_t first = 0; first < m.columns; first += kSideBySide) {
-    const int lanes = int(std::min<int64_t>(m.columns - first, kSideBySide));
+  for (int64_t first = 0; first < m.columns; first += kColumns) {
+    const int lanes = int(std::min<int64_t>(m.columns - first, kColumns));
     routines().entries(m, k, first, lanes, entries.get());
     for (int64_t row = 0; row < m.rows; ++row)
       for (int l = 0; l < lanes; ++l) ++counts[entries.get()[row * kColumns + l]];
@@ -198,18 +194,18 @@ Tensor trellis_counts(Tensor symbols, Tensor row_classes, Tensor column_classes,
   return result;
 }
 
-Tensor trellis_sums(Tensor symbols, Tensor kinds, int64_t number) {
-  STD_TORCH_CHECK(symbols.dim() == 2, "wavprune: symbols are (rows, columns)");
-  const int64_t rows = symbols.size(0), columns = symbols.size(1);
+Tensor trellis_sums(Tensor indices, Tensor kinds, int64_t number) {
+  STD_TORCH_CHECK(indices.dim() == 2, "wavprune: indices are (rows, columns)");
+  const int64_t rows = indices.size(0), columns = indices.size(1);
   const uint8_t* const kind = data_of<const uint8_t>(kinds, ScalarType::Byte, "kinds");
-  STD_TORCH_CHECK(kinds.numel() == rows && number >= 1, "wavprune: kinds do not fit the rows");
-  for (int64_t row = 0; row < rows; ++row)
+  STD_TORCH_CHECK(number >= 0 && kinds.numel() == (number ? rows : 0),
+                  "wavprune: kinds do not fit the rows");
+  for (int64_t row = 0; number && row < rows; ++row)
     STD_TORCH_CHECK(kind[row] < number, "wavprune: kind ", int(kind[row]), " of ", number);
   Tensor result = torch::stable::empty({rows + number * columns}, ScalarType::Long);
   int64_t* const out = static_cast<int64_t*>(result.data_ptr());
   std::fill_n(out, rows + number * columns, 0);
-  routines().sums(data_of<const int32_t>(symbols, ScalarType::Int, "symbols"), rows, columns, kind,
-                  out, out + rows);
+  routines().sums(indices_of(indices), rows, columns, number ? kind : nullptr, out, out + rows);
   return result;
 }
 
@@ -222,7 +218,7 @@ Tensor trellis_values(Tensor symbols, double step) {
   return result;
 }
 
-void trellis_round_(Tensor values, Tensor zeros, double step, Tensor symbols, Tensor decoded) {
+Tensor trellis_round_(Tensor values, Tensor zeros, double step, Tensor indices, Tensor decoded) {
   const KeepDenormals guard;
   STD_TORCH_CHECK(values.dim() == 2, "wavprune: values are (rows, columns)");
   Rounded r;
@@ -230,17 +226,23 @@ void trellis_round_(Tensor values, Tensor zeros, double step, Tensor symbols, Te
   r.columns = values.size(1);
   const int64_t n = r.rows * r.columns;
   STD_TORCH_CHECK(!zeros.numel() || zeros.numel() == n, "wavprune: zeros do not fit the values");
-  STD_TORCH_CHECK(symbols.numel() == n && decoded.numel() == n,
-                  "wavprune: results do not fit the values");
-  r.values = data_of<const float>(values, ScalarType::Float, "values");
+  STD_TORCH_CHECK(indices.numel() == n, "wavprune: indices do not fit the values");
+  r.values = rows_of<const float>(values, r.rows, r.columns, "values");
+  r.stride = values.stride(0);
   r.zeros = zeros.numel() ? data_of<const uint8_t>(zeros, ScalarType::Byte, "zeros") : nullptr;
   r.step = float(step);
   STD_TORCH_CHECK(r.step > 0 && std::isfinite(r.step), "wavprune: a step of ", step);
-  r.symbols = data_of<int32_t>(symbols, ScalarType::Int, "symbols");
-  r.decoded = data_of<float>(decoded, ScalarType::Float, "decoded");
-  if (!n) return;
+  const Indices to = indices_of(indices);
+  r.indices = const_cast<void*>(to.data);
+  r.narrow = to.narrow;
+  r.decoded = rows_of<float>(decoded, r.rows, r.columns, "decoded values");
+  r.decoded_stride = decoded.stride(0);
+  Tensor errors = torch::stable::empty({r.columns}, ScalarType::Double);
+  r.errors = static_cast<double*>(errors.data_ptr());
+  if (!n) return errors;
   const Scratch<uint8_t> decisions(r.rows * kWide);
   routines().round(r, decisions.get());
+  return errors;
 }
 
 void trellis_quantise_(Tensor targets, Tensor weights, Tensor lower, Tensor importance,

@@ -47,6 +47,12 @@ struct Matrix {
   int classes;
 };
 
+// Rows of decoded values.
+struct Rows {
+  float* data;
+  int64_t stride;
+};
+
 struct Escapes {
   const int32_t* indices;
   int64_t count, position;
@@ -67,35 +73,66 @@ struct Columns {
   float* errors;  // weights less their values
 };
 
+// Indices of a matrix, row by row.
+struct Indices {
+  const void* data;
+  bool narrow;  // int8, else int32
+
+  int32_t operator[](int64_t at) const {
+    return narrow ? static_cast<const int8_t*>(data)[at] : static_cast<const int32_t*>(data)[at];
+  }
+};
+
 // A matrix whose columns have a trellis each, side by side.
 struct Rounded {
   int64_t rows, columns;
   const float* values;
-  const uint8_t* zeros;  // entries that must be 0; null for none
+  int64_t stride;        // of a row of values
+  const uint8_t* zeros;  // entries that must be 0, row by row; null for none
   float step;
-  int32_t* symbols;
-  float* decoded;
+  void* indices;  // row by row
+  bool narrow;    // they are int8, else int32
+  float* decoded;  // may be the values
+  int64_t decoded_stride;
+  double* errors;  // squared, of each column, summed from the last row to the first
 };
 
 // Columns that go down the rows together where they are independent.
-constexpr int kSideBySide = 16, kWide = 64;
+constexpr int kWide = 64;
+
+// Writes words from the last to the first.
+struct Encoder {
+  // start << 16 | frequency of each entry; a frequency of 0 makes an escape of the symbol.
+  const int32_t* codes;
+  // Doubles just above 1 / frequency.
+  const double* inverses;
+  uint16_t* words;
+  int64_t position;
+  uint32_t states[kColumns];
+  // Called for each escape, from the last to the first, with the row and the lane.
+  void (*escape)(void* to, int64_t row, int lane);
+  void* to;
+};
 
 struct Routines {
   // tables[(2 class + quantiser) << 12 | slot]: symbol << 24 | frequency << 12 | slot less start.
   // False where words or escapes ran out.
-  bool (*decode)(Stream&, Escapes&, const Matrix&, const uint32_t* tables, float step, float* out);
+  bool (*decode)(Stream&, Escapes&, const Matrix&, const uint32_t* tables, float step, Rows out);
   // scratch: 6 floats a row.
   void (*quantise)(const Columns&, float* scratch);
   // decisions: kWide bytes a row.
   void (*round)(const Rounded&, uint8_t* decisions);
-  // What codes the indices of columns first .. first + lanes - 1, at most kSideBySide:
+  // What codes the indices of columns first .. first + lanes - 1, at most kColumns:
   // out[kColumns row + lane] = (2 class + quantiser) << 8 | symbol.
-  void (*entries)(const Matrix&, const int32_t* indices, int64_t first, int lanes, uint16_t* out);
+  void (*entries)(const Matrix&, Indices, int64_t first, int lanes, uint16_t* out);
+  // Code what `entries` gave, from the last to the first.
+  bool (*encode)(Encoder&, const uint16_t* entries, int64_t rows, int lanes);
   // The values of indices, as decoding gives them.
   void (*values)(int64_t rows, int64_t columns, const int32_t* indices, float step, float* out);
-  // Sums of magnitudes: of each row, and, added to what is there, of the rows of each kind.
-  void (*sums)(const int32_t* indices, int64_t rows, int64_t columns, const uint8_t* kinds,
-               int64_t* of_rows, int64_t* of_columns);
+  // Sums of magnitudes: of each row, and, where there are kinds, added to what is there, of the
+  // rows of each kind.
+  void (*sums)(Indices, int64_t rows, int64_t columns, const uint8_t* kinds, int64_t* of_rows,
+               int64_t* of_columns);
 };
 
 // Null where the processor or the compiler lacks the instruction set.

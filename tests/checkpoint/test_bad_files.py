@@ -188,8 +188,23 @@ def test_records_that_lie_give_the_weights_or_a_clear_error(
     random = Random(seed)
     for _ in range(400):
         for data in files[5:7]:
-            changed = fuzz_checkpoint.with_other_records(data, random)
-            fuzz_checkpoint.check(changed, tmp_path / "x.safetensors")
+            lies = fuzz_checkpoint.changed(data, random)
+            fuzz_checkpoint.check(lies, tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize("scale", [3e38, float("inf"), float("nan")])
+def test_values_of_any_size_are_refused_without_a_warning(
+    tmp_path: Path, files: list[bytes], scale: float
+) -> None:
+    for data in (files[0], files[1]):
+        start = 8 + struct.unpack("<Q", data[:8])[0]
+        header, content = json.loads(data[8:start]), bytearray(data[start:])
+        first, _ = header["0.weight"]["data_offsets"]
+        struct.pack_into("<f", content, first, scale)
+        path = tmp_path / "x.safetensors"
+        path.write_bytes(fuzz_checkpoint.with_checksums(header, content))
+        with pytest.raises(ValueError, match="its weights are not those that were saved"):
+            checkpoint.load(path)
 
 
 BOMB = """
@@ -246,11 +261,11 @@ def test_a_bounded_run_of_the_fuzz_target_finds_nothing() -> None:
     pytest.importorskip("atheris", reason="atheris is not installed")
     target = Path(__file__).parents[1] / "tools" / "fuzz_checkpoint.py"
     run = subprocess.run(
-        [sys.executable, str(target), "-runs=5000", "-seed=1"],
+        [sys.executable, str(target), "-runs=10000", "-seed=1"],
         capture_output=True,
         text=True,
         timeout=300,
         check=False,
     )
     assert run.returncode == 0, run.stderr[-4000:]
-    assert "Done 5000 runs" in run.stderr
+    assert "Done 10000 runs" in run.stderr

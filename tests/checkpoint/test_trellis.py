@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from wavprune.checkpoint import trellis, trellis_coder, trellis_tables
 from wavprune.checkpoint.binary import Reader
-from wavprune.checkpoint.trellis import Ints
+from wavprune.checkpoint.trellis import IndexArray, Ints
 from wavprune.checkpoint.trellis_coder import Classes, Coded, Decoder
 from wavprune.common.extension import has_extension
 from wavprune.errors import WavpruneError
@@ -24,7 +24,9 @@ def laplace(rows: int, columns: int, scale: float, seed: int = 0) -> npt.NDArray
     return np.random.default_rng(seed).laplace(0, scale, (rows, columns)).astype(np.float32)
 
 
-def coded(matrices: list[Ints], compiled: bool = True) -> tuple[Coded, list[Classes], Ints]:
+def coded(
+    matrices: Sequence[IndexArray], compiled: bool = True
+) -> tuple[Coded, list[Classes], Ints]:
     classes = [trellis_tables.classify([partial(np.asarray, indices)]) for indices in matrices]
     pairs = list(zip(matrices, classes, strict=True))
     tally = np.stack([trellis_coder.counts(*pair, compiled=compiled) for pair in pairs]).sum(axis=0)
@@ -100,7 +102,7 @@ def test_quantising_gives_the_same_indices_everywhere(compiled: bool) -> None:
     assert not found[0][zeros].any()
 
 
-@pytest.mark.parametrize("columns", [1, 9, 16, 37])
+@pytest.mark.parametrize("columns", [1, 9, 16, 37, 140])
 @pytest.mark.parametrize("rows", [1, 3, 64, 200])
 def test_independent_columns_side_by_side(compiled: bool, rows: int, columns: int) -> None:
     generator = np.random.default_rng(rows)
@@ -108,25 +110,66 @@ def test_independent_columns_side_by_side(compiled: bool, rows: int, columns: in
     matrix[generator.random(matrix.shape) < 0.2] = 0.0
     zeros = generator.random(matrix.shape) < 0.3
     for masked in (None, zeros):
-        indices, values = trellis.rounded(matrix, 0.7, masked, compiled=compiled)
+        indices, values, error = trellis.rounded(matrix, 0.7, masked, compiled=compiled)
         targets = np.ascontiguousarray(matrix.T)
         flipped = None if masked is None else masked.T
         one_by_one, _ = trellis.quantise(targets, targets, 0.7, zeros=flipped, compiled=compiled)
         assert np.array_equal(indices, one_by_one.T)
         assert np.array_equal(values, trellis.dequantised(indices, 0.7, compiled=False))
         assert np.array_equal(values, trellis.dequantised(indices, 0.7, compiled=compiled))
+        assert error == trellis.rounded(matrix, 0.7, masked, compiled=False).squared_error
+        change = values.astype(np.float64) - matrix
+        assert error == pytest.approx(float((change * change).sum()))
     assert not indices[zeros].any()
 
 
-def test_sums_of_magnitudes(compiled: bool) -> None:
+def test_small_indices_are_bytes_and_values_may_replace_weights(compiled: bool) -> None:
+    wide = laplace(70, 200, 2.0)
+    matrix = wide[:, 30:175]
+    peak = float(np.abs(matrix).max())
+    for step in (np.float32(peak / trellis.NARROW) * np.float32(1.0001), 0.001):
+        expected = trellis.rounded(matrix.copy(), float(step), compiled=False)
+        out = wide.copy()
+        part = out[:, 30:175]
+        found = trellis.rounded(part, float(step), peak=peak, out=part, compiled=compiled)
+        assert found.indices.dtype == (np.int8 if step > 0.01 else np.int32)
+        assert np.array_equal(found.indices, expected.indices)
+        assert np.array_equal(part, expected.values)
+        assert found.squared_error == expected.squared_error
+        assert np.array_equal(out[:, :30], wide[:, :30])
+        assert np.array_equal(out[:, 175:], wide[:, 175:])
+    assert np.abs(found.indices).max() > 1000
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 9), (40, 32), (17, 70), (64, 24), (5, 40)])
+def test_bytes_are_coded_as_wide_indices_are(compiled: bool, shape: tuple[int, int]) -> None:
+    indices = np.rint(laplace(*shape, 5.0)).astype(np.int8)
+    indices[0, 0] = -127
+    wide = indices.astype(np.int32)
+    found, classes, frequencies = coded([indices], compiled)
+    expected, wide_classes, _ = coded([wide], compiled=False)
+    assert np.array_equal(classes[0].table(), wide_classes[0].table())
+    assert np.array_equal(found.states, expected.states)
+    assert np.array_equal(found.words, expected.words)
+    assert np.array_equal(found.escapes, expected.escapes)
+    (values,) = decoded(found, classes, frequencies, compiled)
+    assert np.array_equal(values, trellis.dequantised(indices, 0.25, compiled=compiled))
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.int32])
+def test_sums_of_magnitudes(compiled: bool, dtype: type[np.signedinteger[Any]]) -> None:
     generator = np.random.default_rng(0)
-    indices = generator.integers(-(1 << 21), 1 << 21, (37, 50)).astype(np.int32)
+    most = min(1 << 21, np.iinfo(dtype).max)
+    indices = generator.integers(-most, most, (37, 50)).astype(dtype)
     kinds = generator.integers(0, 3, 37).astype(np.uint8)
     of_rows, of_kinds = trellis_coder.sums(indices, kinds, 3, compiled=compiled)
-    magnitudes = np.abs(indices).astype(np.int64)
+    magnitudes = np.abs(indices.astype(np.int64))
     assert np.array_equal(of_rows, magnitudes.sum(axis=1))
     for kind in range(3):
         assert np.array_equal(of_kinds[kind], magnitudes[kinds == kind].sum(axis=0))
+    alone, none = trellis_coder.sums(indices, kinds[:0], 0, compiled=compiled)
+    assert np.array_equal(alone, of_rows)
+    assert none.shape == (0, 50)
 
 
 def test_a_trellis_is_better_than_rounding_at_its_rate(compiled: bool) -> None:

@@ -16,6 +16,7 @@ import zlib
 from functools import cache
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import torch
 from torch import nn
@@ -54,33 +55,63 @@ def seeds(directory: Path) -> list[bytes]:
 @cache
 def _stream_stop(block: bytes) -> int:
     """Where the words of a file's only stream end, after its records."""
-    from wavprune.checkpoint.unpacked import Unpacked
+    from wavprune.checkpoint.packed_records import Records
 
-    unpacked = Unpacked(block, MAX_BYTES)
-    ((_, words, _),) = unpacked._coded
-    return 128 + 2 * words
+    (stream,) = Records(memoryview(block), MAX_BYTES, aliases=False).streams
+    return 128 + 2 * stream.words
 
 
-def with_other_records(data: bytes, random: Random) -> bytes:
-    """A packed file whose records, classes or words were changed, with the checksums of these.
+def changed(data: bytes, random: Random) -> bytes:
+    """A file that was changed, with the checksums of its bytes.
 
-    Without it nothing would get past the checksums and Zstandard's.
+    Without these nothing would get past them.
+
+    Raises:
+        ValueError: the header is broken already.
     """
+    start = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:start])
+    if list(header) == ["__metadata__", "wavprune"]:
+        return _packed_with_other_records(header, data[start:], random)
+    return _with_other_bytes(header, bytearray(data[start:]), random)
+
+
+def _with_other_bytes(header: dict[str, Any], content: bytearray, random: Random) -> bytes:
+    """A file of version 1 or 2 whose tensors were changed."""
+    for _ in range(random.randint(1, 4)):
+        content[random.randrange(len(content))] = random.choice([0, 1, 255, random.randrange(256)])
+    return with_checksums(header, content)
+
+
+def with_checksums(header: dict[str, Any], content: bytearray) -> bytes:
+    """A file of version 1 or 2 with the checksums of its tensors."""
+    said = json.loads(header["__metadata__"]["wavprune"])
+    for name, entry in header.items():
+        if name in said["checksums"]:
+            first, last = entry["data_offsets"]
+            said["checksums"][name] = zlib.crc32(content[first:last])
+    header["__metadata__"]["wavprune"] = json.dumps(said)
+    return _file(header, bytes(content))
+
+
+def _file(header: dict[str, Any], content: bytes) -> bytes:
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + content
+
+
+def _packed_with_other_records(header: dict[str, Any], block: bytes, random: Random) -> bytes:
+    """A packed file whose records, classes or words were changed."""
     import zstandard
 
     from wavprune.checkpoint.binary import Reader, Writer
 
-    start = 8 + int.from_bytes(data[:8], "little")
-    header, block = json.loads(data[8:start]), data[start:]
-    if list(header) != ["__metadata__", "wavprune"]:
-        return data
     sizes = Reader(block)
     lengths = [(sizes.number(), sizes.number()) for _ in range(2)]
     position, parts = sizes.position, []
     for length, small in lengths:
         packed = block[position : position + small]
-        part = zstandard.ZstdDecompressor().decompress(packed, max_output_size=length)
-        parts.append(bytearray(part))
+        whole = zstandard.ZstdDecompressor().decompress(packed, max_output_size=length)
+        parts.append(bytearray(whole))
         position += small
     body = bytearray(block[position + 4 :])
     for _ in range(random.randint(1, 4)):
@@ -93,8 +124,8 @@ def with_other_records(data: bytes, random: Random) -> bytes:
             chosen[place] = random.choice(values)
     frames = [zstandard.ZstdCompressor().compress(bytes(part)) for part in parts]
     new = Writer()
-    for changed, frame in zip(parts, frames, strict=True):
-        new.numbers([len(changed), len(frame)])
+    for part, frame in zip(parts, frames, strict=True):
+        new.numbers([len(part), len(frame)])
     for frame in frames:
         new.raw(frame)
     new.raw(zlib.crc32(bytes(new.data)).to_bytes(4, "little"))
@@ -102,8 +133,7 @@ def with_other_records(data: bytes, random: Random) -> bytes:
     body[stop : stop + 4] = zlib.crc32(body[:stop]).to_bytes(4, "little")
     content = bytes(new.data) + bytes(body)
     header["wavprune"] |= {"shape": [len(content)], "data_offsets": [0, len(content)]}
-    text = json.dumps(header).encode()
-    return len(text).to_bytes(8, "little") + text + content
+    return _file(header, content)
 
 
 def check(data: bytes, path: Path) -> None:
@@ -135,10 +165,12 @@ def main() -> None:
             (corpus / str(i)).write_bytes(data)
 
         def mutate(data: bytes, max_size: int, seed: int) -> bytes:
-            # Half of the time blindly, which older files need.
+            # Half of the time blindly, which headers need.
             if seed % 2:
                 with contextlib.suppress(Exception):
-                    return with_other_records(data, Random(seed))
+                    new = changed(data, Random(seed))
+                    if len(new) <= max_size:
+                        return new
             mutated: bytes = atheris.Mutate(data, max_size)
             return mutated
 

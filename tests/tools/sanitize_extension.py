@@ -24,7 +24,10 @@ FLAGS = [
 ]
 TESTS = [
     f"tests/{name}.py"
-    for name in (*("backends/test_native", "test_ops", "test_fast", "checkpoint/test_trellis"),)
+    for name in (
+        *("backends/test_native", "test_ops", "test_fast"),
+        *("checkpoint/test_trellis", "checkpoint/test_checksum"),
+    )
 ]
 # These measure; a sanitizer's own memory and time would be measured too.
 LEFT_OUT = "not memory"

@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from ..errors import WavpruneError
+
+# Bytes of a number, and of those that int64 has room for whatever they are.
+LONGEST, SHORT = 10, 8
+EARLY, ENDLESS = "its records end early", "a number of its records has no end"
 
 
 class Writer:
@@ -41,6 +49,17 @@ class Writer:
         """A whole number: 0, -1, 1, -2, ..."""
         self.number(2 * value if value >= 0 else -2 * value - 1)
 
+    def several_signed(self, values: npt.NDArray[np.integer[Any]]) -> None:
+        """Some of them."""
+        wide = values.astype(np.int64)
+        wide = np.where(wide >= 0, 2 * wide, -2 * wide - 1)
+        shifts = np.arange(0, 7 * LONGEST, 7)
+        groups = wide[:, None] >> shifts
+        last = np.maximum((groups > 0).sum(axis=1), 1) - 1
+        more = np.arange(LONGEST) < last[:, None]
+        data = (groups & 127 | 128 * more).astype(np.uint8)
+        self.data += data[np.arange(LONGEST) <= last[:, None]].tobytes()
+
     def text(self, value: str) -> None:
         """A text, after its length in UTF-8."""
         self.blob(value.encode())
@@ -69,17 +88,40 @@ class Reader:
     def number(self, high: int = (1 << 62) - 1) -> int:
         """The next number, at most ``high``."""
         value = shift = 0
-        while True:
-            byte = self.raw(1)[0]
+        for byte in self._data[self.position : self.position + LONGEST]:
             value |= (byte & 127) << shift
             shift += 7
             if byte < 128:
                 break
-            if shift > 63:
-                raise WavpruneError("a number of its records has no end")
+        else:
+            ended = self.position + LONGEST > len(self._data)
+            raise WavpruneError(EARLY if ended else ENDLESS)
         if value > high:
             raise WavpruneError(f"its records say {value} where at most {high} is allowed")
+        self.position += shift // 7
         return value
+
+    def several(self, count: int, high: int) -> npt.NDArray[np.int64]:
+        """The next numbers, each at most ``high``."""
+        part = np.frombuffer(self._data, np.uint8)[self.position :][: count * LONGEST]
+        stops = np.flatnonzero(part < 128)[:count] + 1
+        lengths = np.diff(stops, prepend=0)
+        if len(stops) < count or lengths.max(initial=0) > SHORT:
+            return np.array([self.number(high) for _ in range(count)], dtype=np.int64)
+        starts = stops - lengths
+        place = np.arange(lengths.sum()) - np.repeat(starts, lengths)
+        groups = (part[: len(place)] & 127).astype(np.int64) << 7 * place
+        values = np.add.reduceat(groups, starts) if count else groups
+        most = int(values.max(initial=0))
+        if most > high:
+            raise WavpruneError(f"its records say {most} where at most {high} is allowed")
+        self.position += len(place)
+        return values
+
+    def several_signed(self, count: int, high: int) -> npt.NDArray[np.int64]:
+        """The next signed numbers, each of a magnitude up to ``high``."""
+        values = self.several(count, 2 * high)
+        return np.where(values % 2 == 0, values // 2, -(values + 1) // 2)
 
     def signed(self, high: int = 1 << 31) -> int:
         """The next signed number, of a magnitude up to ``high``."""
@@ -101,7 +143,7 @@ class Reader:
         """The next bytes."""
         part = self._data[self.position : self.position + count]
         if len(part) != count:
-            raise WavpruneError("its records end early")
+            raise WavpruneError(EARLY)
         self.position += count
         return part
 

@@ -71,7 +71,7 @@ class CodedLayer:
         return math.prod(self.shape)
 
     @property
-    def bits(self) -> float:
+    def bits_per_coded_weight(self) -> float:
         """Bits that are stored for each element."""
         return 8 * self.bytes / self.numel
 
@@ -136,7 +136,10 @@ class FileContents:
             "version": self.version,
             "bytes": self.bytes,
             "bits_per_weight": self.bits_per_weight,
-            "layers": [dataclasses.asdict(layer) | {"bits": layer.bits} for layer in self.layers],
+            "layers": [
+                dataclasses.asdict(layer) | {"bits_per_coded_weight": layer.bits_per_coded_weight}
+                for layer in self.layers
+            ],
             "plain": [tensor._asdict() for tensor in self.plain],
             "aliases": dict(self.aliases),
             "batch_norms": [link._asdict() for link in self.norms],
@@ -199,7 +202,7 @@ def _cells(layer: CodedLayer) -> tuple[str, ...]:
         layer.values,
         layer.coder,
         f"{layer.bytes:,}",
-        f"{layer.bits:.2f}",
+        f"{layer.bits_per_coded_weight:.2f}",
         "" if layer.relative_error is None else f"{layer.relative_error:.4f}",
     )
 

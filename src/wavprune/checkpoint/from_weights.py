@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +30,7 @@ from .plan import Plan
 from .report import SavedLayer, SaveReport
 from .sources import Source, Tensor
 from .stored_basis import Floats
-from .trellis import LARGEST_INDEX, Ints, rounded
+from .trellis import LARGEST_INDEX, IndexArray, rounded
 from .trellis_tables import classify
 
 # The first step that is tried, over the norm of a weight.
@@ -128,7 +129,7 @@ def _layer(tensor: Tensor, plan: Plan, known: dict[str, Layer]) -> Layer:
 def _put(layer: Layer, name: str, packer: Packer, store: IndexStore, c: float) -> SavedLayer:
     """Put a weight into a file. What has its memory becomes what loading gives."""
     layout = layout_of(layer, name)
-    step = _step(layer, layout, c)
+    step, peak = _step(layer, layout, c)
     record = Matrix(
         *(layer.dtype, layout, packer.basis(layer.basis, layer.basis_bytes)),
         *(step, layer.exponent, 0),
@@ -138,7 +139,9 @@ def _put(layer: Layer, name: str, packer: Packer, store: IndexStore, c: float) -
     blocks: list[Block] = []
     squared_error, kept = 0.0, 0
     for start, stop in layout.blocks():
-        indices, error = _put_block(layer, layout, record, zeros_of, weight, start, stop)
+        columns = Columns(start, stop, peak)
+        put = _put_directly if record.is_direct else _put_block
+        indices, error = put(layer, record, zeros_of, weight, columns)
         kept += int(np.count_nonzero(indices))
         squared_error += error
         blocks.append(store.add(start, indices))
@@ -162,22 +165,43 @@ def _put(layer: Layer, name: str, packer: Packer, store: IndexStore, c: float) -
     )
 
 
+class Columns(NamedTuple):
+    """Some columns of a matrix.
+
+    Attributes:
+        start: the first.
+        stop: behind the last.
+        peak: what no magnitude in them is above.
+    """
+
+    start: int
+    stop: int
+    peak: float
+
+
+def _put_directly(
+    layer: Layer, record: Matrix, zeros_of: ZerosOf, weight: torch.Tensor, columns: Columns
+) -> tuple[IndexArray, float]:
+    """Quantise some columns that are weights, in place: their indices and squared error."""
+    start, stop, peak = columns
+    matrix = weight.view(record.layout.rows, -1).numpy()[:, start:stop]
+    zeros = zeros_of(start, stop, matrix)
+    done = rounded(matrix, record.step, zeros, peak=peak, out=matrix)
+    return done.indices, done.squared_error
+
+
 def _put_block(
-    layer: Layer,
-    layout: Layout,
-    record: Matrix,
-    zeros_of: ZerosOf,
-    weight: torch.Tensor,
-    start: int,
-    stop: int,
-) -> tuple[Ints, float]:
+    layer: Layer, record: Matrix, zeros_of: ZerosOf, weight: torch.Tensor, columns: Columns
+) -> tuple[IndexArray, float]:
     """Quantise some columns: their indices and squared error.
 
     In a function of its own, so that what one block needs is gone before the next.
     """
-    part = _part(layer, layout, start, stop)
-    matrix = _matrix(part, layout)
-    indices, values = rounded(matrix, record.step, zeros_of(start, stop, matrix))
+    start, stop, peak = columns
+    part = _part(layer, record.layout, start, stop)
+    matrix = _matrix(part, record.layout)
+    zeros = zeros_of(start, stop, matrix)
+    indices, values, _ = rounded(matrix, record.step, zeros, peak=peak)
     del matrix
     decoded = record.kernels(values, layer.synthesis)
     del values
@@ -198,8 +222,11 @@ def _matrix(part: Layer, layout: Layout) -> npt.NDArray[np.float32]:
     return np.ascontiguousarray(coefficients.T.reshape(layout.rows, -1))
 
 
-def _step(layer: Layer, layout: Layout, c: float) -> float:
-    """A step that float32 has, and at which the largest coefficient has an index."""
+def _step(layer: Layer, layout: Layout, c: float) -> tuple[float, float]:
+    """A step that float32 has, and at which the largest coefficient has an index.
+
+    And what no coefficient is above.
+    """
     step = max(c / 2 * (layer.norm or 1.0), 1e-37)
     peak = float(np.ldexp(layer.peak, -layer.exponent))
     if layer.analysis is not None:
@@ -208,15 +235,17 @@ def _step(layer: Layer, layout: Layout, c: float) -> float:
         blocks = (_matrix(_part(layer, layout, *block), layout) for block in layout.blocks())
         peak = max(float(np.abs(matrix).max(initial=0.0)) for matrix in blocks)
         step = max(step, peak / LARGEST_INDEX)
-    return float(np.float32(step))
+    return float(np.float32(step)), peak
 
 
 def _zeros_of(layer: Layer, layout: Layout) -> ZerosOf:
     """What gives the coefficients of some columns that are 0, from their matrix."""
     keep = layer.keep
     if keep is None:
-        zero_count = np.count_nonzero((layer.kernels == 0).numpy()) if layer.basis is None else 0
-        is_pruned = zero_count >= PRUNED * layer.kernels.numel()
+        count = layer.kernels.numel()
+        is_pruned = layer.basis is None and bool(
+            count - torch.count_nonzero(layer.kernels) >= PRUNED * count
+        )
         return lambda start, stop, matrix: matrix == 0 if is_pruned else None
     M = layer.M
 

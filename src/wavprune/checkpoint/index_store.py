@@ -5,12 +5,12 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
 from .compressor import bytes_of
-from .trellis import Ints
+from .trellis import IndexArray
 from .trellis_coder import Classes
 
 # Bytes of indices, and of coded streams, that stay in memory.
@@ -39,12 +39,12 @@ class Block(NamedTuple):
     Attributes:
         start: the first column.
         stop: behind the last.
-        read: gives them, ``(R, stop - start)``, int32.
+        read: gives them, ``(R, stop - start)``, int8 or int32.
     """
 
     start: int
     stop: int
-    read: Callable[[], Ints]
+    read: Callable[[], IndexArray]
 
 
 class Indices(NamedTuple):
@@ -63,18 +63,18 @@ class Indices(NamedTuple):
         """How many they are."""
         return len(self.classes.rows) * len(self.classes.columns)
 
-    def parts(self) -> Iterator[tuple[Ints, Classes]]:
+    def parts(self) -> Iterator[tuple[IndexArray, Classes]]:
         """The blocks with their classes."""
         for block in self.blocks:
             yield block.read(), self.classes.columns_of(block.start, block.stop)
 
-    def parts_reversed(self) -> Iterator[tuple[Ints, Classes]]:
+    def parts_reversed(self) -> Iterator[tuple[IndexArray, Classes]]:
         """The same, from the last."""
         for block in reversed(self.blocks):
             yield block.read(), self.classes.columns_of(block.start, block.stop)
 
 
-def whole(indices: Ints) -> list[Block]:
+def whole(indices: IndexArray) -> list[Block]:
     """A matrix in memory as one block."""
     return [Block(0, indices.shape[1], lambda: indices)]
 
@@ -91,24 +91,28 @@ class IndexStore:
         self._file = self._scratch.file
         self._end = self._kept = 0
 
-    def add(self, start: int, indices: Ints) -> Block:
+    def add(self, start: int, indices: IndexArray) -> Block:
         """Keep the indices of the columns from ``start`` on."""
         stop = start + indices.shape[1]
         if self._kept + indices.nbytes <= IN_MEMORY:
             self._kept += indices.nbytes
             return Block(start, stop, lambda: indices)
-        largest = int(np.abs(indices).max(initial=0))
-        dtype = np.int8 if largest < 1 << 7 else np.int16 if largest < 1 << 15 else np.int32
-        small = indices.astype(dtype)
+        dtype: type[np.signedinteger[Any]] = np.int8
+        if indices.dtype != np.int8:
+            largest = int(np.abs(indices).max(initial=0))
+            dtype = np.int8 if largest < 1 << 7 else np.int16 if largest < 1 << 15 else np.int32
+        small = indices.astype(dtype, copy=False)
         at, shape = self._end, indices.shape
         self._file.seek(at)
-        self._file.write(bytes_of(small.reshape(-1).view(np.uint8)))
-        self._end += small.nbytes
+        self._file.write(bytes_of(small))
+        size = small.nbytes
+        self._end += size
 
-        def read() -> Ints:
+        def read() -> IndexArray:
             self._file.seek(at)
-            data = self._file.read(small_size)
-            return np.frombuffer(data, dtype=dtype).reshape(shape).astype(np.int32)
+            # In memory that can be written, as torch asks for.
+            data = bytearray(self._file.read(size))
+            values = np.frombuffer(data, dtype=dtype).reshape(shape)
+            return values.astype(np.int32) if dtype == np.int16 else values
 
-        small_size = small.nbytes
         return Block(start, stop, read)

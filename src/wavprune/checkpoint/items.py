@@ -18,7 +18,7 @@ from .layer import Layer
 from .packed import Packer
 from .packed_layout import Layout, Matrix
 from .stored_basis import Floats, StoredBasis
-from .trellis import Ints, dequantised, rounded
+from .trellis import IndexArray, dequantised, rounded
 
 # From this share of weights that are 0 on, they were pruned, and stay 0.
 PRUNED = 0.1
@@ -67,7 +67,8 @@ class Item:
         least = max(self.least_step, peak / (1 << 21), 1e-37)
         step = float(np.float32(max(c * self.unit, least)))
         if self.factor is None:
-            return Quantised(self, step, *rounded(self.matrix, step, self.zeros))
+            done = rounded(self.matrix, step, self.zeros, peak=peak)
+            return Quantised(self, step, done.indices, done.values)
         indices = quantise_matrix(self.matrix, self.factor, step, self.zeros)
         return Quantised(self, step, indices, dequantised(indices, step))
 
@@ -90,7 +91,7 @@ class Quantised(NamedTuple):
 
     item: Item
     step: float
-    indices: Ints
+    indices: IndexArray
     values: Floats
 
     def tensor(self) -> torch.Tensor:

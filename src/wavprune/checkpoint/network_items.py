@@ -131,16 +131,28 @@ def _in_basis(hessian: Doubles, layer: Layer, layout: Layout) -> Doubles:
 
 def bias_item(entry: Tensor, sensitivity: Sensitivity) -> Item:
     """A bias, one column whose errors add up over all positions."""
-    values = entry.read()
     factor = factor_of(np.array([[[sensitivity.bias or 1e-30]]]))
+    return replace(_column(entry), unit=0.5 / math.sqrt(factor.scale), factor=factor)
+
+
+def mean_item(original: Source, link: NormLink) -> Item:
+    """Means of a batch norm, whose exact values inference does not need."""
+    var = original.tensors[link.var].read()
+    step = MEAN_STEP * max(float(var.double().mean()) ** 0.5, 1e-30)
+    return replace(_column(original.tensors[link.mean]), least_step=step)
+
+
+def _column(entry: Tensor) -> Item:
+    """A vector as one column of a step of its own."""
+    values = entry.read()
     return Item(
         name=entry.name,
         dtype=entry.dtype,
         layout=Layout(entry.shape),
         matrix=values.float().reshape(-1, 1).numpy(),
         zeros=None,
-        unit=0.5 / math.sqrt(factor.scale),
-        factor=factor,
+        unit=0.0,
+        factor=None,
         exponent=0,
         original=values,
     )
@@ -155,23 +167,4 @@ def norm_link(name: str, norm: str, eps: float) -> NormLink:
         mean=f"{norm}.running_mean",
         bias=f"{norm}.bias",
         eps=eps,
-    )
-
-
-def mean_item(original: Source, link: NormLink) -> Item:
-    """Means of a batch norm, whose exact values inference does not need."""
-    entry = original.tensors[link.mean]
-    values, var = entry.read(), original.tensors[link.var].read()
-    step = MEAN_STEP * max(float(var.double().mean()) ** 0.5, 1e-30)
-    return Item(
-        name=entry.name,
-        dtype=entry.dtype,
-        layout=Layout(entry.shape),
-        matrix=values.float().reshape(-1, 1).numpy(),
-        zeros=None,
-        unit=0.0,
-        factor=None,
-        exponent=0,
-        original=values,
-        least_step=step,
     )

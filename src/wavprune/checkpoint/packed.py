@@ -46,6 +46,8 @@ from .trellis_coder import SYMBOLS, Bytes, encode
 
 # The highest level takes milliseconds for a large part, and saves some ten bytes.
 LEVEL, LEVEL_OF_LARGE, LARGE = 19, 15, 1 << 13
+# Bytes of raw tensors, of the first ones, that are not read again.
+KEPT = 1 << 20
 # Elements that are compared at once.
 COMPARED = 1 << 16
 # Gives the bytes of a tensor, each time it is called.
@@ -60,6 +62,7 @@ class Packer:
         self._names: list[str] = []
         self._entries = Writer()
         self._raw: list[tuple[Pieces, int]] = []
+        self._kept = 0
         self._matrices: list[Indices] = []
         self._links: list[NormLink] = []
         self._bases: dict[tuple[StoredBasis, bytes], int] = {}
@@ -71,23 +74,31 @@ class Packer:
             name: its name.
             dtype: as safetensors calls it.
             shape: its shape.
-            pieces: gives its bytes, whole elements at a time, now and when the file is written.
+            pieces: gives its bytes, whole elements at a time: now and, of large tensors, when the
+                file is written.
         """
         size = BITS[dtype] // 8 if BITS[dtype] % 8 == 0 else 0
         value, filled, crc, length = b"", bool(size), 0, 0
+        kept: list[memoryview] = []
         for piece in filter(len, pieces()):
             data = np.frombuffer(piece, dtype=np.uint8)
             value = value or data[:size].tobytes()
             filled = filled and _is_filled(data, value)
             crc = checksum(data, crc)
             length += len(data)
+            if self._kept + length <= KEPT:
+                kept.append(memoryview(bytes(piece)))
         filled = filled and length > size
         self._begin(name, FILLED if filled else RAW, dtype, shape)
         if filled:
             self._entries.raw(value)
         else:
             self._entries.raw(crc.to_bytes(4, "little"))
-            self._raw.append((pieces, length))
+            if self._kept + length <= KEPT:
+                self._kept += length
+                self._raw.append((lambda: kept, length))
+            else:
+                self._raw.append((pieces, length))
 
     def logs(self, name: str, dtype: str, values: torch.Tensor) -> None:
         """A vector on the grid of ``norms.py``."""
@@ -131,11 +142,12 @@ class Packer:
             folder: where large streams wait on disk.
             compiled: use the compiled operators, where they are there; the bytes are the same.
         """
-        tallies = [self._tally(indices, compiled) for indices in self._matrices]
-        tally = sum(tallies, np.zeros((2 * trellis_tables.CLASSES, SYMBOLS), dtype=np.int64))
-        table_bytes, frequencies = trellis_tables.choose(tally)
-        bits = trellis_tables.bits_of(frequencies)
-        sizes = [math.ceil(float(bits[tally > 0] @ tally[tally > 0]) / 8) for tally in tallies]
+        total = np.zeros((2 * trellis_tables.CLASSES, SYMBOLS), dtype=np.int64)
+        tallies = [self._tally(indices, total, compiled) for indices in self._matrices]
+        table_bytes, frequencies = trellis_tables.choose(total)
+        # Of a table that nobody uses, they are infinite.
+        bits = np.where(total > 0, trellis_tables.bits_of(frequencies), 0)
+        sizes = [math.ceil(float(np.vdot(bits[used], tally)) / 8) for used, tally in tallies]
         head = Writer()
         head.blob(json.dumps(dict(self._metadata), separators=(",", ":")).encode())
         head.text("\0".join(self._names))
@@ -153,8 +165,7 @@ class Packer:
             room = sum(indices.size for indices in stream)
             coded = encode(parts, room, frequencies, compiled=compiled)
             head.numbers([len(coded.words), len(coded.escapes)])
-            for index in coded.escapes.tolist():
-                head.signed(index)
+            head.several_signed(coded.escapes)
             crc = 0
             for values in (coded.states.astype("<u4"), coded.words.astype("<u2", copy=False)):
                 crc = checksum(values, crc)
@@ -172,11 +183,15 @@ class Packer:
         return Packed(bytes(block.data), waiting, waiting.file.tell(), self._raw, sizes)
 
     @staticmethod
-    def _tally(indices: Indices, compiled: bool) -> npt.NDArray[np.int64]:
-        total = np.zeros((2 * trellis_tables.CLASSES, SYMBOLS), dtype=np.int64)
-        for part, classes in indices.parts():
-            total += trellis_tables.counts(part, classes, compiled=compiled)
-        return total
+    def _tally(
+        indices: Indices, total: npt.NDArray[np.int64], compiled: bool
+    ) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.int64]]:
+        """Which tables code a matrix, and how often each symbol; added to those of all matrices."""
+        parts = [trellis_tables.counts(*part, compiled=compiled) for part in indices.parts()]
+        tally: npt.NDArray[np.int64] = np.add.reduce(parts)
+        used = np.flatnonzero(tally.any(axis=1))
+        total[used] += tally[used]
+        return used, tally[used]
 
 
 class Packed(NamedTuple):
@@ -224,6 +239,9 @@ def _is_filled(data: Bytes, value: bytes) -> bool:
     """Whether all elements are the same as one."""
     size, one = len(value), np.frombuffer(value, dtype=np.uint8)
     step = COMPARED * size
+    # Most differ in the last one.
+    if data[-size:].tobytes() != data[:size].tobytes():
+        return False
     return all(
         not (data[start : start + step].reshape(-1, size) != one).any()
         for start in range(0, len(data), step)

@@ -108,6 +108,12 @@ class Matrix:
     exponent: int
     crc: int
 
+    @property
+    def is_direct(self) -> bool:
+        """True where its values are the tensor's, row by row."""
+        plain = self.dtype == "F32" and self.basis is None and not self.exponent
+        return plain and not self.layout.transposed
+
     def tensor(self, coefficients: Floats, synthesis: Floats | None) -> torch.Tensor:
         """The tensor of decoded coefficients ``(R, C)``; ``synthesis`` None is the identity."""
         return self.kernels(coefficients, synthesis).reshape(self.layout.shape)

@@ -13,8 +13,8 @@ from .binary import Writer
 from .container import KEY, tensor_writer
 from .loading import open_packed
 from .packed_layout import METADATA, TENSOR
+from .packed_records import heads_of
 from .saving import output_path
-from .unpacked import heads_of
 
 # A frame of RFC 8878 whose window is that of one block, without checksum.
 HEADER = bytes.fromhex("28b52ffd0038")

@@ -174,13 +174,14 @@ def save(
         source = source._replace(pruned=pruned_in(metadata))
     plan = with_record(pruned_together(plan, source), source)
     if calibration is None:
-        looked_at = choose_tensors(source, plan)
+        chosen = choose_tensors(source, plan)
+        known = verified(plan, chosen, whole_matrices=coder != TRELLIS)
+        if known is not plan:
+            # Matrices that only a record selects are not selected without it.
+            plan, chosen = known, choose_tensors(source, known)
     else:
         # Which layers are compressed follows from what the inputs reach.
-        looked_at = recorded_tensors(source, plan)
-    plan = verified(plan, looked_at, whole_matrices=coder != TRELLIS)
-    # Matrices that only a record selects are not selected without it.
-    chosen = choose_tensors(source, plan) if calibration is None else []
+        plan, chosen = verified(plan, recorded_tensors(source, plan), whole_matrices=False), []
     warn_skipped(model if isinstance(model, str | os.PathLike) else "model", source.skipped)
     goal = _goal(target_bytes, target_bits_per_weight, source)
     if calibration is not None:

@@ -13,6 +13,9 @@ extension.
 
 from __future__ import annotations
 
+import math
+from typing import Any, NamedTuple
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -23,6 +26,8 @@ except ImportError:
     ops = None  # type: ignore[assignment]  # without a compiler, numpy does it
 
 Ints = npt.NDArray[np.int32]
+# Of int8 where they fit.
+IndexArray = npt.NDArray[np.signedinteger[Any]]
 Floats = npt.NDArray[np.float32]
 
 STATES = 8
@@ -31,28 +36,45 @@ NEXT = np.array([[0, 2], [5, 7], [1, 3], [6, 4], [2, 0], [4, 6], [3, 1], [7, 5]]
 # Above this, a state is as good as out of reach.
 FAR = np.float32(1e30)
 REBASE = 64
+# Values of up to so many steps have indices of up to half of them and 2.
+NARROW = 240
 
 
-def values_of(indices: Ints) -> Ints:
+class Rounded(NamedTuple):
+    """A matrix of whole numbers times a step.
+
+    Attributes:
+        indices: ``(R, C)``.
+        values: ``(R, C)``, as decoding gives them.
+        squared_error: of the values.
+    """
+
+    indices: IndexArray
+    values: Floats
+    squared_error: float
+
+
+def values_of(indices: IndexArray) -> Ints:
     """The multiples of the step that indices ``(R, C)`` stand for."""
-    result: Ints = (2 * indices - np.sign(indices) * quantisers(indices)).astype(np.int32)
+    wide = indices.astype(np.int32)
+    result: Ints = (2 * wide - np.sign(wide) * quantisers(wide)).astype(np.int32)
     return result
 
 
-def dequantised(indices: Ints, step: float, *, compiled: bool = True) -> Floats:
+def dequantised(indices: IndexArray, step: float, *, compiled: bool = True) -> Floats:
     """The values of indices ``(R, C)``, float32, as decoding gives them."""
     if compiled and ops is not None:
         result: torch.Tensor = torch.ops.wavprune.trellis_values(
-            torch.from_numpy(indices), float(np.float32(step))
+            torch.from_numpy(indices.astype(np.int32, copy=False)), float(np.float32(step))
         )
         return result.numpy()
     return values_of(indices).astype(np.float32) * np.float32(step)
 
 
-def quantisers(indices: Ints) -> Ints:
+def quantisers(indices: IndexArray) -> Ints:
     """0 or 1, the quantiser of each of the indices ``(R, C)``."""
     state = np.zeros(indices.shape[1], dtype=np.int64)
-    result = np.empty_like(indices)
+    result = np.empty(indices.shape, dtype=np.int32)
     for row, index in enumerate(indices):
         result[row] = state & 1
         state = NEXT[state, index & 1]
@@ -82,7 +104,7 @@ def quantise(
         compiled: use the compiled operator, where it is there; the bits are the same.
 
     Returns:
-        Indices ``(C, R)``, and the errors ``weights - step * values``.
+        IndexArray ``(C, R)``, and the errors ``weights - step * values``.
     """
     shape = targets.shape
     if compiled and ops is not None:
@@ -123,33 +145,43 @@ def rounded(
     step: float,
     zeros: npt.NDArray[np.bool_] | None = None,
     *,
+    peak: float = math.inf,
+    out: Floats | None = None,
     compiled: bool = True,
-) -> tuple[Ints, Floats]:
+) -> Rounded:
     """The indices of the least squared error of a matrix whose columns are independent.
 
     Args:
         matrix: ``(R, C)``.
         step: of the values.
         zeros: ``(R, C)``: entries that must be 0; None for none.
+        peak: what no magnitude is above; with a small one, indices are int8.
+        out: gets the values; it may be the matrix.
         compiled: use the compiled operator, where it is there; the bits are the same.
-
-    Returns:
-        Indices ``(R, C)``, and their values.
     """
+    dtype = np.int8 if peak <= NARROW * step else np.int32
+    values = np.empty(matrix.shape, dtype=np.float32) if out is None else out
+    indices: IndexArray = np.empty(matrix.shape, dtype=dtype)
     if compiled and ops is not None:
-        masked = np.zeros(0, dtype=np.uint8) if zeros is None else zeros.astype(np.uint8)
-        symbols = torch.empty(matrix.shape, dtype=torch.int32)
-        values = torch.empty(matrix.shape)
-        torch.ops.wavprune.trellis_round_(
-            *map(torch.from_numpy, (_float32(matrix), np.ascontiguousarray(masked))),
-            *(float(np.float32(step)), symbols, values),
+        given = _float32(matrix) if matrix.strides[1] != matrix.itemsize else matrix
+        masked = np.zeros(0, dtype=np.uint8)
+        if zeros is not None:
+            masked = np.ascontiguousarray(zeros).view(np.uint8)
+        found: torch.Tensor = torch.ops.wavprune.trellis_round_(
+            *map(torch.from_numpy, (given, masked)),
+            *(float(np.float32(step)), torch.from_numpy(indices), torch.from_numpy(values)),
         )
-        return symbols.numpy(), values.numpy()
-    targets = _float32(matrix.T)
-    flipped = None if zeros is None else zeros.T
-    indices = quantise(targets, targets, step, zeros=flipped, compiled=False)[0]
-    indices = np.ascontiguousarray(indices.T)
-    return indices, dequantised(indices, step, compiled=False)
+        errors = found.numpy()
+    else:
+        targets = _float32(matrix.T)
+        flipped = None if zeros is None else zeros.T
+        indices[...] = quantise(targets, targets, step, zeros=flipped, compiled=False)[0].T
+        decoded = dequantised(indices, step, compiled=False)
+        change = (decoded - matrix)[::-1].astype(np.float64)
+        # In the order of the operator's sums.
+        errors = np.add.accumulate(change * change, axis=0)[-1]
+        values[...] = decoded
+    return Rounded(indices, values, float(np.add.accumulate(errors)[-1]))
 
 
 def _float32(array: Floats) -> Floats:

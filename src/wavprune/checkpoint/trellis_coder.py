@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 
 from ..errors import WavpruneError
-from .trellis import LARGEST_INLINE, NEXT, Floats, Ints, quantisers
+from .trellis import LARGEST_INLINE, NEXT, Floats, IndexArray, Ints, quantisers
 
 try:
     from .. import ops
@@ -77,15 +77,17 @@ class Coded(NamedTuple):
     escapes: Ints
 
 
-def symbols_of(indices: Ints) -> Ints:
+def symbols_of(indices: IndexArray) -> Ints:
     """The symbols of indices; ``ESCAPE`` for large ones."""
-    magnitudes = np.abs(indices)
+    magnitudes = np.abs(indices.astype(np.int32))
     return np.where(
         magnitudes > LARGEST_INLINE, ESCAPE, 2 * magnitudes - (indices < 0).astype(np.int32)
     )
 
 
-def counts(indices: Ints, classes: Classes, *, compiled: bool = True) -> npt.NDArray[np.int64]:
+def counts(
+    indices: IndexArray, classes: Classes, *, compiled: bool = True
+) -> npt.NDArray[np.int64]:
     """How often each symbol is coded by each table, ``(2 * classes, 256)``."""
     if compiled and ops is not None:
         tensors = [torch.from_numpy(array) for array in (indices, classes.rows, classes.columns)]
@@ -98,13 +100,13 @@ def counts(indices: Ints, classes: Classes, *, compiled: bool = True) -> npt.NDA
 
 
 def sums(
-    indices: Ints, kinds: Bytes, number: int, *, compiled: bool = True
+    indices: IndexArray, kinds: Bytes, number: int, *, compiled: bool = True
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Sums of the magnitudes of indices ``(R, C)``: of each row, and of the rows of each kind.
 
     Args:
         indices: the indices.
-        kinds: ``(R,)``: of the rows.
+        kinds: ``(R,)``: of the rows; ``(0,)`` where there are none.
         number: of kinds.
         compiled: use the compiled operator, where it is there.
 
@@ -115,16 +117,17 @@ def sums(
         found: torch.Tensor = torch.ops.wavprune.trellis_sums(
             torch.from_numpy(indices), torch.from_numpy(kinds), number
         )
-        of_rows, of_kinds = np.split(found.numpy(), [len(indices)])
-        return of_rows, of_kinds.reshape(number, -1)
-    magnitudes = np.abs(indices).astype(np.int64)
+        both = found.numpy()
+        return both[: len(indices)], both[len(indices) :].reshape(number, indices.shape[1])
+    magnitudes = np.abs(indices.astype(np.int64))
     of_kinds = np.zeros((number, indices.shape[1]), dtype=np.int64)
-    np.add.at(of_kinds, kinds, magnitudes)
+    if number:
+        np.add.at(of_kinds, kinds, magnitudes)
     return magnitudes.sum(axis=1), of_kinds
 
 
 def encode(
-    matrices: Iterable[tuple[Ints, Classes]],
+    matrices: Iterable[tuple[IndexArray, Classes]],
     room: int,
     frequencies: Ints,
     *,
@@ -133,9 +136,9 @@ def encode(
     """A stream of matrices.
 
     Args:
-        matrices: indices ``(R, C)``, int32 and contiguous, with their classes, from the last of the
-            stream to the first. Parts of a matrix are matrices, where a part ends at a whole group
-            of columns.
+        matrices: indices ``(R, C)``, int8 or int32 and contiguous, with their classes, from the
+            last of the stream to the first. Parts of a matrix are matrices, where a part ends at a
+            whole group of columns.
         room: how many indices they have.
         frequencies: ``(2 * classes, 256)``, those of each table 0 or of sum 4,096.
         compiled: use the compiled operator, where it is there; the bytes are the same.
@@ -144,9 +147,10 @@ def encode(
     state = np.full(2 + COLUMNS, LEAST_STATE, dtype=np.int64)
     state[:2] = room, 0
     escapes: list[Ints] = []
+    codes = (np.cumsum(frequencies, axis=1, dtype=np.int32) - frequencies) << 16 | frequencies
     for indices, classes in matrices:
         if compiled and ops is not None:
-            tensors = (words.view(np.int16), state, frequencies, classes.rows, classes.columns)
+            tensors = (words.view(np.int16), state, codes, classes.rows, classes.columns)
             escaped = torch.ops.wavprune.trellis_encode_(
                 *map(torch.from_numpy, tensors), classes.number, torch.from_numpy(indices)
             )
@@ -162,7 +166,7 @@ def _encode(
     words: npt.NDArray[np.uint16],
     state: npt.NDArray[np.int64],
     frequencies: Ints,
-    indices: Ints,
+    indices: IndexArray,
     classes: Classes,
 ) -> Ints:
     starts = np.cumsum(frequencies, axis=1) - frequencies
@@ -212,14 +216,22 @@ class Decoder:
         """How many words of the stream have been read."""
         return int(self._state[0])
 
-    def read(self, classes: Classes, step: float) -> Floats:
+    def read(self, classes: Classes, step: float, out: Floats | None = None) -> Floats:
         """The next matrix, ``(R, C)``, float32.
+
+        Args:
+            classes: of the matrix.
+            step: of the values.
+            out: rows that get them; None for new ones.
 
         Raises:
             WavpruneError: the stream ends within it.
         """
+        if out is None:
+            out = np.empty(classes.shape, dtype=np.float32)
         if not self._compiled:
-            return self._read(classes, np.float32(step))
+            self._read(classes, np.float32(step), out)
+            return out
         tensors = (
             self._words.view(np.int16),
             self._state,
@@ -228,17 +240,17 @@ class Decoder:
             classes.columns,
         )
         try:
-            result: torch.Tensor = torch.ops.wavprune.trellis_decode(
+            torch.ops.wavprune.trellis_decode_(
                 *map(torch.from_numpy, tensors),
                 *(classes.number, torch.from_numpy(self._escapes), float(np.float32(step))),
+                torch.from_numpy(out),
             )
         except RuntimeError as error:
             raise WavpruneError("its coded values end early") from error
-        return result.numpy()
+        return out
 
-    def _read(self, classes: Classes, step: np.float32) -> Floats:
+    def _read(self, classes: Classes, step: np.float32, out: Floats) -> None:
         rows, columns = classes.shape
-        out = np.empty((rows, columns), dtype=np.float32)
         table = classes.table()
         position, escape, *states = self._state.tolist()
         x = np.array(states, dtype=np.int64)
@@ -272,7 +284,6 @@ class Decoder:
         if position > last:
             raise WavpruneError("its coded values end early")
         self._state[:] = [position, escape, *x.tolist()]
-        return out
 
     def end(self) -> None:
         """Raise WavpruneError unless all of the stream was read, to the states it began with."""
@@ -289,10 +300,11 @@ def decoding_tables(frequencies: Ints) -> npt.NDArray[np.uint32]:
         frequencies: ``(tables, 256)``, those of each table 0 or of sum 4,096.
     """
     result = np.zeros((len(frequencies), TOTAL), dtype=np.uint32)
-    place = np.arange(TOTAL)
-    for table, sizes in enumerate(frequencies):
-        if sizes.any():
-            symbols = np.repeat(np.arange(SYMBOLS), sizes)
-            starts = np.cumsum(sizes) - sizes
-            result[table] = symbols << 24 | sizes[symbols] << 12 | (place - starts[symbols])
+    used = np.flatnonzero(frequencies.any(axis=1))
+    sizes = frequencies[used].astype(np.int64)
+    starts = np.cumsum(sizes, axis=1) - sizes
+    first = np.arange(SYMBOLS) << 24 | sizes << 12
+    first -= starts
+    entries = np.repeat(first.astype(np.uint32), sizes.ravel()).reshape(-1, TOTAL)
+    result[used] = entries + np.arange(TOTAL, dtype=np.uint32)
     return result.ravel()

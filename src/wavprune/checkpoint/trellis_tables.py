@@ -8,16 +8,18 @@ so that it is the same on every machine.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import WavpruneError
 from .binary import Reader, Writer
-from .trellis import Ints
-from .trellis_coder import ESCAPE, SYMBOLS, TOTAL, Bytes, Classes, counts, sums
+from .trellis import IndexArray, Ints
+from .trellis_coder import ESCAPE, SYMBOLS, TOTAL, Classes, counts, sums
 
 Doubles = npt.NDArray[np.float64]
 
@@ -126,10 +128,12 @@ def choose(symbol_counts: npt.NDArray[np.int64]) -> tuple[bytes, Ints]:
         best = int(costs.argmin())
         codes[table], chosen[table] = best + 1, tables[best]
         own = frequencies_of(symbols[:ESCAPE] / total)
+        own_cost = float(bits_of(own[None])[0] @ symbols.astype(np.float32))
+        if own_cost >= costs[best]:
+            continue
         own_bytes = Writer()
         last = int(np.flatnonzero(own[:ESCAPE])[-1]) + 1 if own[:ESCAPE].any() else 0
         own_bytes.numbers([last, *own[:last].tolist()])
-        own_cost = float(bits_of(own[None])[0] @ symbols.astype(np.float32))
         if own_cost + 8 * len(own_bytes.data) < costs[best]:
             codes[table], chosen[table] = WRITTEN, own
             written.raw(bytes(own_bytes.data))
@@ -147,8 +151,8 @@ def read(reader: Reader) -> Ints:
     for table, code in enumerate(codes):
         if code == WRITTEN:
             last = reader.number(ESCAPE)
-            sizes = [reader.number(TOTAL - 1) for _ in range(last)]
-            rest = TOTAL - sum(sizes)
+            sizes = reader.several(last, TOTAL - 1)
+            rest = TOTAL - int(sizes.sum())
             if not 1 <= rest < TOTAL:
                 raise WavpruneError("the frequencies of a table do not add up")
             chosen[table, :last] = sizes
@@ -160,54 +164,69 @@ def read(reader: Reader) -> Ints:
     return chosen
 
 
-def classify(blocks: Sequence[Callable[[], Ints]]) -> Classes:
+def classify(blocks: Sequence[Callable[[], IndexArray]]) -> Classes:
     """Classes of rows and columns by their mean magnitudes, where these save more than they take.
 
     Args:
-        blocks: give indices ``(R, C)``, int32, of columns from left to right; called twice.
+        blocks: give indices ``(R, C)``, int8 or int32, of columns from left to right; called twice.
     """
-    sums_of_rows, columns = [], 0
+    sums_of_rows, number = [], 0
     for block in blocks:
         indices = block()
-        columns += indices.shape[1]
-        sums_of_rows.append(sums(indices, np.zeros(len(indices), dtype=np.uint8), 1)[0])
-    rows = len(sums_of_rows[0])
-    of_rows = np.add.reduce(sums_of_rows) / columns + LEAST_MEAN
+        number += indices.shape[1]
+        sums_of_rows.append(sums(indices, np.zeros(0, dtype=np.uint8), 0)[0])
+    of_rows = np.add.reduce(sums_of_rows) / number + LEAST_MEAN
     mean = float(of_rows.mean())
-    by_row = _halves(of_rows / mean)
-    row_kinds, row_kind, row_counts = _kinds(by_row)
-    byte_kinds = row_kind.astype(np.uint8)
-    of_kinds = [sums(block(), byte_kinds, len(row_kinds))[1] for block in blocks]
-    by_kind = np.concatenate(of_kinds, axis=1)
-    by_column = _halves((by_kind.sum(axis=0) / rows + LEAST_MEAN) / mean)
-    column_kinds, column_kind, column_counts = _kinds(by_column)
-    magnitude = np.zeros((len(row_kinds), len(column_kinds)))
-    np.add.at(magnitude.T, column_kind, by_kind.T)
-    entries = row_counts[:, None] * column_counts
+    rows = _kinds(of_rows / mean)
+    kinds = rows.kind.astype(np.uint8)
+    of_kinds = [sums(block(), kinds, len(rows.halves))[1] for block in blocks]
+    by_kind = np.concatenate(of_kinds, axis=1) if len(of_kinds) > 1 else of_kinds[0]
+    columns = _kinds((by_kind.sum(axis=0) / len(of_rows) + LEAST_MEAN) / mean)
+    shape = len(rows.halves), len(columns.halves)
+    at = np.arange(shape[0])[:, None] * shape[1] + columns.kind
+    # Whole numbers below 2**53, whose sums have any order.
+    magnitude = np.bincount(at.ravel(), by_kind.ravel(), minlength=math.prod(shape)).reshape(shape)
+    entries = rows.counts[:, None] * columns.counts
     base = int(_halves(np.array([mean]))[0]) - FIRST_CLASS
     zero, more = _geometric_bits()
-    options: list[tuple[float, int, Classes]] = []
-    for row_part in (1, 0):
-        for column_part in (1, 0):
-            low = int((column_part * column_kinds).min())
-            top = np.clip(row_part * row_kinds + base + low, 0, CLASSES - 1)
-            left = np.minimum(column_part * column_kinds - low, CLASSES - 1)
+    options: list[tuple[float, int, npt.NDArray[np.int64], npt.NDArray[np.int64]]] = []
+    for column_part in (1, 0):
+        halves = column_part * columns.halves
+        low = int(halves.min())
+        left = np.minimum(halves - low, CLASSES - 1)
+        column_bits = _entropy(left, columns.counts) if column_part else 0.0
+        for row_part in (1, 0):
+            top = np.maximum(row_part * rows.halves + base + low, 0)
+            top = np.minimum(top, CLASSES - 1)
             seen = np.minimum(top[:, None] + left, CLASSES - 1)
             bits = float((zero[seen] * entries + more[seen] * magnitude).sum())
-            classes = Classes(
-                top[row_kind].astype(np.uint8), left[column_kind].astype(np.uint8), CLASSES
-            )
-            bits += _entropy(classes.rows) + _entropy(classes.columns)
-            options.append((bits, len(options), classes))
-    return min(options)[2]
+            bits += (_entropy(top, rows.counts) if row_part else 0.0) + column_bits
+            options.append((bits, 2 * (1 - row_part) - column_part, top, left))
+    *_, top, left = min(options, key=lambda option: option[:2])
+    return Classes(top.astype(np.uint8)[rows.kind], left.astype(np.uint8)[columns.kind], CLASSES)
 
 
-def _kinds(
-    halves: npt.NDArray[np.int64],
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.intp], npt.NDArray[np.int64]]:
-    """The values that there are, which of these each is, and how often each is there."""
-    values, kind, number = np.unique(halves, return_inverse=True, return_counts=True)
-    return values, kind.reshape(-1), number
+class _Kinds(NamedTuple):
+    """Rows or columns by their means.
+
+    Attributes:
+        halves: the half octaves that there are.
+        kind: which of these each has.
+        counts: how often each is there.
+    """
+
+    halves: npt.NDArray[np.int64]
+    kind: npt.NDArray[np.intp]
+    counts: npt.NDArray[np.intp]
+
+
+def _kinds(means: Doubles) -> _Kinds:
+    halves = _halves(means)
+    low = int(halves.min())
+    counts = np.bincount(halves - low)
+    there = np.flatnonzero(counts)
+    number = np.cumsum(counts > 0) - 1
+    return _Kinds(there + low, number[halves - low], counts[there])
 
 
 @lru_cache(maxsize=1)
@@ -224,10 +243,10 @@ def _halves(means: Doubles) -> npt.NDArray[np.int64]:
     return result
 
 
-def _entropy(classes: Bytes) -> float:
-    tally = np.bincount(classes)
+def _entropy(classes: npt.NDArray[np.int64], counts: npt.NDArray[np.intp]) -> float:
+    tally = np.bincount(classes, counts)
     tally = tally[tally > 0]
-    return float((tally * np.log2(len(classes) / tally)).sum()) + 2 * (len(tally) > 1)
+    return float((tally * np.log2(counts.sum() / tally)).sum()) + 2 * (len(tally) > 1)
 
 
 __all__ = ["CLASSES", "choose", "classify", "counts", "family", "read"]

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from ..checkpoint.formats import STATE_DICTS
-from ..checkpoint.plan import LARGEST_KERNEL
+from ..checkpoint.prepared import LARGEST_KERNEL
 from ..checkpoint.prune import prune_file
 from ..config import RULES, SCOPES, PruneConfig
 from ..engine.patterns import pattern_method
