@@ -41,6 +41,7 @@ from wavprune.calibration.sensitivity import Recorder
 from wavprune.checkpoint import network_items, study
 from wavprune.checkpoint.feedback import factor_of
 from wavprune.checkpoint.folding import fold
+from wavprune.checkpoint.twice import in_one_batch
 
 from .packed_baselines import Linear, State, cerwu, nncodec
 from .packed_cases import CASES, SETTINGS, Case, Setting
@@ -173,7 +174,7 @@ def feedback(wanted: bool) -> Iterator[None]:
     """Without it, errors are not made up for by later weights, nor by later layers."""
     with (
         patch.object(network_items, "factor_of", partial(factor_of, feedback=wanted)),
-        patch.object(study, "in_one_batch", study.in_one_batch if wanted else lambda *_: None),
+        patch.object(study, "in_one_batch", in_one_batch if wanted else lambda *_: None),
     ):
         yield
 

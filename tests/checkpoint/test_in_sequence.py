@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,7 +10,8 @@ import torch
 from torch import nn
 
 from wavprune import checkpoint
-from wavprune.checkpoint import study
+from wavprune.checkpoint import study, twice, ways
+from wavprune.checkpoint.study import Study
 
 PATH = "small.safetensors"
 
@@ -59,37 +61,90 @@ def test_later_layers_make_up_for_earlier_ones(
 
 
 class Mixing(nn.Module):
-    """Its last layer reads the samples of a batch together, an odd number of rows."""
+    """Its last layer reads the samples of a batch together, in one row more or in rows of both."""
 
-    def __init__(self) -> None:
+    def __init__(self, rows: str) -> None:
         super().__init__()
         torch.manual_seed(0)
+        self.rows = rows
         self.conv = nn.Conv2d(3, 8, 3, padding=1)
         self.linear = nn.Linear(8, 8)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        mean = torch.relu(self.conv(x)).mean((2, 3))
-        both = torch.cat([mean, mean.mean(0, keepdim=True)])
-        out: torch.Tensor = self.linear(both)[:-1]
+        hidden = torch.relu(self.conv(x)).flatten(2)
+        if self.rows == "places first":
+            out: torch.Tensor = self.linear(hidden.permute(2, 0, 1)).mean(0)
+        elif self.rows == "one more":
+            mean = hidden.mean(2)
+            out = self.linear(torch.cat([mean, mean.mean(0, keepdim=True)]))[:-1]
+        elif self.rows == "one by one":
+            out = torch.stack([self.linear(one) for one in hidden.mean(2)])
+        else:
+            assert self.rows == "crops first"
+            crops = torch.cat([x[:, :, 2:], x[:, :, :-2]])
+            out = self.linear(torch.relu(self.conv(crops)).mean((2, 3)))
+            out = out.reshape(2, len(x), -1).mean(0)
         return out
 
 
 @pytest.mark.parametrize(
     ("net", "batches"),
     [
-        (Mixing(), [images(20), images(20)]),
+        *(
+            (Mixing(rows), [images(20), images(20)])
+            for rows in ("places first", "one more", "one by one", "crops first")
+        ),
         # Inputs of several shapes.
         (deep(), [images(20), images(20)[:, :, :10], images(20)[:, :, :10, :8]]),
     ],
-    ids=["samples together", "several shapes"],
+    ids=["places first", "one more", "one by one", "crops first", "several shapes"],
 )
 def test_networks_that_cannot_run_twice_in_a_batch(
-    tmp_path: Path, net: nn.Module, batches: list[torch.Tensor]
+    tmp_path: Path, net: nn.Module, batches: list[torch.Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(ways, "in_sequence", None)
     saved = checkpoint.save(net, tmp_path / PATH, calibration=batches, target_kl=0.01)
     assert saved.measured_kl is not None
     assert saved.measured_kl <= 0.011
     net.load_state_dict(checkpoint.load(saved.path))
+
+
+def test_large_layers_run_with_fewer_inputs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = []
+    original = ways.in_sequence
+
+    def spy(study: Study, c: float) -> ways.Network:
+        assert study.together is not None
+        sizes.append(len(study.together))
+        return original(study, c)
+
+    monkeypatch.setattr(ways, "in_sequence", spy)
+    # What a layer reads of an input of both networks: 16 kernels of 3 x 3 at 24 places.
+    monkeypatch.setattr(twice, "MOST_BYTES", 50 * 2 * 16 * 9 * 24 * 4)
+    batches = torch.split(images(), 40)
+    checkpoint.save(deep(), tmp_path / PATH, calibration=batches, target_kl=0.01)
+    assert set(sizes) == {50}
+
+
+def try_of(quantise: Any, size: int, divergence: torch.Tensor) -> ways._Try:
+    study: Any = SimpleNamespace(weights=1000)
+    tried = ways.Tried(1.0, ways.Network({}, {}, 0.0), divergence.double())
+    return ways._Try(ways.Way(study, quantise), tried, size)
+
+
+def test_what_a_few_inputs_cannot_tell_apart() -> None:
+    torch.manual_seed(0)
+    each = torch.distributions.Exponential(100.0).sample((64,))
+    noise = 1 + 0.4 * torch.randn(64)
+    first = try_of(1, 500, each)
+    like = try_of(2, 500, each * noise)
+    for factor in (1.5, 10, 1000):
+        far = try_of(3, 500, each * noise * factor)
+        assert far.cost() - first.cost() > far.uncertainty(first)
+    assert abs(like.cost() - first.cost()) < 2 * like.uncertainty(first)
+    assert try_of(4, 500, torch.full((64,), torch.nan)).cost() == torch.inf
 
 
 @pytest.mark.parametrize("wide", [False, True])

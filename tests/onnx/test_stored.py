@@ -56,7 +56,7 @@ def test_weights_come_back_under_their_names_and_in_their_order(tmp_path: Path) 
     found, before = (graphs.arrays(m) for m in (onnx.load(tmp_path / "b.onnx"), graphs.network()))
     assert found.keys() == before.keys()
     for name in ("mat", "fc.weight", "up.weight", "second"):
-        np.testing.assert_allclose(found[name], before[name], atol=0.1)
+        np.testing.assert_allclose(found[name], before[name], atol=0.2)
 
 
 MATRICES: dict[str, Any] = {

@@ -12,6 +12,7 @@ import copy
 import math
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,7 +28,7 @@ from .plan import Plan
 from .report import SaveReport
 from .search import Search
 from .study import Study, study_of
-from .ways import Found, Tried, Way, best_way, by_themselves
+from .ways import Network, Tried, Way, best_way, by_themselves
 
 # Inputs that are held back to measure on, of those there are.
 HELD, MOST_HELD = 0.25, 256
@@ -100,7 +101,7 @@ def save_calibrated(
         path,
         begin,
         step=reached.c,
-        predicted_kl=reached.found.predicted,
+        predicted_kl=reached.network.predicted,
         measured_kl=reached.measured,
     )
 
@@ -127,6 +128,16 @@ def _parts(
 
 def _search(study: Study, target: Target, folder: Path) -> tuple[Tried, Model]:
     way, tried = best_way(study, study.step_for(target.kl or USUAL_KL), folder)
+    if way.quantise is not by_themselves:
+        # Where it fails at other steps, the other way may not.
+        with suppress(WavpruneError):
+            return _reached(way, tried, target, folder)
+        way = Way(study, by_themselves)
+        tried = way.measured(tried.c, way.at(tried.c))
+    return _reached(way, tried, target, folder)
+
+
+def _reached(way: Way, tried: Tried, target: Target, folder: Path) -> tuple[Tried, Model]:
     if target.bytes is not None:
         return _with_bytes(way, target.bytes, tried.c, folder)
     assert target.kl is not None
@@ -147,20 +158,21 @@ def _search(study: Study, target: Target, folder: Path) -> tuple[Tried, Model]:
             f"no step brings the divergence to target_kl={target.kl:g}; the nearest has "
             f"{nearest.measured:g}"
         )
-    return best, way.packed(best.found, folder)
+    return best, way.packed(best.network, folder)
 
 
 def _with_bytes(way: Way, wanted: float, c: float, folder: Path) -> tuple[Tried, Model]:
-    found: Found
+    network: Network
 
     def pack_at(way: Way, c: float) -> Model:
-        nonlocal found
-        found = way.at(c)
-        return way.packed(found, folder)
+        nonlocal network
+        network = way.at(c)
+        return way.packed(network, folder)
 
-    # Both ways come to about the same bytes, and the first is much faster.
-    for one in dict.fromkeys((by_themselves, way.quantise)):
-        c, packed = reach_bytes(
-            partial(pack_at, way._replace(quantise=one)), wanted, c, way.study.weights
-        )
-    return way.measured(c, found), packed
+    if way.quantise is not by_themselves:
+        # Both ways come to about the same bytes, and that one is much faster.
+        start = partial(pack_at, way._replace(quantise=by_themselves))
+        with suppress(WavpruneError):
+            c, _ = reach_bytes(start, wanted, c, way.study.weights)
+    c, packed = reach_bytes(partial(pack_at, way), wanted, c, way.study.weights)
+    return way.measured(c, network), packed

@@ -2,11 +2,9 @@
 
 The network runs twice in one batch: as it was in the first half, quantised in the second. When a
 layer is called, its inputs in both are there. Before its weights ``W`` are quantised they become
-the least-squares solution for the second onto the outputs of the first,
-``W C (A + ridge)^-1`` with ``A`` the covariance of the quantised network's patches and ``C`` that
-with the other's, so that each layer makes up for the errors of those before it (as in the
-asymmetric calibration of Li et al. 2025, "GPTAQ"). Then its bias takes up what is left of the
-mean.
+the least-squares solution for the second onto the outputs of the first (``making_up.py``), so that
+each layer makes up for the errors of those before it, as in the asymmetric calibration of Li et al.
+2025, "GPTAQ". Then its bias takes up what is left of the mean.
 """
 
 from __future__ import annotations
@@ -33,9 +31,10 @@ from ..calibration.statistics import (
 from .items import Item, Quantised
 from .making_up import made_up
 from .study import Study
+from .twice import LEAST_POSITIONS
 
-# Patches for each column of a layer's matrix, and positions of every input at least.
-PER_COLUMN, LEAST_POSITIONS = 25, 24
+# Patches for each column of a layer's matrix.
+PER_COLUMN = 25
 
 
 def quantise_in_sequence(
@@ -51,8 +50,6 @@ def quantise_in_sequence(
     Returns:
         By name, what is quantised, and other tensors that took up a shift.
 
-    Raises:
-        WavpruneError: the network mixes the samples of a batch.
     """
     batch = study.together
     assert batch is not None
@@ -85,14 +82,17 @@ class _Quantising(Tap):
         if is_first and weight in self._study.shifts:
             shift = channel_moments(name, plain, before).mean
             shift = shift - channel_moments(name, coarse, after).mean
-            if self._take_up(weight, shift.cpu()) == f"{name}.bias".removeprefix("."):
+            if self._take_up(weight, shift) == f"{name}.bias".removeprefix("."):
                 after = self._run(name, coarse)
         return torch.cat([before, after])
 
     def norm(self, name: str, call: NormCall) -> torch.Tensor:
         plain, coarse = halves(call.input)
-        own = {part: self._tensors.get(f"{name}.{part}") for part in ("bias", "running_mean")}
-        replaced = {part: tensor for part, tensor in own.items() if tensor is not None}
+        replaced = {
+            part: self._tensors[f"{name}.{part}"].to(coarse.device)
+            for part in ("bias", "running_mean")
+            if f"{name}.{part}" in self._tensors
+        }
         return torch.cat([call.run(input=plain), call.run(input=coarse, **replaced)])
 
     def finish(self) -> None:
@@ -103,12 +103,16 @@ class _Quantising(Tap):
 
     def _run(self, name: str, call: Call) -> torch.Tensor:
         weight, bias = (f"{name}.{part}".removeprefix(".") for part in ("weight", "bias"))
-        return call.run(weight=self._tensors[weight], bias=self._tensors.get(bias))
+        home = call.input.device
+        moved = self._tensors.get(bias)
+        return call.run(
+            weight=self._tensors[weight].to(home), bias=None if moved is None else moved.to(home)
+        )
 
     def _quantise(self, item: Item) -> None:
         found = item.quantised(self._c)
         self.quantised[item.name] = found
-        self._tensors[item.name] = found.tensor().to(self._study.held[0].device)
+        self._tensors[item.name] = found.tensor()
         self._done(item)
 
     def _take_up(self, weight: str, shift: torch.Tensor) -> str:
@@ -121,13 +125,13 @@ class _Quantising(Tap):
         else:
             before = self._study.plain[name]
             self.changed[name] = (before.double() + sign * shift.to(before.device)).to(before.dtype)
-            self._tensors[name] = self.changed[name].to(self._study.held[0].device)
+            self._tensors[name] = self.changed[name]
         return name
 
     def _solved(self, name: str, item: Item, plain: Call, coarse: Call) -> Item:
         """The item of the weights that make up for what the layers before have lost."""
         site = self._study.sites[name]
-        if site.calls > 1 or item.layer is None:
+        if site.calls > 1:
             return item
         wanted = positions_per_sample(site.rows, len(coarse.batched), PER_COLUMN, LEAST_POSITIONS)
         positions = sampled_positions(

@@ -82,7 +82,7 @@ class SaveReport:
         left_out: entries of a nested checkpoint that are not in the file: what is no tensor, or
             lies beside the state dict.
         predicted_kl: with calibration: the divergence of the outputs that the errors' sensitivities
-            add up to, in nats a sample.
+            add up to, in nats a sample, if no layer makes up for others.
         measured_kl: with calibration: the same, measured on inputs that were held back.
     """
 

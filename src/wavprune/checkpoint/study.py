@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -22,11 +22,10 @@ from .plan import Plan, choose_tensors
 from .quantisers import KEEP
 from .records import DTYPES
 from .sources import Source, Tensor, tensors_of
+from .twice import in_one_batch
 
 # The squared error of a trellis of 8 states over that of rounding to half its step.
 TRELLIS_ERROR = 1 / 30
-# Values that a layer may return for both networks of a pass.
-MOST_VALUES = 1 << 28
 # The share of weights that have a basis from which on it is tried whether they need one.
 WORTH_A_TRY = 0.2
 
@@ -42,10 +41,10 @@ class Study(NamedTuple):
         choices: by name, weights whose basis was chosen.
         shifts: name of a weight -> name of what takes up the mean of its errors, the mean inputs
             that they are multiplied with, and which sign the shift has there.
-        plain: what takes up a shift and is no item, as it was: running the copy changes it.
+        plain: what takes up a shift and is no item, as it was.
         norms: batch norms that are unfolded again when the file is read.
         direction: says how far outputs are apart.
-        together: inputs to learn from, in one batch; None where their shapes differ.
+        together: inputs to learn from, in one batch; None where two networks cannot run in one.
         held: inputs to measure on.
         dense: the outputs of the model for these.
         progress: show progress bars on standard error.
@@ -163,19 +162,11 @@ def study_of(
         bias: source.tensors[bias].read() for bias, _, _ in shifts.values() if bias not in coded
     }
     norms = Norms(original, links)
-    together = in_one_batch(fit, [sites[_module_of(tensor)] for tensor in chosen])
+    together = in_one_batch(network, fit, names)
     return Study(
         *(network, source, sites, items, choices, shifts, plain),
         *(norms, direction, together, held, dense, progress),
     )
-
-
-def in_one_batch(fit: Sequence[torch.Tensor], sites: Sequence[Site]) -> torch.Tensor | None:
-    """As many inputs as two networks may run on at once; None where their shapes differ."""
-    if len({batch.shape[1:] for batch in fit}) > 1:
-        return None
-    largest = max(site.positions * site.rows.groups * site.rows.num_rows for site in sites)
-    return torch.cat(list(fit))[: max(1, MOST_VALUES // (2 * largest))]
 
 
 def _refs(model: nn.Module) -> list[LayerRef]:

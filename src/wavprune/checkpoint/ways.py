@@ -21,13 +21,13 @@ from .packing import Model, pack
 from .study import Study
 
 
-class Found(NamedTuple):
-    """A network at one ``c``.
+class Network(NamedTuple):
+    """A quantised network.
 
     Attributes:
         quantised: its weights and biases, by name.
         changed: other tensors that took up a shift, by name.
-        predicted: the divergence that it should have.
+        predicted: the divergence that all errors add up to, if no layer makes up for others.
     """
 
     quantised: dict[str, Quantised]
@@ -36,16 +36,16 @@ class Found(NamedTuple):
 
 
 class Tried(NamedTuple):
-    """A network at one ``c``, measured on inputs that were held back.
+    """A quantised network, measured on inputs that were held back.
 
     Attributes:
-        c: see above.
-        found: the network.
+        c: every step is a number of its weight's own times this.
+        network: what was measured.
         divergence: of the outputs for each input.
     """
 
     c: float
-    found: Found
+    network: Network
     divergence: torch.Tensor
 
     @property
@@ -54,7 +54,10 @@ class Tried(NamedTuple):
         return float(self.divergence.mean())
 
 
-Quantise = Callable[[Study, float], Found]
+# A divergence that is none, and inputs of which nothing is known of their spread.
+LEAST, FEW = 1e-12, 8
+
+Quantise = Callable[[Study, float], Network]
 
 
 class Way(NamedTuple):
@@ -62,36 +65,38 @@ class Way(NamedTuple):
 
     Attributes:
         study: of the network.
-        quantise: it, at one ``c``.
+        quantise: makes a network of the study and a number ``c``.
     """
 
     study: Study
     quantise: Quantise
 
-    def at(self, c: float) -> Found:
+    def at(self, c: float) -> Network:
         """The network at one ``c``."""
         return self.quantise(self.study, c)
 
-    def measured(self, c: float, found: Found) -> Tried:
-        """What the divergence of the outputs is."""
+    def measured(self, c: float, network: Network) -> Tried:
+        """A network, with the divergence of its outputs."""
         study = self.study
         # Not the means that only unfolding needs.
         means = {link.mean for link in study.norms.links}
-        tensors = {n: one.tensor() for n, one in found.quantised.items() if n not in means}
-        tensors |= found.changed
+        tensors = {n: one.tensor() for n, one in network.quantised.items() if n not in means}
+        tensors |= network.changed
         state = study.network.model.state_dict()
         own = {name: state[name].clone() for name in tensors}
-        for name, tensor in tensors.items():
-            state[name].copy_(tensor)
-        after = study.network.outputs(study.held)
-        for name, tensor in own.items():
-            state[name].copy_(tensor)
-        return Tried(c, found, study.direction.divergence(study.dense, after))
+        try:
+            for name, tensor in tensors.items():
+                state[name].copy_(tensor)
+            after = study.network.outputs(study.held)
+        finally:
+            for name, tensor in own.items():
+                state[name].copy_(tensor)
+        return Tried(c, network, study.direction.divergence(study.dense, after))
 
-    def packed(self, found: Found, folder: Path) -> Model:
+    def packed(self, network: Network, folder: Path) -> Model:
         """The file of a network."""
         study = self.study
-        return pack(study.source, found.quantised, folder, found.changed, study.norms)
+        return pack(study.source, network.quantised, folder, network.changed, study.norms)
 
 
 def best_way(study: Study, c: float, folder: Path) -> tuple[Way, Tried]:
@@ -101,16 +106,22 @@ def best_way(study: Study, c: float, folder: Path) -> tuple[Way, Tried]:
     weights have one, it is measured too. Where a few inputs cannot tell ways apart, the first
     counts that is expected to be better.
     """
-    flat = study.without_bases()
-    ways = [Way(one, in_sequence) for one in (study, flat) if one is not None]
-    tries = [_try(Way(study, by_themselves), c, folder)]
-    # Inputs of many shapes, and networks that mix the samples of a batch, have that way only.
+    ways = [Way(study, by_themselves)]
+    # Networks that mix the samples of a batch have that way only.
     if study.together is not None:
-        with suppress(WavpruneError):
-            tries = [_try(way, c, folder) for way in ways] + tries
+        studies = [one for one in (study, study.without_bases()) if one is not None]
+        ways = [Way(one, in_sequence) for one in studies] + ways
+    tries: list[_Try] = []
+    for way in ways:
+        # Twice the inputs may be too many for the network, or for the memory.
+        with suppress(*(() if way.quantise is by_themselves else (WavpruneError, RuntimeError))):
+            tried = way.measured(c, way.at(c))
+            tries.append(_Try(way, tried, way.packed(tried.network, folder).packed.size))
     best = min(tries, key=_Try.cost)
-    chosen = next(one for one in tries if one.cost() - best.cost() <= one.uncertainty(best))
-    return chosen.way, chosen.tried
+    for one in tries:
+        if one.cost() - best.cost() <= one.uncertainty(best):
+            return one.way, one.tried
+    return best.way, best.tried
 
 
 class _Try(NamedTuple):
@@ -125,30 +136,28 @@ class _Try(NamedTuple):
 
     def cost(self) -> float:
         """The bytes of a file whose divergence is 1, but for a constant."""
-        return self.size + self._slope * math.log(max(self.tried.measured, 1e-12))
+        measured = self.tried.measured
+        if not math.isfinite(measured):
+            return math.inf
+        return self.size + self._slope * math.log(max(measured, LEAST))
 
     def uncertainty(self, other: _Try) -> float:
         """The standard error of the difference of costs."""
-        ours, theirs = self.tried.divergence, other.tried.divergence
-        if len(ours) < 2:
+        each = self.tried.divergence, other.tried.divergence
+        if len(each[0]) < FEW:
             return 0.0
-        error = float((ours - theirs).std()) / math.sqrt(len(ours))
-        return self._slope * error / max(float(theirs.mean()), 1e-12)
+        ours, theirs = (one / one.mean().clamp_min(LEAST) for one in each)
+        return self._slope * float((ours - theirs).std()) / math.sqrt(len(ours))
 
 
-def _try(way: Way, c: float, folder: Path) -> _Try:
-    tried = way.measured(c, way.at(c))
-    return _Try(way, tried, way.packed(tried.found, folder).packed.size)
-
-
-def in_sequence(study: Study, c: float) -> Found:
+def in_sequence(study: Study, c: float) -> Network:
     """Every layer makes up for those before it."""
     with progress_bar("compress", study.weights, "weights", study.progress) as advance:
         quantised, changed = quantise_in_sequence(study, c, lambda item: advance(item.matrix.size))
-    return _found(study, quantised, changed)
+    return _network(study, quantised, changed)
 
 
-def by_themselves(study: Study, c: float) -> Found:
+def by_themselves(study: Study, c: float) -> Network:
     """Every layer has the inputs that it always had."""
     items = {item.name: item for item in study.items}
     with progress_bar("compress", study.weights, "weights", study.progress) as advance:
@@ -171,14 +180,14 @@ def by_themselves(study: Study, c: float) -> Found:
         for name, item in items.items():
             if name not in quantised:
                 quantised[name] = done(item)
-    return _found(study, quantised, changed)
+    return _network(study, quantised, changed)
 
 
-def _found(
+def _network(
     study: Study, quantised: dict[str, Quantised], changed: dict[str, torch.Tensor]
-) -> Found:
+) -> Network:
     total = math.fsum(one.divergence() for one in quantised.values())
-    return Found(quantised, changed, study.direction.predicted(total))
+    return Network(quantised, changed, study.direction.predicted(total))
 
 
 def _shift(found: Quantised, mean: torch.Tensor) -> Doubles:
