@@ -103,8 +103,7 @@ def best_way(study: Study, c: float, folder: Path) -> tuple[Way, Tried]:
     """The way that takes the fewest bytes for a divergence, as measured at ``c``.
 
     That a basis takes fewer bytes follows from what is predicted of all its errors; where many
-    weights have one, it is measured too. Where a few inputs cannot tell ways apart, the first
-    counts that is expected to be better.
+    weights have one, it is measured too. Where the inputs cannot tell, layers make up for others.
     """
     ways = [Way(study, by_themselves)]
     # Networks that mix the samples of a batch have that way only.
@@ -118,9 +117,11 @@ def best_way(study: Study, c: float, folder: Path) -> tuple[Way, Tried]:
             tried = way.measured(c, way.at(c))
             tries.append(_Try(way, tried, way.packed(tried.network, folder).packed.size))
     best = min(tries, key=_Try.cost)
-    for one in tries:
-        if one.cost() - best.cost() <= one.uncertainty(best):
-            return one.way, one.tried
+    others = [one for one in tries if one.way.quantise is not by_themselves]
+    if others and best.way.quantise is by_themselves:
+        other = min(others, key=_Try.cost)
+        if other.cost() - best.cost() <= other.uncertainty(best):
+            best = other
     return best.way, best.tried
 
 
