@@ -34,4 +34,4 @@ def test_bash_completes_commands_and_options(tmp_path: Path) -> None:
         _wavprune_completion {program}; echo "${{COMPREPLY[@]}}"
     """
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["compress", "completion", "--sparsity"]
+    assert done.stdout.split() == ["compare", "compress", "completion", "--sparsity"]
