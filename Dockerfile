@@ -23,6 +23,6 @@ USER wavprune
 VOLUME /data
 EXPOSE 8765
 # The page needs no token.
-HEALTHCHECK CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8765/', timeout=5)"]
+HEALTHCHECK CMD ["python", "-c", "import urllib.request as r; r.build_opener(r.ProxyHandler({})).open('http://127.0.0.1:8765/', timeout=5)"]
 # Outside of the container the address is what `docker run -p` says; a token is needed all the same.
 CMD ["wavprune", "serve", "--host", "0.0.0.0", "--directory", "/data"]

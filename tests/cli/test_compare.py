@@ -92,7 +92,8 @@ def test_labels_give_the_accuracy(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_subfolders_are_classes_where_that_is_said(capsys: pytest.CaptureFixture[str]) -> None:
-    line = ["net.onnx", "--data", "photos", "--image-size", "8"]
+    # The graph says how large its images are.
+    line = ["net.onnx", "--data", "photos"]
     assert compared(capsys, *line)["none"]["metric"] == "agreement"
     found = compared(capsys, *line, "--class-folders")
     assert found["none"]["metric"] == "top1"
@@ -165,7 +166,7 @@ def test_tables_and_files(capsys: pytest.CaptureFixture[str]) -> None:
         ("net.onnx --data images.npz --metric psnr", "write it as package.module:name"),
         ("net.onnx --data mine:pairs --metric mine:distance", "does not say whether higher is"),
         ("net.onnx --data images.npz -o out.txt", "must end in .csv, .json, .html"),
-        ("net.onnx --data photos", "how large the network's images are is not known"),
+        ("mine:network --data photos", "how large the network's images are is not known"),
     ],
 )
 def test_a_mistake_is_one_line(line: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -72,6 +72,22 @@ def test_of_other_networks_the_change_of_the_output_is_measured() -> None:
     assert "lower is better" in " ".join(str(result).split())
 
 
+def test_networks_with_one_number_for_an_input() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 1, 8), nn.Flatten(0))
+    result = compare(model, IMAGES, sparsities=[0.5], wavelets=["identity"], methods=["min_weight"])
+    assert result.trials[0].evaluation.value > 0
+    with pytest.raises(ValueError, match=r"returns \(\) for 20 inputs; allowed: an output for"):
+        answered(nn.Sequential(nn.Conv2d(1, 1, 8), Total()), IMAGES)
+
+
+class Total(nn.Module):
+    """One number for all inputs."""
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        return values.sum()
+
+
 def test_a_metric_that_is_called_agreement_is_no_share() -> None:
     def agreement(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         return 7 * (outputs.argmax(1) == targets).float()
@@ -94,7 +110,15 @@ class Words(nn.Module):
         return ["yes"] * len(images)
 
 
-@pytest.mark.parametrize("change", [lambda data: data[::-1], lambda data: data[:1]])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda data: data[::-1],
+        lambda data: data[:1],
+        lambda data: [data[0].flip(0), data[1]],
+    ],
+    ids=["another order", "fewer", "another order within a batch"],
+)
 def test_other_batches_than_were_answered_are_refused(
     change: Callable[[list[torch.Tensor]], list[torch.Tensor]],
 ) -> None:

@@ -215,6 +215,49 @@ def test_inputs_of_a_model_that_is_removed_meanwhile_are_refused(tmp_path: Path)
     served(tmp_path, test)
 
 
+def test_a_model_is_removed_by_several_while_jobs_come_and_go(tmp_path: Path) -> None:
+    async def test(app: Guard) -> None:
+        service = app.service
+        add_ready(service)
+        begun = asyncio.Event()
+
+        class Slow(Broken):
+            async def run(self, task: Any, *others: Any) -> None:
+                begun.set()
+                try:
+                    Path(task["output"]).mkdir(parents=True, exist_ok=True)
+                    await asyncio.sleep(60)
+                finally:
+                    # A process takes a while to end.
+                    await asyncio.sleep(0.05)
+
+        workers: Any = [Slow(), Slow()]
+        service.jobs._workers = workers
+        await service.start()
+        model = service.store.model(MODEL)
+        first = service.jobs.add(model, "prune", {"kind": "prune"})
+        await begun.wait()
+
+        async def add_later() -> None:
+            await asyncio.sleep(0.02)
+            service.jobs.add(model, "prune", {"kind": "prune"})
+
+        answers = await asyncio.gather(
+            ask(app, "DELETE", f"/models/{MODEL}"),
+            ask(app, "DELETE", f"/models/{MODEL}"),
+            ask(app, "DELETE", f"/jobs/{first.id}"),
+            add_later(),
+        )
+        statuses = [answer.status_code for answer in answers if answer is not None]
+        assert 500 not in statuses
+        assert service.store.models() == []
+        assert service.store.jobs() == []
+        assert service.jobs._running == {}
+        assert list((tmp_path / "jobs").iterdir()) == []
+
+    served(tmp_path, test, workers=2)
+
+
 @pytest.mark.parametrize(("version", "state"), [(analysis.VERSION, READY), (1, WAITING)])
 def test_curves_of_another_version_are_measured_again(
     tmp_path: Path, version: int, state: str

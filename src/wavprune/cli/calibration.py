@@ -44,12 +44,12 @@ class Inputs(NamedTuple):
     std: tuple[float, ...]
 
     def load(
-        self, directory: Path | None, *, labels: bool = False, class_folders: bool = False
+        self, model: Path | None, *, labels: bool = False, class_folders: bool = False
     ) -> Loader:
         """The batches, as ``load_inputs`` gives them.
 
         Args:
-            directory: of the network, which may say how images are prepared.
+            model: the directory or graph of the network, which may say how images are prepared.
             labels: with their labels, where they have some.
             class_folders: the subfolders of a folder are its classes.
         """
@@ -57,7 +57,7 @@ class Inputs(NamedTuple):
 
         return load_inputs(
             self.source,
-            model=directory,
+            model=model,
             size=self.size,
             mean=self.mean,
             std=self.std,
@@ -132,7 +132,7 @@ _OPTIONS = {
         "--image-size",
         metavar="SIZE",
         callback=_size,
-        help="Of the images of a folder.  [default: the model directory's own preprocessing]",
+        help="Of the images of a folder.  [default: what the model directory or the graph says]",
     ),
     "mean": click.option(
         "--mean",
@@ -261,7 +261,7 @@ def prune_calibrated(
     if output is not None:
         _check_output(source, output, force)
     model, directory = load(source)
-    loader = inputs.load(directory)
+    loader = inputs.load(source if isinstance(model, GraphModule) else directory)
     before: dict[str, torch.Tensor] = {}
     if output is not None and directory is not None:
         before = snapshot(model)

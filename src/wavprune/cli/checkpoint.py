@@ -133,7 +133,7 @@ def compress(
     metadata = None
     check_factory(source, factory)
     if is_graph:
-        loader = None if inputs is None else inputs.load(None)
+        loader = None if inputs is None else inputs.load(source)
     elif inputs is not None:
         model, directory, metadata = load_network(
             source, factory, "--calibration", WITHOUT_CALIBRATION

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..calibration.run import LEVELS
+from ..checkpoint.formats import ONNX
 from ..config import SCOPES
 from ..evaluation.compare import compare as run
 from ..evaluation.comparison import Comparison
@@ -162,10 +163,11 @@ def compare(
     measure = _measure(metric, better)
     grid: dict[str, Any] = {"sparsities": sparsities, "wavelets": wavelets, "methods": methods}
     network, directory, _ = load_network(source, factory, "comparing")
+    place = source if source.suffix.lower() in ONNX else directory
     result = run(
         network,
-        data.load(directory, labels=True, class_folders=class_folders),
-        calibration=None if calibration is None else calibration.load(directory),
+        data.load(place, labels=True, class_folders=class_folders),
+        calibration=None if calibration is None else calibration.load(place),
         calibrated=calibrated,
         seeds=range(seeds),
         targets=targets or None,

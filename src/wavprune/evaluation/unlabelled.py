@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import zip_longest
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -18,17 +18,33 @@ from .measure import Measure, default_output
 AGREEMENT, CHANGE = "agreement", "output change"
 
 
+class Answer(NamedTuple):
+    """What a network answers to a batch.
+
+    Attributes:
+        key: of the batch.
+        norms: of its inputs, ``(N,)``, which another order of them changes.
+        values: the answers, on the CPU.
+    """
+
+    key: BatchKey
+    norms: torch.Tensor
+    values: torch.Tensor
+
+    def fits(self, inputs: torch.Tensor) -> bool:
+        """Whether inputs are those of this batch, in its order."""
+        return self.key.fits(inputs) and torch.allclose(_norms(inputs), self.norms, rtol=1e-9)
+
+
 class Answered:
     """The batches of a loader, each with what a network answers to it.
 
     Args:
         loader: yields the same batches in the same order every time.
-        answers: one for each batch, on the CPU, and what tells that batch from others.
+        answers: one for each batch.
     """
 
-    def __init__(
-        self, loader: Iterable[Any], answers: Sequence[tuple[BatchKey, torch.Tensor]]
-    ) -> None:
+    def __init__(self, loader: Iterable[Any], answers: Sequence[Answer]) -> None:
         self._loader, self._answers = loader, answers
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -38,12 +54,12 @@ class Answered:
             WavpruneError: the loader yields other batches than were answered.
         """
         for batch, known in zip_longest(self._loader, self._answers):
-            if batch is None or known is None or not known[0].fits(inputs_of(batch)):
+            if batch is None or known is None or not known.fits(inputs_of(batch)):
                 raise WavpruneError(
                     "loader: it yields other batches than the unpruned model answered; allowed: "
                     "the same batches in the same order, so neither shuffled nor augmented"
                 )
-            yield inputs_of(batch), known[1]
+            yield inputs_of(batch), known.values
 
     def __len__(self) -> int:
         return len(self._answers)
@@ -76,7 +92,7 @@ def answered(
         >>> measure.name, len(loader)
         ('agreement', 1)
     """
-    answers: list[tuple[BatchKey, torch.Tensor]] = []
+    answers: list[Answer] = []
     measure = None
     with running(model, device) as run_device:
         for batch in batches(loader, progress, "predict"):
@@ -87,11 +103,16 @@ def answered(
                     "loader: it has no labels, and the model returns no floating-point tensor that "
                     "could be compared; give targets and metric="
                 )
+            if output.ndim == 0 or len(output) != len(inputs):
+                raise WavpruneError(
+                    f"loader: it has no labels, and the model returns {tuple(output.shape)} for "
+                    f"{len(inputs)} inputs; allowed: an output for each, or targets and metric="
+                )
             if measure is None:
                 is_classifier = output.ndim == 2 and output.shape[1] >= 2
                 measure = _agreement() if is_classifier else _change()
             answer = (output.argmax(1) if measure.logits else output.float()).cpu()
-            answers.append((BatchKey.of(inputs), answer))
+            answers.append(Answer(BatchKey.of(inputs), _norms(inputs), answer))
     assert measure is not None
     return Answered(loader, answers), measure
 
@@ -106,6 +127,15 @@ def has_labels(loader: Iterable[Any]) -> bool:
     return has_targets(next(batches(loader)))
 
 
+def _norms(batch: torch.Tensor) -> torch.Tensor:
+    norms: torch.Tensor = _rows(batch.detach().cpu().double()).norm(dim=1)
+    return norms
+
+
+def _rows(values: torch.Tensor) -> torch.Tensor:
+    return values.reshape(len(values), -1)
+
+
 def _agreement() -> Measure:
     def same_class(outputs: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
         same: torch.Tensor = (outputs.argmax(1) == classes).float()
@@ -116,8 +146,8 @@ def _agreement() -> Measure:
 
 def _change() -> Measure:
     def relative(outputs: torch.Tensor, answers: torch.Tensor) -> torch.Tensor:
-        norms = answers.flatten(1).norm(dim=1).clamp_min(torch.finfo(torch.float32).tiny)
-        change: torch.Tensor = (outputs - answers).flatten(1).norm(dim=1) / norms
+        norms = _rows(answers).norm(dim=1).clamp_min(torch.finfo(torch.float32).tiny)
+        change: torch.Tensor = _rows(outputs - answers).norm(dim=1) / norms
         return change
 
     return Measure(relative, CHANGE, higher_is_better=False, logits=False)

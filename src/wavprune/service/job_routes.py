@@ -61,7 +61,10 @@ async def show_job(job: Chosen, service: Served) -> JobShape:
 @router.delete("/jobs/{job}")
 async def cancel_job(job: Chosen, service: Served) -> JobShape:
     """Cancel a job; one that is over stays as it is."""
-    return job_shape(service, await service.jobs.cancel(job))
+    try:
+        return job_shape(service, await service.jobs.cancel(job))
+    except LookupError as error:
+        raise HTTPException(404, str(error.args[0])) from error
 
 
 @router.get(

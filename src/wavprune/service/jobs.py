@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from ..checkpoint.formats import ONNX
 from . import tasks
 from .launcher import Launcher, WorkerDiedError
 from .processes import WorkerProcess
@@ -98,14 +99,24 @@ class Jobs:
         return job
 
     async def cancel(self, job: Job) -> Job:
-        """End a job that is not over."""
-        if not job.is_over:
+        """End a job that is not over; when this returns, nothing works on it.
+
+        Raises:
+            LookupError: it was removed meanwhile.
+        """
+        running = self._running.get(job.id)
+        # As it is now: whoever cancels twice would interrupt how its process ends.
+        if not self._store.job(job.id).is_over:
             self._over(job.id, CANCELLED)
-            running = self._running.get(job.id)
             if running is not None:
                 running.cancel()
-                await asyncio.gather(running, return_exceptions=True)
+        if running is not None:
+            await asyncio.gather(running, return_exceptions=True)
         return self._store.job(job.id)
+
+    def is_open(self, job: Job) -> bool:
+        """Whether something waits for a job, or works on it."""
+        return not job.is_over or job.id in self._running
 
     def _over(self, identity: str, state: str, **values: Any) -> None:
         now = time.time()
@@ -131,7 +142,8 @@ class Jobs:
             (failure,) = await asyncio.gather(self._running[identity], return_exceptions=True)
         finally:
             self._running.pop(identity, None)
-        if isinstance(failure, Exception):
+        # Its model may have been removed meanwhile.
+        if isinstance(failure, Exception) and any(j.id == identity for j in self._store.jobs()):
             self._over(identity, FAILED, error=defect(failure))
 
     async def _run(self, worker: WorkerProcess, job: Job) -> None:
@@ -183,6 +195,8 @@ class Jobs:
             return 0 if model.kind == tasks.ZIP else model.bytes
         source = tasks.source_of(self._state.model_directory(model.id), model.kind)
         if not source.is_dir():
-            return model.bytes
+            # A compressed graph and its weights are kept as they are and packed.
+            packed = kind == "compress" and source.suffix in ONNX
+            return model.bytes * (2 if packed else 1)
         # A directory is kept as it is and packed, but compressed into one file.
         return size_of(source) * (1 if kind == "compress" else 2)

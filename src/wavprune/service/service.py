@@ -8,6 +8,7 @@ Files lie in it so::
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import time
 
@@ -72,8 +73,12 @@ class Service(State):
 
     async def remove_model(self, model: Model) -> None:
         """Forget a model, its jobs and their files."""
+        # Jobs may be added meanwhile, and another removal may be under way.
+        while jobs := [job for job in self.store.jobs(model.id) if self.jobs.is_open(job)]:
+            for job in jobs:
+                with contextlib.suppress(LookupError):
+                    await self.jobs.cancel(job)
         for job in self.store.jobs(model.id):
-            await self.jobs.cancel(job)
             tasks.remove(self.job_directory(job.id))
         self.models.remove(model)
 

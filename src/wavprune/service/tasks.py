@@ -24,6 +24,7 @@ from ..checkpoint.update import changed_since, snapshot, update_directory
 from ..common.atomic import replaced
 from ..common.progress import Listener
 from ..config import PruneConfig
+from ..errors import WavpruneError
 from ..graph import GraphModule
 from ..onnx import save as save_graph
 from ..onnx.models import rewrite_changed
@@ -133,6 +134,8 @@ def _config(settings: dict[str, Any], model: Path) -> PruneConfig:
 
 def _ignored(model: Path) -> tuple[str, ...] | None:
     """The layers that are left out, beside those that always are."""
+    if not analysis.is_current(model / CURVES):
+        raise WavpruneError("the model is being measured again; ask for the job again later")
     return analysis.load(model / CURVES).ignored or None
 
 
