@@ -10,8 +10,10 @@ import torch
 from torch import nn
 
 from wavprune import checkpoint
+from wavprune.calibration.network import Network
 from wavprune.checkpoint import study, twice, ways
 from wavprune.checkpoint.study import Study
+from wavprune.engine.layers import LayerRef
 
 PATH = "small.safetensors"
 
@@ -109,13 +111,30 @@ def test_networks_that_cannot_run_twice_in_a_batch(
     net.load_state_dict(checkpoint.load(saved.path))
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("net", "runs"), [(deep(), True), (Mixing("places first"), False)], ids=["apart", "mixed"]
+)
+def test_what_rounding_does_is_no_mixing(net: nn.Module, runs: bool, dtype: torch.dtype) -> None:
+    net = copy.deepcopy(net).to(dtype).eval()
+    layers = {
+        name: module.get_parameter("weight")
+        for name, module in net.named_modules()
+        if isinstance(module, nn.Conv2d | nn.Linear)
+    }
+    network = Network(net, [LayerRef(name, weight) for name, weight in layers.items()])
+    with torch.no_grad():
+        together = twice.in_one_batch(network, [images(8).to(dtype)], layers.keys())
+    assert (together is not None) == runs
+
+
 def test_large_layers_run_with_fewer_inputs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes = []
     original = ways.in_sequence
 
-    def spy(study: Study, c: float) -> ways.Network:
+    def spy(study: Study, c: float) -> ways.QuantisedNetwork:
         assert study.together is not None
         sizes.append(len(study.together))
         return original(study, c)
@@ -130,7 +149,7 @@ def test_large_layers_run_with_fewer_inputs(
 
 def try_of(quantise: Any, size: int, divergence: torch.Tensor) -> ways._Try:
     study: Any = SimpleNamespace(weights=1000)
-    tried = ways.Tried(1.0, ways.Network({}, {}, 0.0), divergence.double())
+    tried = ways.Tried(1.0, ways.QuantisedNetwork({}, {}, 0.0), divergence.double())
     return ways._Try(ways.Way(study, quantise), tried, size)
 
 

@@ -28,7 +28,7 @@ from .plan import Plan
 from .report import SaveReport
 from .search import Search
 from .study import Study, study_of
-from .ways import Network, Tried, Way, best_way, by_themselves
+from .ways import QuantisedNetwork, Tried, Way, best_way, by_themselves
 
 # Inputs that are held back to measure on, of those there are.
 HELD, MOST_HELD = 0.25, 256
@@ -162,7 +162,7 @@ def _reached(way: Way, tried: Tried, target: Target, folder: Path) -> tuple[Trie
 
 
 def _with_bytes(way: Way, wanted: float, c: float, folder: Path) -> tuple[Tried, Model]:
-    network: Network
+    network: QuantisedNetwork
 
     def pack_at(way: Way, c: float) -> Model:
         nonlocal network

@@ -49,7 +49,6 @@ def quantise_in_sequence(
 
     Returns:
         By name, what is quantised, and other tensors that took up a shift.
-
     """
     batch = study.together
     assert batch is not None

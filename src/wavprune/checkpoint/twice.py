@@ -17,8 +17,8 @@ from ..errors import WavpruneError
 LEAST_POSITIONS = 24
 # Bytes of what a layer returns, or reads as patches, for both networks.
 MOST_BYTES = 1 << 30
-# How far outputs may be apart, in units in the last place, relatively.
-ROUNDING = 1 << 13
+# How far outputs may be apart: in units in the last place, and relatively at most.
+ROUNDING, AT_MOST = 1 << 13, 0.1
 
 
 def in_one_batch(
@@ -45,7 +45,8 @@ def in_one_batch(
         return None
     (alone,) = network.outputs([few])
     error = float((outputs[: len(few)].double() - alone.double()).norm())
-    if not error <= ROUNDING * torch.finfo(alone.dtype).eps * float(alone.double().norm()):
+    allowed = min(ROUNDING * torch.finfo(alone.dtype).eps, AT_MOST)
+    if not error <= allowed * float(alone.double().norm()):
         return None
     return torch.cat(list(fit))[: max(1, MOST_BYTES * len(few) // tap.largest)]
 

@@ -21,7 +21,7 @@ from .packing import Model, pack
 from .study import Study
 
 
-class Network(NamedTuple):
+class QuantisedNetwork(NamedTuple):
     """A quantised network.
 
     Attributes:
@@ -45,7 +45,7 @@ class Tried(NamedTuple):
     """
 
     c: float
-    network: Network
+    network: QuantisedNetwork
     divergence: torch.Tensor
 
     @property
@@ -57,7 +57,7 @@ class Tried(NamedTuple):
 # A divergence that is none, and inputs of which nothing is known of their spread.
 LEAST, FEW = 1e-12, 8
 
-Quantise = Callable[[Study, float], Network]
+Quantise = Callable[[Study, float], QuantisedNetwork]
 
 
 class Way(NamedTuple):
@@ -71,11 +71,11 @@ class Way(NamedTuple):
     study: Study
     quantise: Quantise
 
-    def at(self, c: float) -> Network:
+    def at(self, c: float) -> QuantisedNetwork:
         """The network at one ``c``."""
         return self.quantise(self.study, c)
 
-    def measured(self, c: float, network: Network) -> Tried:
+    def measured(self, c: float, network: QuantisedNetwork) -> Tried:
         """A network, with the divergence of its outputs."""
         study = self.study
         # Not the means that only unfolding needs.
@@ -93,7 +93,7 @@ class Way(NamedTuple):
                 state[name].copy_(tensor)
         return Tried(c, network, study.direction.divergence(study.dense, after))
 
-    def packed(self, network: Network, folder: Path) -> Model:
+    def packed(self, network: QuantisedNetwork, folder: Path) -> Model:
         """The file of a network."""
         study = self.study
         return pack(study.source, network.quantised, folder, network.changed, study.norms)
@@ -151,14 +151,14 @@ class _Try(NamedTuple):
         return self._slope * float((ours - theirs).std()) / math.sqrt(len(ours))
 
 
-def in_sequence(study: Study, c: float) -> Network:
+def in_sequence(study: Study, c: float) -> QuantisedNetwork:
     """Every layer makes up for those before it."""
     with progress_bar("compress", study.weights, "weights", study.progress) as advance:
         quantised, changed = quantise_in_sequence(study, c, lambda item: advance(item.matrix.size))
     return _network(study, quantised, changed)
 
 
-def by_themselves(study: Study, c: float) -> Network:
+def by_themselves(study: Study, c: float) -> QuantisedNetwork:
     """Every layer has the inputs that it always had."""
     items = {item.name: item for item in study.items}
     with progress_bar("compress", study.weights, "weights", study.progress) as advance:
@@ -186,9 +186,9 @@ def by_themselves(study: Study, c: float) -> Network:
 
 def _network(
     study: Study, quantised: dict[str, Quantised], changed: dict[str, torch.Tensor]
-) -> Network:
+) -> QuantisedNetwork:
     total = math.fsum(one.divergence() for one in quantised.values())
-    return Network(quantised, changed, study.direction.predicted(total))
+    return QuantisedNetwork(quantised, changed, study.direction.predicted(total))
 
 
 def _shift(found: Quantised, mean: torch.Tensor) -> Doubles:
