@@ -97,7 +97,7 @@ class _Solving(Tap):
     def layer(self, name: str, call: Call) -> torch.Tensor:
         if name not in self.masks:
             return call.run()
-        dense, pruned = (dataclasses.replace(call, input=half) for half in halves(call.input))
+        dense, pruned = apart(call)
         if name not in self.values.weights:
             self._solve(name, dense, pruned)
         before = dense.run()
@@ -177,6 +177,16 @@ def _onto_dense(problem: Problem, moment: torch.Tensor, cross: torch.Tensor) -> 
     right = (weight @ (cross + ridge)).mT
     solution = torch.linalg.solve(moment + ridge, right).mT
     return join_columns(solution, problem.blocks)
+
+
+def apart(call: Call) -> tuple[Call, Call]:
+    """The call of each of two networks that run in one batch.
+
+    Raises:
+        WavpruneError: its input cannot be a batch of two.
+    """
+    first, last = halves(call.input)
+    return dataclasses.replace(call, input=first), dataclasses.replace(call, input=last)
 
 
 def halves(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

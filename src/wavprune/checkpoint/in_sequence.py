@@ -20,7 +20,7 @@ from ..calibration.calls import Call, NormCall, Tap
 from ..calibration.network import channel_moments
 from ..calibration.patches import num_positions, patches
 from ..calibration.rows import join_columns, split_columns
-from ..calibration.sequential import halves
+from ..calibration.sequential import apart, halves
 from ..calibration.statistics import (
     choose_blocks,
     generator_of,
@@ -72,7 +72,7 @@ class _Quantising(Tap):
         weight = f"{name}.weight".removeprefix(".")
         if weight not in self._items:
             return call.run()
-        plain, coarse = (dataclasses.replace(call, input=half) for half in halves(call.input))
+        plain, coarse = apart(call)
         is_first = weight not in self._tensors
         if is_first:
             self._quantise(self._solved(name, self._items[weight], plain, coarse))

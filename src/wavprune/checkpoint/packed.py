@@ -240,7 +240,7 @@ def _is_filled(data: Bytes, value: bytes) -> bool:
     size, one = len(value), np.frombuffer(value, dtype=np.uint8)
     step = COMPARED * size
     # Most differ in the last one.
-    if data[-size:].tobytes() != data[:size].tobytes():
+    if data[-size:].tobytes() != value:
         return False
     return all(
         not (data[start : start + step].reshape(-1, size) != one).any()

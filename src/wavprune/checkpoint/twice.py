@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Collection, Sequence
 
 import torch
@@ -10,7 +9,7 @@ import torch
 from ..calibration.calls import Call, Tap
 from ..calibration.network import Network
 from ..calibration.patches import num_positions
-from ..calibration.sequential import halves
+from ..calibration.sequential import apart
 from ..errors import WavpruneError
 
 # Positions of every input that are looked at, at least.
@@ -62,7 +61,7 @@ class _Disturbing(Tap):
     def layer(self, name: str, call: Call) -> torch.Tensor:
         if name not in self._names:
             return call.run()
-        plain, coarse = (dataclasses.replace(call, input=half) for half in halves(call.input))
+        plain, coarse = apart(call)
         out = torch.cat([plain.run(), 2 * coarse.run()])
         positions = min(num_positions(call), LEAST_POSITIONS)
         columns = call.weight[0].numel() * call.groups * positions * len(call.batched)
