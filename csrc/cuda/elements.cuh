@@ -70,6 +70,12 @@ __device__ __forceinline__ float widened(float value) { return value; }
 __device__ __forceinline__ float widened(torch::headeronly::Half value) { return float(value); }
 __device__ __forceinline__ float widened(torch::headeronly::BFloat16 value) { return float(value); }
 
+#if defined(__CUDA_ARCH__)
+#define WAVPRUNE_ASSUME_GLOBAL(address) __builtin_assume(__isGlobal(address))
+#else
+#define WAVPRUNE_ASSUME_GLOBAL(address) ((void)0)
+#endif
+
 // Defined by a file that counts accesses to weights.
 #if !defined(WAVPRUNE_ACCESS)
 #define WAVPRUNE_ACCESS(address, bytes) ((void)0)
