@@ -116,14 +116,13 @@ __device__ __forceinline__ E rounded(T value) {
   else return static_cast<E>(static_cast<float>(clamped(value, kLargestValue<E>)));
 }
 
-// The same, as it will be read again.
-template <class T>
-__device__ __forceinline__ T rounded(Element element, T value) {
-  T result = value;
+// The same of some values, as they will be read again.
+template <int count, class T>
+__device__ __forceinline__ void round_all(Element element, T* values) {
   with_element_type(element, [&](auto zero) {
-    result = T(widened(rounded<decltype(zero)>(value)));
+    WAVPRUNE_UNROLL
+    for (int i = 0; i < count; ++i) values[i] = T(widened(rounded<decltype(zero)>(values[i])));
   });
-  return result;
 }
 
 }  // namespace wavprune::cuda

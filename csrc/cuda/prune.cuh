@@ -110,11 +110,11 @@ __device__ __forceinline__ void prune_tile(const Block<T>& block, const Tile& ti
       for (int m = 0; m < 9; ++m) c[m] = keep(selection.keeps(row, tile, own, m, c[m]), c[m]);
       T y[9];
       inverse_in_registers(plan, c, y);
+      round_all<9>(row.element, y);
       WAVPRUNE_UNROLL
       for (int i = 0; i < 9; ++i) {
-        const T after = rounded(row.element, y[i]);
-        count(x[i], after);
-        x[i] = after;
+        count(x[i], y[i]);
+        x[i] = y[i];
       }
     }
     store_own<order>(row, tile, shared, x);
@@ -128,9 +128,9 @@ __device__ __forceinline__ void prune_tile(const Block<T>& block, const Tile& ti
     });
     __syncthreads();
     inverse_tile(plan, tile.count, parts.c, parts.middle, [&](int e, T y) {
-      const T after = rounded(row.element, y);
-      count(parts.x[e], after);
-      parts.x[e] = after;
+      round_all<1>(row.element, &y);
+      count(parts.x[e], y);
+      parts.x[e] = y;
     });
     __syncthreads();
     store_tile<order>(row, tile, shared);

@@ -119,27 +119,26 @@ __global__ void __launch_bounds__(kThreads, kReading<T>)
   Count* counts = all_counts + int64_t(block.row.job) * kJobCounts;
   for (int b = threadIdx.x; b < 2 * kBins; b += kThreads) bins[b] = 0;
   __syncthreads();
-  const int shift = Radix<T>::shift(pass), above = shift + Radix<T>::width(pass);
-  const Key<T> low = Key<T>(job.prefix[0]), high = Key<T>(job.prefix[1]);
-  const Key<T> mask = (Key<T>(1) << (above - shift)) - 1;
+  const int shift = Radix<T>::shift(pass), width = Radix<T>::width(pass);
+  const Key<T> bin_count = Key<T>(1) << width;
+  const Key<T> low = Key<T>(job.prefix[0]) << width, high = Key<T>(job.prefix[1]) << width;
+  const bool distinct = low != high;
   // All values count in the first pass, and adjacent ones often fall into one bin: even and odd
   // threads have bins of their own.
   unsigned* own = bins + (pass == 0 && threadIdx.x % 2 ? kBins : 0);
   for_each_tile(block, [&](auto order, auto way, const Tile& tile) {
     for_each_rank<decltype(order)::value, decltype(way)::value>(block, tile, shared, [&](T rank) {
-      const Key<T> key = key_of(rank), head = key >> above;
-      const bool is_low = head == low;
-      // Most values have neither head after the first pass; a branch would divide the warp.
-      if (is_low || head == high)
-        atomicAdd((is_low ? own : bins + kBins) + (key >> shift & mask), 1u);
+      const Key<T> head = key_of(rank) >> shift;
+      if (head - low < bin_count) atomicAdd(own + (head - low), 1u);
+      else if (distinct && head - high < bin_count) atomicAdd(bins + kBins + (head - high), 1u);
     });
   });
   __syncthreads();
   for (int b = threadIdx.x; b < kBins; b += kThreads) {
-    const unsigned low = pass == 0 ? bins[b] + bins[kBins + b] : bins[b];
-    const unsigned high = pass == 0 ? 0 : bins[kBins + b];
-    if (low) atomicAdd(counts + b, Count(low));
-    if (high) atomicAdd(counts + kBins + b, Count(high));
+    const unsigned of_low = pass == 0 ? bins[b] + bins[kBins + b] : bins[b];
+    const unsigned of_high = pass == 0 ? 0 : bins[kBins + b];
+    if (of_low) atomicAdd(counts + b, Count(of_low));
+    if (of_high) atomicAdd(counts + kBins + b, Count(of_high));
   }
   if (last_block(&job.arrived, job.blocks)) resolve<T>(job, counts, pass, bin_memory, thresholds);
 }

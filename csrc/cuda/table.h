@@ -81,6 +81,7 @@ struct Row {
   int job;
   Element element;
   Order order;
+  Way way;
   bool shares_words;      // several tiles have bits in one word of the mask
   bool random;            // ranked by the seed
 };
@@ -100,13 +101,15 @@ struct Job {
 typedef unsigned long long Count;
 constexpr int kJobCounts = 2 * kBins;
 
-// 3x3 kernels, which one thread transforms in registers. The threads of a block share larger ones.
+// 3x3 kernels fit into the registers of a thread.
 template <class T>
-WAVPRUNE_INLINE bool runs_in_registers(const Plan<T>& plan) {
-  if (plan.kind == Kind::pairs || plan.kind == Kind::merges) return true;
+WAVPRUNE_INLINE Way way_of(const Plan<T>& plan) {
+  if (plan.kind == Kind::identity) return Way::identity;
+  if (plan.kind == Kind::pairs || plan.kind == Kind::merges) return Way::registers;
   const Axes<T>& axes = plan.forward_axes;
-  return plan.kind == Kind::separable && axes.rows_in == 3 && axes.columns_in == 3 &&
-         axes.rows_out == 3 && axes.columns_out == 3;
+  const bool fits = plan.kind == Kind::separable && axes.rows_in == 3 && axes.columns_in == 3 &&
+                    axes.rows_out == 3 && axes.columns_out == 3;
+  return fits ? Way::registers : Way::shared;
 }
 
 }  // namespace wavprune::cuda

@@ -16,9 +16,11 @@
 
 namespace wavprune::cuda {
 
-// The most tiles of a block, and how many take as long as its histogram and its start.
+// The most tiles of a block; how many take as long as its histogram and its start; and how many in
+// registers take as long as one that its threads transform together.
 constexpr int64_t kMostTiles = 64;
 constexpr int64_t kTilesOfHistogram = 2;
+constexpr int64_t kTilesTogether = 8;
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
@@ -62,7 +64,7 @@ struct Source {
 template <class T>
 int64_t shared_values(const Plan<T>& plan) {
   if (plan.kind == Kind::identity) return 1;
-  if (runs_in_registers(plan)) return plan.inputs;
+  if (way_of(plan) == Way::registers) return plan.inputs;
   return plan.inputs + 2 * int64_t(std::max(plan.inputs, plan.outputs));
 }
 
@@ -76,7 +78,7 @@ void check_fits(const Plan<T>& plan) {
 // Kernels of a tile: whole words of masks where they fit.
 template <class T>
 int tile_kernels(const Plan<T>& plan, int64_t values) {
-  if (runs_in_registers(plan)) return kThreads;
+  if (way_of(plan) == Way::registers) return kThreads;
   const bool identity = plan.kind == Kind::identity;
   const int64_t kernel = identity ? values : shared_values(plan);
   const int64_t fit = kTileValues / kernel;
@@ -155,38 +157,46 @@ void set_layout(const Source<T>& source, Row<T>* row) {
   // CUDA kernels compute offsets within a kernel in 32 bits.
   const int64_t extent = (weight.size(2) - 1) * weight.stride(2) +
                          (weight.size(3) - 1) * weight.stride(3);
+  row->way = way_of(source.plan());
   row->order = contiguous ? Order::contiguous
                : row->fast.stride < of_values && extent < int64_t(1) << 31 ? Order::adjacent
                                                                            : Order::strided;
+}
+
+// Tiles of a block of a row, where a block has the work of so many tiles in registers. The threads of
+// a block take several times as long for a tile that they transform together.
+template <class T>
+int64_t tiles_of_block(const Row<T>& row, int64_t tiles) {
+  return row.way == Way::shared ? std::max<int64_t>(tiles / kTilesTogether, 1) : tiles;
 }
 
 // Divides the tiles of all rows among blocks, so that a device that runs so many at a time is busy to
 // the end; the number of blocks.
 template <class T>
 int set_blocks(std::vector<Row<T>>* rows, int at_a_time) {
-  const auto blocks_of = [&](int64_t tiles) {
-    int64_t blocks = 0;
-    for (const Row<T>& row : *rows) blocks += (row.tiles + tiles - 1) / tiles;
-    return blocks;
+  const auto blocks_of = [](const Row<T>& row, int64_t tiles) {
+    const int64_t own = tiles_of_block(row, tiles);
+    return (row.tiles + own - 1) / own;
   };
-  // Blocks that start together take as long as the tiles of one of them, and a histogram.
   int64_t best = 1, least = std::numeric_limits<int64_t>::max();
   for (int64_t tiles = 1; tiles <= kMostTiles; tiles += 1 + tiles / 8) {
-    const int64_t waves = (blocks_of(tiles) + at_a_time - 1) / at_a_time;
+    int64_t blocks = 0;
+    for (const Row<T>& row : *rows) blocks += blocks_of(row, tiles);
+    // Blocks that start together take as long as the tiles of one of them, and a histogram.
+    const int64_t waves = (blocks + at_a_time - 1) / at_a_time;
     const int64_t spent = waves * (tiles + kTilesOfHistogram);
     if (spent < least) least = spent, best = tiles;
   }
-  const int64_t blocks = blocks_of(best);
-  STD_TORCH_CHECK(blocks < std::numeric_limits<int>::max(),
-                  "wavprune: too many weights for one call");
-  int first = 0;
+  int64_t first = 0;
   for (Row<T>& row : *rows) {
-    row.tiles_of_block = int(best);
-    row.first_block = first;
-    row.blocks = int((row.tiles + best - 1) / best);
+    row.tiles_of_block = int(tiles_of_block(row, best));
+    row.first_block = int(first);
+    row.blocks = int(blocks_of(row, best));
     first += row.blocks;
+    STD_TORCH_CHECK(first < std::numeric_limits<int>::max(),
+                    "wavprune: too many weights for one call");
   }
-  return first;
+  return int(first);
 }
 
 // The weights of a call with their plans; there must be one at least.

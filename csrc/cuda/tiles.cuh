@@ -105,8 +105,8 @@ __device__ __forceinline__ void for_each_tile(const Block<T>& block, F f) {
       const int end = begin + row.tiles_of_block < row.tiles ? begin + row.tiles_of_block : row.tiles;
       for (int t = begin; t < end; ++t) f(order, way, tile_at<decltype(order)::value>(row, t));
     };
-    if (block.plan.kind == Kind::identity) with_way(Constant<Way, Way::identity>());
-    else if (runs_in_registers(block.plan)) with_way(Constant<Way, Way::registers>());
+    if (row.way == Way::identity) with_way(Constant<Way, Way::identity>());
+    else if (row.way == Way::registers) with_way(Constant<Way, Way::registers>());
     else with_way(Constant<Way, Way::shared>());
   };
   if (row.order == Order::contiguous) with_order(Constant<Order, Order::contiguous>());
@@ -216,7 +216,12 @@ __device__ __forceinline__ void store_tile(const Row<T>& row, const Tile& tile, 
 // in the warp access at neighbors in memory.
 template <class F>
 __device__ __forceinline__ void for_each_of_warp(const Tile& tile, F f) {
-  const int first = int(threadIdx.x) / kWarp * (9 * kWarp) + int(threadIdx.x) % kWarp;
+  const int warp = int(threadIdx.x) / kWarp, first = warp * (9 * kWarp) + int(threadIdx.x) % kWarp;
+  if ((warp + 1) * kWarp <= tile.count) {
+    WAVPRUNE_UNROLL
+    for (int i = 0; i < 9; ++i) f(i, first + i * kWarp);
+    return;
+  }
   const int total = tile.count * 9;
   WAVPRUNE_UNROLL
   for (int i = 0; i < 9; ++i)
@@ -302,7 +307,7 @@ __device__ __forceinline__ void store_own(const Row<T>& row, const Tile& tile, T
   }
 }
 
-// One 3x3 kernel by one thread; see runs_in_registers. In float64 the CPU multiplies by matrices.
+// One 3x3 kernel by one thread; see way_of. In float64 the CPU multiplies by matrices.
 template <class T>
 __device__ __forceinline__ bool is_scaled(const Plan<T>& plan, Kind kind) {
   return sizeof(T) == 4 && plan.kind == kind;
