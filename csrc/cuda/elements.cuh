@@ -72,9 +72,19 @@ __device__ __forceinline__ float widened(torch::headeronly::BFloat16 value) { re
 
 #if defined(__CUDA_ARCH__)
 #define WAVPRUNE_ASSUME_GLOBAL(address) __builtin_assume(__isGlobal(address))
+#define WAVPRUNE_PREFETCH(address) \
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(__cvta_generic_to_global(address)))
 #else
 #define WAVPRUNE_ASSUME_GLOBAL(address) ((void)0)
+#define WAVPRUNE_PREFETCH(address) ((void)(address))
 #endif
+
+// Bytes of a line of the L2 cache.
+constexpr int kLine = 128;
+
+__device__ __forceinline__ int size_of(Element element) {
+  return element == Element::f64 ? 8 : element == Element::f32 ? 4 : 2;
+}
 
 // Defined by a file that counts accesses to weights.
 #if !defined(WAVPRUNE_ACCESS)
