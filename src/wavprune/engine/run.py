@@ -128,6 +128,8 @@ class _Run:
         if not self._backend.can_capture or plan.has_choice:
             _check_not_captured(self._backend.name, plan.config)
         self._clock = Clock(self._layers)
+        # True where only thresholds on a device can tell, by NaN, that a weight is not finite.
+        self._unread = False
 
     def prune(
         self,
@@ -151,8 +153,9 @@ class _Run:
                 rows = self._rewrite(calls, advance)
             else:
                 rows = finish(lambda: self._rewrite(calls, advance))
-        if self._stage.copies:
+        if self._unread and self._stage.copies:
             self._check_finite(calls)
+            self._unread = False
         return self._report(calls, rows, match)
 
     def _choose(self, advance: Advance) -> None:
@@ -188,6 +191,7 @@ class _Run:
             self._check_finite(calls)
             return calls
         # The host does not look, so as not to wait: nothing is pruned at a threshold of NaN.
+        self._unread = True
         return _all_or_none(calls)
 
     def _thresholds(self, indices: Sequence[list[int]], advance: Advance) -> list[torch.Tensor]:
@@ -297,8 +301,8 @@ class _Run:
         shapes = [ref.weight.shape for ref in self._refs]
         names = [ref.name for ref in self._refs]
         seconds = self._clock.seconds
-        # Only of weights on a GPU it is not known yet. They are let go: a report may be read late.
-        unread = [weakref.ref(ref.weight) for ref in self._refs if rows[0].device.type != "cpu"]
+        # The weights are let go: a report may be read late.
+        unread = [weakref.ref(ref.weight) for ref in self._refs] if self._unread else []
 
         def check() -> None:
             pairs = zip(names, (reference() for reference in unread), strict=True)
