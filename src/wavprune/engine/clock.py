@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import torch
 
 from ..backends import Layer
+from .device import is_capturing
 
 
 class Clock:
@@ -17,6 +18,7 @@ class Clock:
     def __init__(self, layers: Sequence[Layer]) -> None:
         self.weights = [layer.weight.numel() for layer in layers]
         self._spans: list[tuple[Sequence[int], float | tuple[torch.cuda.Event, ...]]] = []
+        self._streams: dict[torch.device, torch.cuda.Stream | None] = {}
 
     @contextmanager
     def timed(self, call: Sequence[int], device: torch.device) -> Iterator[None]:
@@ -25,15 +27,21 @@ class Clock:
             start = time.perf_counter()
             yield
             self._spans.append((call, time.perf_counter() - start))
-        elif torch.cuda.is_current_stream_capturing():
+            return
+        stream = self._stream(device)
+        if stream is None:
             yield
-        else:
-            with torch.cuda.device(device):
-                start_event, end_event = _event(), _event()
-                start_event.record()
-                yield
-                end_event.record()
-            self._spans.append((call, (start_event, end_event)))
+            return
+        begin = _recorded(stream)
+        yield
+        self._spans.append((call, (begin, _recorded(stream))))
+
+    def _stream(self, device: torch.device) -> torch.cuda.Stream | None:
+        """The current one, which torch takes long to tell; None while a graph is captured."""
+        if device not in self._streams:
+            capturing = is_capturing()
+            self._streams[device] = None if capturing else torch.cuda.current_stream(device)
+        return self._streams[device]
 
     def seconds(self) -> list[float]:
         """One for each layer; on a GPU this waits for the work."""
@@ -50,5 +58,7 @@ class Clock:
         return result
 
 
-def _event() -> torch.cuda.Event:
-    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]  # torch's lack
+def _recorded(stream: torch.cuda.Stream) -> torch.cuda.Event:
+    event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]  # torch's lack
+    event.record(stream)
+    return event

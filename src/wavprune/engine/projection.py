@@ -18,7 +18,7 @@ from ..errors import WavpruneError
 from .ambient import neutral
 from .interrupts import cannot_be_interrupted
 from .layers import LayerRef, check_finite
-from .plan import Plan, plan_layers
+from .plan import Plan, is_uniform, plan_layers
 from .sharding import group_of, local_part
 from .undo import undone_on_error
 
@@ -31,7 +31,7 @@ def projection_plan(refs: Sequence[LayerRef], config: PruneConfig, bases: Sequen
     plan = plan_layers(refs, config, bases=bases)
     # A random number ranked a weight once; what it kept is projected like anything else.
     layers = tuple((replace(layer, seed=None),) for (layer,) in plan.options)
-    return replace(plan, options=layers, backends={})
+    return replace(plan, options=layers, is_uniform=is_uniform(layers), backends={}, calls={})
 
 
 def project_layers(
@@ -60,7 +60,7 @@ def project_layers(
             _project_copies(backend, layers, masks)
         elif guarded:
             backend.project_(layers, masks)
-        elif cannot_be_interrupted(backend, layers):
+        elif cannot_be_interrupted(backend, plan):
             _project_wholly(backend, layers, masks)
         else:
             with undone_on_error(weights):

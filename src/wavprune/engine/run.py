@@ -19,6 +19,7 @@ from ..report import PruneReport
 from .ambient import neutral
 from .auto import Choice, choose, rounds
 from .clock import Clock
+from .device import is_capturing
 from .interrupts import cannot_be_interrupted, finish
 from .layers import LayerRef, check_finite
 from .outcome import LayerFacts, outcome_of
@@ -138,18 +139,19 @@ class _Run:
         within: Sequence[torch.Tensor] | None = None,
     ) -> PruneReport:
         """Choose the bases, select, rewrite the weights."""
-        weights = self._clock.weights
-        trials = rounds(self._plan.budget) * sum(
-            len(options) * count
-            for options, count in zip(self._options, weights, strict=True)
-            if len(options) > 1
-        )
+        weights, trials = self._clock.weights, 0
+        if self._plan.has_choice:
+            trials = rounds(self._plan.budget) * sum(
+                len(options) * count
+                for options, count in zip(self._options, weights, strict=True)
+                if len(options) > 1
+            )
         # Every weight is seen twice: for the threshold, and when it is pruned.
         with progress_bar("prune", 2 * (sum(weights) + trials), "weights", progress) as advance:
             if self._plan.has_choice:
                 self._choose(advance)
             calls = self._select(advance, within)
-            if len(calls) == 1 and cannot_be_interrupted(self._backend, self._layers):
+            if len(calls) == 1 and cannot_be_interrupted(self._backend, self._plan):
                 rows = self._rewrite(calls, advance)
             else:
                 rows = finish(lambda: self._rewrite(calls, advance))
@@ -176,8 +178,11 @@ class _Run:
         Raises:
             WavpruneError: a weight on the CPU is not finite.
         """
-        limit = self._stage.bytes_per_call
-        indices = calls_of(self._layers, self._backend.call_limit, limit)
+        most, limit = self._backend.call_limit, self._stage.bytes_per_call
+        if limit is None:
+            indices = self._plan.calls_of(most)
+        else:
+            indices = calls_of(self._layers, most, limit)
         if not self._plan.rule.uses_thresholds:
             return self._calls_by_rule(indices)
         if within is not None:
@@ -395,7 +400,7 @@ def _coefficients(layer: Layer) -> torch.Tensor:
 
 
 def _check_not_captured(backend: str, config: PruneConfig) -> None:
-    if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+    if is_capturing():
         what = f"wavelet={AUTO!r}" if config.wavelet == AUTO else f"backend {backend!r}"
         raise WavpruneError(
             f"{what} looks at numbers on the host, which a CUDA graph cannot hold; allowed in a "
