@@ -24,7 +24,7 @@ from ..report import LayerStats, PruneReport
 from .auto import bases_for
 from .coverage import coverage_of, coverage_of_weights
 from .device import compute_device, warn
-from .layers import TRANSPOSED, LayerRef, check_finite, named_layers, select_layers
+from .layers import LayerRef, check_finite, named_layers, select_layers
 from .rules import Rule, rule_for
 from .sharding import as_sharded, check_sharded, first_channel, group_of
 from .staging import calls_of
@@ -87,7 +87,10 @@ class Plan:
     def bind(self, refs: Sequence[LayerRef]) -> list[tuple[Layer, ...]]:
         """The options with the weights as they are now, where they live."""
         return [
-            tuple([_bound(layer, ref) for layer in options])
+            # Nearly always one.
+            (_bound(options[0], ref),)
+            if len(options) == 1
+            else tuple([_bound(layer, ref) for layer in options])
             for options, ref in zip(self.options, refs, strict=True)
         ]
 
@@ -215,6 +218,7 @@ class _Known(NamedTuple):
     structure: list[object]
     modules: list[weakref.ref[nn.Module]]
     names: list[str]
+    transposed: list[bool]
     weights: list[weakref.ref[torch.Tensor]]
     signatures: list[tuple[Any, ...]]
     coverage: Coverage
@@ -292,6 +296,7 @@ def _remember(
         structure,
         [weakref.ref(modules[ref.name]) for ref in refs],
         [ref.name for ref in refs],
+        [ref.transposed for ref in refs],
         [weakref.ref(ref.weight) for ref in refs],
         [_signature(ref.weight) for ref in refs],
         coverage_of(model, refs),
@@ -307,13 +312,15 @@ def _remember(
 
 def _unchanged(known: _Known) -> list[LayerRef] | None:
     refs = []
-    rows = zip(known.modules, known.names, known.weights, known.signatures, strict=True)
-    for module_ref, name, weight_ref, signature in rows:
+    rows = zip(
+        known.modules, known.names, known.transposed, known.weights, known.signatures, strict=True
+    )
+    for module_ref, name, transposed, weight_ref, signature in rows:
         module, before = module_ref(), weight_ref()
         weight = None if module is None else module._parameters.get("weight")
         if weight is None or weight is not before or _signature(weight) != signature:
             return None
-        refs.append(LayerRef(name, weight, isinstance(module, TRANSPOSED)))
+        refs.append(LayerRef(name, weight, transposed))
     return refs
 
 

@@ -79,7 +79,7 @@ def prune_layers(
         WavpruneError: a weight is not finite, the backend cannot do this, or ``match`` does not
             fit; no weight has changed then.
     """
-    with neutral(ref.weight for ref in layers):
+    with neutral([ref.weight for ref in layers]):
         run = _Run(plan_again(layers, config, match), layers, masks)
         return run.prune(progress, match)
 
@@ -100,7 +100,7 @@ def prune_within(
     Raises:
         WavpruneError: a weight is not finite; none has changed then.
     """
-    with neutral(ref.weight for ref in refs):
+    with neutral([ref.weight for ref in refs]):
         return _Run(plan, refs, masks=True).prune(within=masks)
 
 
@@ -204,7 +204,7 @@ class _Run:
         for call, layers in zip(indices, self._stage.visit(indices), strict=True):
             with self._clock.timed(call, layers[0].device):
                 thresholds.append(self._backend.threshold(_single_jobs(layers)))
-            advance(sum(self._clock.weights[i] for i in call))
+            advance(self._clock.size(call))
         return thresholds
 
     def _shared_threshold(
@@ -257,7 +257,7 @@ class _Run:
             masks = self._backend.masks(members, thresholds)
             both = [mask & within[i] for i, mask in zip(call, masks, strict=True)]
             calls.append(_Call(call, thresholds, both))
-            advance(sum(self._clock.weights[i] for i in call))
+            advance(self._clock.size(call))
         self._check_finite(calls)
         return calls
 
@@ -272,7 +272,7 @@ class _Run:
             for call, layers in zip(calls, visited, strict=True):
                 rows.append(self._apply(call, layers))
                 self._stage.leave(layers)
-                advance(sum(self._clock.weights[i] for i in call.indices))
+                advance(self._clock.size(call.indices))
             self._stage.finish()
         except BaseException as error:
             done = [self._refs[i].name for call in calls[: len(rows)] for i in call.indices]
