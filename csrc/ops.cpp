@@ -66,6 +66,9 @@ STABLE_TORCH_LIBRARY(wavprune, library) {
   library.def(
       "trellis_quantise_(Tensor targets, Tensor weights, Tensor lower, Tensor importance, "
       "Tensor zeros, float step, Tensor(a!) symbols, Tensor(b!) errors) -> ()");
+  library.def(
+      "trellis_load_(Tensor coded, Tensor parts, Tensor frequencies, Tensor streams, "
+      "Tensor matrices, Tensor(a!)[] decoded) -> Tensor");
   library.def("crc32(Tensor bytes, int start) -> int");
   library.def("use_instruction_set(int index) -> int");
   library.def("cuda_capabilities() -> int[]");
@@ -104,6 +107,7 @@ STABLE_TORCH_LIBRARY_IMPL(wavprune, CUDA, library) {
   library.impl("dwt2", TORCH_BOX(&wavprune::cuda::dwt2));
   library.impl("idwt2", TORCH_BOX(&wavprune::cuda::idwt2));
   library.impl("percentile_mask", TORCH_BOX(&wavprune::cuda::percentile_mask));
+  library.impl("trellis_load_", TORCH_BOX(&wavprune::cuda::trellis_load_));
 }
 #endif
 

@@ -6,7 +6,9 @@ Those in ``*_on_gpu.py`` need torch, numpy, PyWavelets and pytest, and nothing e
 
 from __future__ import annotations
 
+import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -35,3 +37,24 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that wait for a process which runs beside the others come last."""
     items.sort(key=lambda item: item.get_closest_marker("waits") is not None)
+
+
+@pytest.fixture(scope="session")
+def loaded_shim(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The CUDA operators on the host, ``torch.ops.wavprune_shim``; registered once a process."""
+    from tests.tools import cuda_shim
+
+    if cuda_shim.compiler() is None:
+        pytest.skip("there is no C++ compiler here")
+    sanitize = bool(os.environ.get("WAVPRUNE_SANITIZE"))
+    cuda_shim.load(cuda_shim.build(tmp_path_factory.mktemp("shim"), sanitize))
+
+
+@pytest.fixture
+def shim(loaded_shim: None) -> Iterator[None]:
+    """The same, with its first seed and limits afterwards."""
+    import torch
+
+    yield
+    torch.ops.wavprune_shim.reseed(0)
+    torch.ops.wavprune_shim.set_limits(3, 48 * 1024)

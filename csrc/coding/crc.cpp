@@ -6,6 +6,7 @@
 
 #include "../cpu/instruction_set.h"
 #include "ops.h"
+#include "polynomial.h"
 
 // GCC 12 is the first that knows all of these instructions.
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12
@@ -19,7 +20,7 @@ namespace wavprune {
 
 namespace {
 
-constexpr uint32_t kPolynomial = 0xedb88320;  // of CRC-32, its bits reversed
+using coding::kPolynomial;
 
 // x^n modulo the polynomial, its bits reversed, as a product takes it.
 constexpr int64_t power(int n) {

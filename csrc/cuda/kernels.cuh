@@ -8,9 +8,11 @@
 // shared memory.
 #pragma once
 
+#include "decode.cuh"
 #include "mark.cuh"
 #include "prune.cuh"
 #include "select.cuh"
+#include "synthesis.cuh"
 #include "transform.cuh"
 
 namespace wavprune::cuda {

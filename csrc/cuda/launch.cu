@@ -14,4 +14,25 @@
                     cudaGetErrorString(error));                                               \
   } while (0)
 
+#define WAVPRUNE_SHARED(kernel, bytes)                                                           \
+  do {                                                                                           \
+    const cudaError_t error =                                                                    \
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes));   \
+    STD_TORCH_CHECK(error == cudaSuccess, "wavprune: " #kernel " cannot have ", bytes,           \
+                    " bytes of shared memory: ", cudaGetErrorName(error));                       \
+  } while (0)
+
 #include "launch.inc"
+
+namespace wavprune::cuda {
+
+Limits limits() {
+  int device = 0;
+  Limits found{1, 48 * 1024};
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&found.multiprocessors, cudaDevAttrMultiProcessorCount, device);
+  cudaDeviceGetAttribute(&found.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  return found;
+}
+
+}  // namespace wavprune::cuda

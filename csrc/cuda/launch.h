@@ -6,7 +6,9 @@
 
 #include <cstddef>
 #include <memory>
+#include <vector>
 
+#include "coded.h"
 #include "table.h"
 
 // As in CUDA's headers, which the host's files do not include.
@@ -73,5 +75,26 @@ void mask_values(const char* data, Element element, int64_t count, const double*
 template <class T>
 void transform_rows(const Plan<T>* plan, const T* from, int64_t kernels, int tile_kernels,
                     size_t tile_bytes, bool forward, T* to, Stream stream);
+
+// What the current device has.
+struct Limits {
+  int multiprocessors;
+  int shared_bytes;  // the most that a block may ask for
+};
+Limits limits();
+
+void expand_tables(const CodeTable* tables, Stream stream);
+
+// `rows` are the streams as the host has them.
+void decode_streams(const CodedStream* streams, int count, const CodedMatrix* matrices,
+                    const CodeTable* tables, const std::vector<CodedStream>& rows,
+                    uint32_t* found, Stream stream);
+
+void dequantise(const CodedMatrix* matrices, int count, int blocks, Stream stream);
+
+void synthesise(const CodedMatrix* matrices, int count, int blocks, Stream stream);
+
+void checksums(const CodedMatrix* matrices, int count, int segments, const uint32_t* powers,
+               uint32_t* found, Stream stream);
 
 }  // namespace wavprune::cuda

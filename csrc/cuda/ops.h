@@ -26,4 +26,9 @@ Tensor dwt2(Tensor kernels, Tensor plan, int64_t outputs);
 Tensor idwt2(Tensor coefficients, Tensor plan, int64_t values);
 Tensor percentile_mask(Tensor input, double percentile, bool packed);
 
+// Decodes the streams of a packed checkpoint to tensors, and waits for nothing: a number a stream,
+// 0 where it ended as it should, and then the CRC-32 of each tensor.
+Tensor trellis_load_(Tensor coded, Tensor parts, Tensor frequencies, Tensor streams,
+                     Tensor matrices, std::vector<Tensor> decoded);
+
 }  // namespace wavprune::cuda

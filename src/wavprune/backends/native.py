@@ -45,7 +45,7 @@ class NativeBackend:
             return (
                 f"the matrices of a {size} kernel to level {layer.basis.level_used} are too large"
             )
-        return None if device.type == "cpu" else _device_obstacle(device) or _too_large(layer)
+        return None if device.type == "cpu" else device_obstacle(device) or _too_large(layer)
 
     def threshold(self, jobs: Sequence[Job]) -> torch.Tensor:
         """One exact threshold per job; see ``Backend``."""
@@ -226,7 +226,8 @@ def _in_order(
 
 
 @cache
-def _device_obstacle(device: torch.device) -> str | None:
+def device_obstacle(device: torch.device) -> str | None:
+    """Why the compiled code cannot run on a CUDA device, or None."""
     capabilities = torch.ops.wavprune.cuda_capabilities()
     if not capabilities:
         return "the compiled code has no CUDA part: there was no nvcc when it was built"

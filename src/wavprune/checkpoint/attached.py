@@ -1,9 +1,14 @@
-"""Models whose weights stay compressed in memory and are decoded when a layer runs."""
+"""Models whose weights stay compressed in memory and are decoded when a layer runs.
+
+Where the device of a layer decodes itself, it holds the compressed weights: all are decoded once to
+check them, and afterwards no layer waits for the device.
+"""
 
 from __future__ import annotations
 
 import os
 from collections import OrderedDict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +19,8 @@ from ..common.checks import integer
 from ..engine.ambient import neutral
 from ..engine.running import check_model
 from ..errors import WavpruneError
-from .loading import open_packed
+from .loading import named, open_packed
+from .on_device import OnDevice, checked_on_device
 from .unpacked import Unpacked
 
 
@@ -23,17 +29,30 @@ class Attached:
 
     Args:
         data: the file's bytes.
+        devices: of the layers' weights, by their names in the file.
         cache_bytes: how many bytes of decoded weights are kept at most, those used last.
 
     Attributes:
-        compressed_bytes: what the compressed weights take.
+        compressed_bytes: what the compressed weights take, on the devices where those decode.
         cached_bytes: what the decoded weights that are kept take now.
+
+    Raises:
+        WavpruneError: a weight is damaged, and a device was to decode it.
     """
 
-    def __init__(self, data: Unpacked, cache_bytes: int) -> None:
-        self._data, self._most = data, cache_bytes
+    def __init__(
+        self, data: Unpacked, devices: Mapping[str, torch.device], cache_bytes: int
+    ) -> None:
+        self._data, self._devices, self._most = data, devices, cache_bytes
         self._cache: OrderedDict[str, torch.Tensor] = OrderedDict()
-        self.compressed_bytes = data.size
+        self._placed: dict[torch.device, OnDevice] = {}
+        for device in dict.fromkeys(devices.values()):
+            own = [name for name, other in devices.items() if other == device]
+            placed = checked_on_device(data, own, device)
+            if placed is not None:
+                self._placed[device] = placed
+        on_device = sum(placed.nbytes for placed in self._placed.values())
+        self.compressed_bytes = on_device or data.size
         self.cached_bytes = 0
 
     def weight(self, name: str) -> torch.Tensor:
@@ -43,7 +62,7 @@ class Attached:
             self._cache.move_to_end(name)
             return known
         with neutral():
-            decoded = self._data.tensor(name)
+            decoded = self._decoded(name)
         size = decoded.numel() * decoded.element_size()
         if size <= self._most:
             self._cache[name] = decoded
@@ -52,6 +71,13 @@ class Attached:
                 _, dropped = self._cache.popitem(last=False)
                 self.cached_bytes -= dropped.numel() * dropped.element_size()
         return decoded
+
+    def _decoded(self, name: str) -> torch.Tensor:
+        device = self._devices[name]
+        placed = self._placed.get(device)
+        if placed is None:
+            return self._data.tensor(name).to(device)
+        return placed.tensors([name])[name]
 
 
 def attach(model: nn.Module, path: str | os.PathLike[str], *, cache_bytes: int = 0) -> Attached:
@@ -62,7 +88,8 @@ def attach(model: nn.Module, path: str | os.PathLike[str], *, cache_bytes: int =
     saved. Everything that is not stored as indices is loaded as usual.
 
     Args:
-        model: on the CPU, with the tensors that the file has.
+        model: on any devices, with the tensors that the file has. CUDA decodes by itself, where the
+            compiled operators have their CUDA part; else the CPU does.
         path: a file that ``save`` wrote with ``calibration`` or ``coder="trellis"``.
         cache_bytes: how many bytes of decoded weights are kept at most, those used last.
 
@@ -103,16 +130,19 @@ def attach(model: nn.Module, path: str | os.PathLike[str], *, cache_bytes: int =
     if missing:
         raise WavpruneError(f"{path} has not {min(missing)!r} of the model")
     layers = {}
+    devices = {}
     for module_name, module in model.named_modules():
         name = f"{module_name}.weight" if module_name else "weight"
         stored = data.aliases.get(name, name)
         weight = module._parameters.get("weight")
         if weight is not None and weight.ndim > 1 and data.is_matrix(stored):
             layers[name] = module, stored
+            devices[stored] = weight.device
     plain = {
         name: data.tensor(data.aliases.get(name, name)) for name in data.names if name not in layers
     }
-    attached = Attached(data, cache_bytes)
+    with named(path):
+        attached = Attached(data, devices, cache_bytes)
     for module, stored in layers.values():
         _Hooks(attached, stored).install(module)
     model.load_state_dict(plain, strict=False)

@@ -15,12 +15,14 @@ import torch
 
 from ..common.atomic import replaced
 from ..engine.ambient import neutral
+from ..engine.device import present_device
 from ..errors import WavpruneError
 from .compressor import bytes_of
 from .container import KEY, tensor_writer
 from .decoding import decode, parts_of
 from .file_slice import FileSlice
 from .formats.safetensors import COPIED_AT_ONCE, DTYPES, Entry, read_header
+from .on_device import tensors_on
 from .packed_layout import TENSOR, is_packed
 from .records import Contents, Record, parse
 from .saving import output_path
@@ -62,6 +64,7 @@ def load(
     *,
     names: Collection[str] | None = None,
     max_bytes: int | None = None,
+    device: str | torch.device = "cpu",
 ) -> dict[str, torch.Tensor]:
     """The state dict of a compressed file.
 
@@ -71,25 +74,31 @@ def load(
         max_bytes: how many bytes all tensors together may have, and what decoding any of them may
             take beside, where that is more than 64 MiB. None means 1,024 times those of the file
             and 64 MiB more, so that a small file cannot fill the memory.
+        device: where the tensors shall be. CUDA decodes files of ``calibration`` or
+            ``coder="trellis"`` itself, where the compiled operators have their CUDA part; else the
+            CPU decodes and they are copied.
 
     Returns:
-        Ordinary tensors on the CPU, with the bits that the ``SaveReport`` has the checksums of.
+        Ordinary tensors, with the bits that the ``SaveReport`` has the checksums of.
         Tied weights are one tensor. What has a dtype that torch lacks comes as its bytes, with a
         warning.
 
     Raises:
         WavpruneError: there is no such file, it is broken in any way, of a later version, or too
-            large.
+            large; or there is no such device here.
         ImportError: the extra ``checkpoint`` is not installed.
     """
+    there = present_device(device)
     packed = open_packed(path, max_bytes)
     if packed is not None:
-        return _load_packed(Path(path), packed, names)
+        return _load_packed(Path(path), packed, names, there)
     file = open_file(path, max_bytes)
     asked = _asked(file.path, file.contents.checksums, names)
     stored = dict.fromkeys(file.stored(name) for name in asked)
     with file.path.open("rb") as data:
-        tensors = {name: _tensor(file, name, data) for name in file.entries if name in stored}
+        tensors = {
+            name: _tensor(file, name, data).to(there) for name in file.entries if name in stored
+        }
     _warn_foreign(file.path, {name: file.entries[name].dtype for name in tensors})
     return {name: tensors[file.stored(name)] for name in asked}
 
@@ -120,15 +129,12 @@ def _warn_foreign(path: Path, dtypes: dict[str, str]) -> None:
 
 
 def _load_packed(
-    path: Path, packed: Unpacked, names: Collection[str] | None
+    path: Path, packed: Unpacked, names: Collection[str] | None, device: torch.device
 ) -> dict[str, torch.Tensor]:
     asked = _asked(path, packed.names, names)
     stored = dict.fromkeys(packed.aliases.get(name, name) for name in asked)
-    with _named(path):
-        if names is None:
-            tensors = dict(packed.tensors())
-        else:
-            tensors = {name: packed.tensor(name) for name in stored}
+    with named(path):
+        tensors = tensors_on(packed, None if names is None else list(stored), device)
     _warn_foreign(path, {name: packed.kind(name)[0] for name in asked})
     return {name: tensors[packed.aliases.get(name, name)] for name in asked}
 
@@ -152,7 +158,7 @@ def open_packed(
     """
     path = Path(path)
     entries, metadata = read_header(path)
-    with _named(path):
+    with named(path):
         if not is_packed(metadata.get(KEY, "")):
             return None
         entry = entries.get(TENSOR)
@@ -213,7 +219,7 @@ def _decompress_packed(path: Path, packed: Unpacked, target: Path) -> int:
     with (
         replaced(target) as new,
         tensor_writer(new) as writer,
-        _named(path),
+        named(path),
         new.open("wb") as out,
     ):
         names: dict[str, list[str]] = {name: [name] for name in packed.names}
@@ -241,7 +247,7 @@ def open_file(
     path = Path(path)
     entries, metadata = read_header(path)
     entries = dict(sorted(entries.items(), key=lambda item: item[1].start))
-    with _named(path):
+    with named(path):
         if KEY not in metadata:
             raise WavpruneError(f"its metadata has no {KEY!r}: it is not compressed")
         contents = parse(metadata[KEY])
@@ -294,7 +300,7 @@ def _itemsize(file: OpenFile, name: str) -> int:
 
 
 @contextmanager
-def _named(path: Path, name: str | None = None) -> Iterator[None]:
+def named(path: Path, name: str | None = None) -> Iterator[None]:
     """Errors that say which file, and which of its tensors."""
     try:
         yield
@@ -324,7 +330,7 @@ def _check(crc: int, file: OpenFile, name: str) -> None:
 
 
 def _tensor(file: OpenFile, name: str, data: BufferedReader) -> torch.Tensor:
-    with _named(file.path, name):
+    with named(file.path, name):
         record = file.contents.layers.get(name)
         if record is not None:
             parts = parts_of(record, memoryview(read_entry(file, name, data)))
@@ -378,5 +384,5 @@ def _bytes_of(file: OpenFile, name: str, data: BufferedReader) -> Iterator[Any]:
         crc = zlib.crc32(part, crc)
         left -= len(part)
         yield part
-    with _named(file.path, name):
+    with named(file.path, name):
         _check(crc, file, name)

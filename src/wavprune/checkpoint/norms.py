@@ -110,6 +110,10 @@ def from_grid(values: torch.Tensor) -> torch.Tensor:
 def unfold(link: NormLink, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The tensors of a layer and its batch norm, from those that a file holds.
 
+    Args:
+        link: their names.
+        tensors: the weight on any device, the others on the CPU.
+
     Raises:
         WavpruneError: they do not fit one another.
     """
@@ -125,7 +129,7 @@ def unfold(link: NormLink, tensors: Mapping[str, torch.Tensor]) -> dict[str, tor
     divisor = torch.where(scale == 0, torch.ones_like(scale), scale)
     axes = [-1] + [1] * (weight.ndim - 1)
     return {
-        link.weight: (weight.double() / divisor.view(axes)).to(weight.dtype),
+        link.weight: (weight.double() / divisor.view(axes).to(weight.device)).to(weight.dtype),
         link.gamma: gamma,
         link.var: var,
         link.mean: mean,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from ..errors import WavpruneError
@@ -32,6 +33,7 @@ class Unpacked:
         names: of all tensors, in the order of the model.
         aliases: tied tensors: name -> the one that it stands for.
         metadata: of the file that was compressed.
+        records: what the bytes say of the tensors.
 
     Raises:
         WavpruneError: the bytes are not those of a model, or it is too large.
@@ -46,14 +48,12 @@ class Unpacked:
     ) -> None:
         self._data = data if isinstance(data, FileSlice) else memoryview(data)
         self._compiled = compiled
-        self._records = records = Records(self._data, max_bytes, aliases)
+        self.records = records = Records(self._data, max_bytes, aliases)
         self.names, self.aliases = records.names, records.aliases
         self.metadata = records.metadata
         self._synthesis: dict[int, Floats] = {}
-        self._stream_of = {name: stream for stream in records.streams for name in stream.names}
-        self._tables = np.zeros(0, dtype=np.uint32)
-        if records.frequencies is not None:
-            self._tables = decoding_tables(records.frequencies)
+        self.stream_of = {name: stream for stream in records.streams for name in stream.names}
+        self._tables: npt.NDArray[np.uint32] | None = None
 
     @property
     def data(self) -> memoryview | FileSlice:
@@ -67,11 +67,11 @@ class Unpacked:
 
     def is_matrix(self, name: str) -> bool:
         """True where a tensor is stored as indices."""
-        return isinstance(self._records.entries[name], Matrix)
+        return isinstance(self.records.entries[name], Matrix)
 
     def kind(self, name: str) -> tuple[str, tuple[int, ...]]:
         """The dtype and the shape of a tensor."""
-        entry = self._records.entries[self.aliases.get(name, name)]
+        entry = self.records.entries[self.aliases.get(name, name)]
         if isinstance(entry, Matrix):
             return entry.dtype, entry.layout.shape
         return entry.dtype, entry.shape
@@ -79,14 +79,14 @@ class Unpacked:
     @property
     def links(self) -> list[NormLink]:
         """The batch norms that are unfolded from layers."""
-        return list(dict.fromkeys(self._records.links.values()))
+        return list(dict.fromkeys(self.records.links.values()))
 
     def plain(self, name: str) -> tuple[int, int]:
         """How a tensor that is no matrix is stored, ``RAW``, ``FILLED`` or ``LOGS``, and its bytes.
 
         Those of logarithms are about.
         """
-        entry = self._records.entries[name]
+        entry = self.records.entries[name]
         assert not isinstance(entry, Matrix)
         if isinstance(entry, Filled):
             return FILLED, len(entry.value)
@@ -98,13 +98,13 @@ class Unpacked:
         Raises:
             WavpruneError: one is damaged.
         """
-        for stream in self._records.streams:
+        for stream in self.records.streams:
             decoder, before = self._decoder(stream), 0
             for name in stream.names:
-                entry = self._records.entries[name]
+                entry = self.records.entries[name]
                 assert isinstance(entry, Matrix)
-                basis = None if entry.basis is None else self._records.bases[entry.basis][0]
-                coefficients = decoder.read(self._records.classes[name], entry.step)
+                basis = None if entry.basis is None else self.records.bases[entry.basis][0]
+                coefficients = decoder.read(self.records.classes[name], entry.step)
                 yield name, basis, coefficients, 2 * (decoder.words_read - before)
                 before = decoder.words_read
 
@@ -125,7 +125,7 @@ class Unpacked:
 
         waiting: dict[str, torch.Tensor] = {}
         for name, tensor in self._stored(asked):
-            link = self._records.links.get(name)
+            link = self.records.links.get(name)
             if link is None:
                 yield name, tensor
                 continue
@@ -138,10 +138,10 @@ class Unpacked:
             yield name, self.tensor(name)
 
     def _stored(self, asked: Callable[[str], bool]) -> Iterator[tuple[str, torch.Tensor]]:
-        for name, entry in self._records.entries.items():
+        for name, entry in self.records.entries.items():
             if not isinstance(entry, Matrix) and asked(entry.dtype):
                 yield name, self._plain(name, entry)
-        for stream in self._records.streams:
+        for stream in self.records.streams:
             if any(asked(self.kind(name)[0]) for name in stream.names):
                 for name, tensor in self._decoded(stream):
                     if asked(self.kind(name)[0]):
@@ -154,16 +154,21 @@ class Unpacked:
             WavpruneError: it is damaged.
         """
         name = self.aliases.get(name, name)
-        link = self._records.links.get(name)
+        link = self.records.links.get(name)
         if link is not None:
-            return unfold(link, {part: self._one(part) for part in link.names})[name]
-        return self._one(name)
+            return unfold(link, {part: self.stored(part) for part in link.names})[name]
+        return self.stored(name)
 
-    def _one(self, name: str) -> torch.Tensor:
-        entry = self._records.entries[name]
+    def stored(self, name: str) -> torch.Tensor:
+        """A tensor as it is in the file, before a batch norm is taken out of it.
+
+        Raises:
+            WavpruneError: it is damaged.
+        """
+        entry = self.records.entries[name]
         if not isinstance(entry, Matrix):
             return self._plain(name, entry)
-        for found, tensor in self._decoded(self._stream_of[name]):
+        for found, tensor in self._decoded(self.stream_of[name]):
             if found == name:
                 return tensor
         raise AssertionError(name)
@@ -186,12 +191,24 @@ class Unpacked:
         values = torch.frombuffer(own, dtype=torch.uint8)
         return values if dtype is None else values.view(dtype).view(entry.shape)
 
-    def _decoder(self, stream: Stream) -> Decoder:
+    def coded(self, stream: Stream) -> memoryview:
+        """The states and words of a stream.
+
+        Raises:
+            WavpruneError: they are damaged.
+        """
         start = stream.start
         stop = start + 4 * COLUMNS + 2 * stream.words
         part = self._data[start:stop]
         if _crc(part) != int.from_bytes(self._data[stop : stop + 4], "little"):
             raise WavpruneError(DAMAGED)
+        return part
+
+    def _decoder(self, stream: Stream) -> Decoder:
+        part = self.coded(stream)
+        if self._tables is None:
+            assert self.records.frequencies is not None
+            self._tables = decoding_tables(self.records.frequencies)
         states = np.frombuffer(part[: 4 * COLUMNS], dtype="<u4").astype(np.uint32)
         words = np.frombuffer(part[4 * COLUMNS :], dtype="<u2")
         return Decoder(Coded(states, words, stream.escapes), self._tables, self._compiled)
@@ -199,9 +216,9 @@ class Unpacked:
     def _decoded(self, stream: Stream) -> Iterator[tuple[str, torch.Tensor]]:
         decoder = self._decoder(stream)
         for name in stream.names:
-            entry = self._records.entries[name]
+            entry = self.records.entries[name]
             assert isinstance(entry, Matrix)
-            tensor = self._assembled(entry, self._records.classes[name], decoder)
+            tensor = self._assembled(entry, self.records.classes[name], decoder)
             if crc_of(tensor) != entry.crc:
                 raise WavpruneError(f"its tensor {name!r} is not the one that was saved")
             yield name, tensor
@@ -210,7 +227,7 @@ class Unpacked:
     # As in ``decode``: of a damaged file.
     @np.errstate(over="ignore", invalid="ignore")
     def _assembled(self, entry: Matrix, classes: Classes, decoder: Decoder) -> torch.Tensor:
-        synthesis = self._matrix(entry.basis)
+        synthesis = self.synthesis(entry.basis)
         blocks = entry.layout.blocks()
         if entry.is_direct:
             tensor = entry.empty()
@@ -224,11 +241,16 @@ class Unpacked:
             entry.put(tensor, start, stop, entry.kernels(part, synthesis))
         return tensor
 
-    def _matrix(self, number: int | None) -> Floats | None:
+    def synthesis(self, number: int | None) -> Floats | None:
+        """The synthesis matrix of a basis; None for the identity.
+
+        Raises:
+            WavpruneError: its bytes are not those of a basis.
+        """
         if number is None:
             return None
         if number not in self._synthesis:
-            basis, payload = self._records.bases[number]
+            basis, payload = self.records.bases[number]
             self._synthesis[number] = basis.matrix(payload)
         return self._synthesis[number]
 

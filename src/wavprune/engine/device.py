@@ -27,16 +27,27 @@ def compute_device(asked: str | torch.device | None) -> torch.device | None:
     if device.type == "cuda" and not torch.cuda.is_available():
         _warn_no_cuda(str(asked))
         return torch.device("cpu")
-    if device.type == "meta":
-        raise WavpruneError(
-            f"device {str(asked)!r} holds no values; allowed: a device that computes"
-        )
+    return present_device(asked)
+
+
+def present_device(asked: str | torch.device) -> torch.device:
+    """The device that a caller asked for, with its index.
+
+    Raises:
+        TypeError: it is no name of a device.
+        WavpruneError: there is no such device here.
+    """
+    if not isinstance(asked, str | torch.device):
+        raise TypeError(f"device must be a str or a torch.device, not {asked!r}")
     try:
-        # With its index: "cuda" is the current one of several.
-        return torch.empty(0, device=device).device
+        device = torch.device(asked)
+        if device.type != "meta":
+            # With its index: "cuda" is the current one of several.
+            return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise WavpruneError(f"device {str(asked)!r} is not available here: {reason}") from error
+    raise WavpruneError(f"device {str(asked)!r} holds no values; allowed: a device that computes")
 
 
 @cache

@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[3]
 SOURCES = (
     ROOT / "tests/tools/cuda_shim/shim.cpp",
     ROOT / "csrc/cuda/ops.cpp",
+    ROOT / "csrc/cuda/decode.cpp",
     ROOT / "csrc/plan_tensor.cpp",
 )
 FLAGS = (

@@ -1,5 +1,6 @@
 // CUDA's keywords and built-ins for a host compiler: every thread is a fiber, which gives way at
-// __syncthreads(). Threads and blocks run in an order that a seed shuffles.
+// __syncthreads() and where the lanes of a warp exchange values. Threads and blocks run in an order
+// that a seed shuffles.
 //
 // It does not model speed, races between blocks, or the order of memory accesses.
 #pragma once
@@ -25,6 +26,9 @@ struct Index {
 // Suspends the running thread until all others of its block have waited too, or ended.
 void wait();
 
+// The values that the lanes of the running thread's warp give, all at the same call.
+const uint64_t* exchanged(uint64_t value);
+
 // The shared memory of the running block, as many bytes as the launch asked for.
 void* dynamic_shared();
 
@@ -46,6 +50,28 @@ inline void __syncthreads() { shim::wait(); }
 inline void __syncwarp() { shim::wait(); }
 inline void __threadfence() {}
 
+struct alignas(16) uint4 {
+  unsigned x, y, z, w;
+};
+
+inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
+
+inline unsigned __funnelshift_r(unsigned low, unsigned high, unsigned shift) {
+  return unsigned((uint64_t(high) << 32 | low) >> (shift & 31));
+}
+
+inline unsigned __ballot_sync(unsigned, bool own) {
+  const uint64_t* const all = shim::exchanged(own);
+  unsigned result = 0;
+  for (int lane = 0; lane < 32; ++lane) result |= unsigned(all[lane] != 0) << lane;
+  return result;
+}
+
+template <class T>
+T __shfl_sync(unsigned, T own, int lane) {
+  return T(shim::exchanged(uint64_t(own))[lane & 31]);
+}
+
 template <class T>
 T __ldcg(const T* place) {
   return *place;
@@ -55,6 +81,13 @@ template <class T>
 T atomicAdd(T* place, T value) {
   const T before = *place;
   *place += value;
+  return before;
+}
+
+template <class T>
+T atomicXor(T* place, T value) {
+  const T before = *place;
+  *place ^= value;
   return before;
 }
 
