@@ -25,16 +25,6 @@ CurrentStream current_stream() {
 
 bool reachable(const torch::stable::Tensor& tensor) { return tensor.is_cuda(); }
 
-int multiprocessors(const torch::stable::Tensor& tensor) {
-  int count = 0;
-  const cudaError_t error =
-      cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, tensor.get_device_index());
-  STD_TORCH_CHECK(error == cudaSuccess, "wavprune: CUDA device ", tensor.get_device_index(),
-                  " does not say how many multiprocessors it has: ", cudaGetErrorName(error), ", ",
-                  cudaGetErrorString(error));
-  return count;
-}
-
 Device::Device(const torch::stable::Tensor& tensor) {
   static const CurrentStream get = current_stream();
   STD_TORCH_CHECK(get != nullptr, "wavprune: this torch does not give its current CUDA stream");

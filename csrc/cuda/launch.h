@@ -21,9 +21,6 @@ typedef CUstream_st* Stream;
 // True where the CUDA kernels can access the tensor's memory.
 bool reachable(const torch::stable::Tensor& tensor);
 
-// Of the tensor's device.
-int multiprocessors(const torch::stable::Tensor& tensor);
-
 // While it lives, the device of a tensor is the current one.
 class Device {
  public:

@@ -335,7 +335,7 @@ struct DeviceTable {
 template <class T>
 DeviceTable<T> device_table(const std::vector<Source<T>>& sources, const std::vector<Job>& jobs,
                             int blocks, size_t (*room)(const Table<T>&, size_t jobs)) {
-  const int at_a_time = blocks * multiprocessors(sources[0].tensor);
+  const int at_a_time = blocks * limits().multiprocessors;
   const Table<T> measured = table_of(sources, jobs, at_a_time, nullptr);
   const size_t size = measured.bytes.size();
   Tensor memory = torch::stable::new_empty(

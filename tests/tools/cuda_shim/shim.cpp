@@ -193,8 +193,6 @@ namespace wavprune {
 namespace cuda {
 
 bool reachable(const torch::stable::Tensor& tensor) { return tensor.is_cpu(); }
-// Few, so that blocks have several tiles.
-int multiprocessors(const torch::stable::Tensor&) { return 2; }
 Device::Device(const torch::stable::Tensor&) {}
 Limits limits() { return shim::device_limits; }
 
