@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <limits>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -278,11 +279,10 @@ struct Table {
   bool shares_words = false;
 };
 
-// The table as it will lie at `base`: a row for each weight that has values and belongs to a job.
+// The table for address 0: a row for each weight that has values and belongs to a job.
 template <class T>
-Table<T> table_of(const std::vector<Source<T>>& sources, std::vector<Job> jobs, int at_a_time,
-                  char* base) {
-  Packer packer(base);
+Table<T> table_of(const std::vector<Source<T>>& sources, std::vector<Job> jobs, int at_a_time) {
+  Packer packer(nullptr);
   Table<T> table;
   std::vector<Row<T>> rows;
   std::vector<std::pair<const void*, const Plan<T>*>> sent;
@@ -322,6 +322,40 @@ Table<T> table_of(const std::vector<Source<T>>& sources, std::vector<Job> jobs, 
   return table;
 }
 
+// Moves a table that was built for address 0 to where it will lie.
+template <class T>
+void move_table(char* base, Table<T>* table) {
+  const auto here = [table](auto* pointer) {
+    return reinterpret_cast<decltype(pointer)>(table->bytes.data() + uintptr_t(pointer));
+  };
+  const auto move = [base](auto*& pointer) {
+    pointer = reinterpret_cast<std::decay_t<decltype(pointer)>>(base + uintptr_t(pointer));
+  };
+  std::vector<const Plan<T>*> moved;
+  Row<T>* rows = here(table->rows);
+  for (int r = 0; r < table->row_count; ++r) {
+    if (std::find(moved.begin(), moved.end(), rows[r].plan) == moved.end()) {
+      moved.push_back(rows[r].plan);
+      Plan<T>* plan = const_cast<Plan<T>*>(here(rows[r].plan));
+      if (plan->kind == Kind::general) {
+        for (SparseMatrix<T>* matrix : {&plan->forward_matrix, &plan->inverse_matrix}) {
+          move(matrix->start);
+          move(matrix->column);
+          move(matrix->value);
+        }
+      } else if (plan->kind != Kind::identity) {
+        for (Axes<T>* axes : {&plan->forward_axes, &plan->inverse_axes}) {
+          move(axes->rows);
+          move(axes->columns);
+        }
+      }
+    }
+    move(rows[r].plan);
+  }
+  move(table->rows);
+  move(table->jobs);
+}
+
 // The table in the device's memory, with some room behind it.
 template <class T>
 struct DeviceTable {
@@ -335,13 +369,13 @@ struct DeviceTable {
 template <class T>
 DeviceTable<T> device_table(const std::vector<Source<T>>& sources, const std::vector<Job>& jobs,
                             int blocks, size_t (*room)(const Table<T>&, size_t jobs)) {
-  const int at_a_time = blocks * limits().multiprocessors;
-  const Table<T> measured = table_of(sources, jobs, at_a_time, nullptr);
-  const size_t size = measured.bytes.size();
+  Table<T> table = table_of(sources, jobs, blocks * limits().multiprocessors);
+  const size_t size = table.bytes.size();
   Tensor memory = torch::stable::new_empty(
-      sources[0].tensor, {int64_t(size + room(measured, jobs.size()))}, ScalarType::Byte);
+      sources[0].tensor, {int64_t(size + room(table, jobs.size()))}, ScalarType::Byte);
   char* base = static_cast<char*>(memory.data_ptr());
-  return {table_of(sources, jobs, at_a_time, base), memory, base + size};
+  move_table(base, &table);
+  return {std::move(table), memory, base + size};
 }
 
 }  // namespace wavprune::cuda
