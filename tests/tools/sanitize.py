@@ -2,8 +2,8 @@
 
 First the passes over tiles (``csrc/cpu/passes*``), for every instruction set of this processor and
 tails of every length, in buffers of exactly the size of the data; then the CUDA kernels on the host
-(``test_cuda.py``, ``test_on_device.py``), with shared memory of exactly the size of each launch. Exit status 1 if a
-sanitizer or a check fails.
+(``test_cuda.py``, ``test_on_device.py``), with shared memory of exactly the size of each launch.
+Exit status 1 if a sanitizer or a check fails.
 """
 
 from __future__ import annotations
