@@ -24,7 +24,7 @@ COLLECT = """
 import sys, pytest
 sys.modules.update(dict.fromkeys(sys.argv[1].split()))
 arguments = ["--collect-only", "-q", "-m", "gpu", "-o", "filterwarnings=default"]
-sys.exit(pytest.main([*arguments, "-p", "no:cacheprovider", "tests", "benchmarks/bench_gpu.py"]))
+sys.exit(pytest.main([*arguments, "-p", "no:cacheprovider", *sys.argv[2:]]))
 """
 
 
@@ -41,11 +41,21 @@ def python(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_tests_of_a_gpu_are_collected_where_little_is_installed() -> None:
-    run = python("-c", COLLECT, ABSENT)
+    files = ("tests", "benchmarks/bench_gpu.py", "benchmarks/bench_gpu_decode.py")
+    run = python("-c", COLLECT, ABSENT, *files)
     assert run.returncode == 0, run.stdout
-    for name in ("test_cuda_on_gpu", "test_triton_on_gpu", "test_run_on_gpu", "bench_gpu"):
+    for name in (
+        "test_cuda_on_gpu",
+        "test_triton_on_gpu",
+        "test_run_on_gpu",
+        "bench_gpu",
+        "bench_gpu_decode",
+    ):
         assert re.search(rf"{name}\.py", run.stdout), run.stdout
-    assert "no hypothesis and no rich" in python("-c", COLLECT.replace('"-q", ', ""), ABSENT).stdout
+    assert (
+        "no hypothesis and no rich"
+        in python("-c", COLLECT.replace('"-q", ', ""), ABSENT, *files).stdout
+    )
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
