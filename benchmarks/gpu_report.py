@@ -4,7 +4,8 @@
 
 It takes the interpreter's own torch, numpy, pytest and triton, and needs beside them PyWavelets
 alone. In the project's directory it builds the extension for the card that is there, runs the tests
-that are marked ``gpu`` and ``bench_gpu.py``, then a short run under ``compute-sanitizer`` where
+that are marked ``gpu``, ``bench_gpu.py`` and ``bench_gpu_decode.py`` (which is skipped without
+safetensors and zstandard), then a short run under ``compute-sanitizer`` where
 that is installed. It writes what it found, and prints measured beside computed times. It ends
 within six minutes: a step that takes too long is stopped.
 
@@ -159,15 +160,16 @@ def tests(directory: Path) -> dict[str, Any]:
 
 def benchmarks(directory: Path) -> dict[str, Any]:
     """Time all rows, and print them beside what was computed."""
-    figures = directory / "figures.json"
+    figures, decoding = directory / "figures.json", directory / "decoding.json"
     step = Step(
         "benchmarks",
-        [sys.executable, *PYTEST, "benchmarks/bench_gpu.py"],
-        {"WAVPRUNE_GPU_REPORT": str(figures)},
+        [sys.executable, *PYTEST, "benchmarks/bench_gpu.py", "benchmarks/bench_gpu_decode.py"],
+        {"WAVPRUNE_GPU_REPORT": str(figures), "WAVPRUNE_GPU_DECODE_REPORT": str(decoding)},
     )
     print(step.output, flush=True)
     found = json.loads(figures.read_text()) if figures.exists() else {}
-    return {**step.facts(), "networks": found}
+    rows = json.loads(decoding.read_text()) if decoding.exists() else []
+    return {**step.facts(), "networks": found, "decoding": rows}
 
 
 def sanitizers() -> dict[str, Any]:
@@ -211,7 +213,7 @@ def main() -> int:
         }
         for step, run in steps.items():
             report[step] = run()
-            shown = {k: v for k, v in report[step].items() if k != "networks"}
+            shown = {k: v for k, v in report[step].items() if k not in ("networks", "decoding")}
             print(f"{step}: {shown}", flush=True)
             # Written after each step: what was measured is not lost with a later one.
             out.write_text(json.dumps(report, indent=1) + "\n")

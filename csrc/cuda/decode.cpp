@@ -114,6 +114,8 @@ CodedStream stream_of(const int64_t* given, int64_t index, int64_t before, int64
   stream.index = int(index);
   stream.whole = given[kWhole] != 0;
   stream.classes = uint64_t(given[kMask]) & ((uint64_t(1) << kClasses) - 1);
+  STD_TORCH_CHECK(stream.classes != 0, "wavprune: stream ", index, " has no class of ",
+                  int(kClasses), ": ", given[kMask]);
   return stream;
 }
 

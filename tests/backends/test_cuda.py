@@ -453,6 +453,7 @@ def test_no_kernel_spills_or_takes_more_than_128_registers(
             [
                 *(str(building.toolkit() / "bin" / "nvcc"), "-cubin", f"-arch=sm_{capability}"),
                 *("-std=c++20", "-O3", "-fmad=false", "-Xptxas=-v", *building.TARGETS),
+                "--expt-relaxed-constexpr",
                 *cuda_shim.header_flags(),
                 *("-o", str(tmp_path / f"{capability}.cubin"), str(source)),
             ],

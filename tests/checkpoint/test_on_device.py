@@ -376,6 +376,7 @@ class TestAnyBytes:
             ("streams", lambda t: set_to(t, 4, 1), "from 1 on"),
             ("streams", lambda t: set_to(t, 5, 3), "of 3 matrices"),
             ("streams", lambda t: set_to(t, 5, 1), "of which 1 are in streams"),
+            ("streams", lambda t: set_to(t, 7, 1 << 40), "has no class of 40"),
             ("matrices", lambda t: set_to(t, 0, 0), "of 0 rows"),
             ("matrices", lambda t: set_to(t, 1, 2**31), "rows and 2147483648 columns"),
             ("matrices", lambda t: set_to(t, 2, 2**40), "parts have"),

@@ -2,8 +2,8 @@
 
 First the passes over tiles (``csrc/cpu/passes*``), for every instruction set of this processor and
 tails of every length, in buffers of exactly the size of the data; then the CUDA kernels on the host
-(``test_cuda.py``), with shared memory of exactly the size of each launch. Exit status 1 if a
-sanitizer or a check fails.
+(``test_cuda.py``, ``test_on_device.py``), with shared memory of exactly the size of each launch.
+Exit status 1 if a sanitizer or a check fails.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ FLAGS = [
     *("-std=c++20", "-O1", "-g", "-fno-omit-frame-pointer", "-ffp-contract=off", "-Wno-psabi"),
     *("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-Wall", "-Wextra"),
 ]
+HOST_FILES = ("backends/test_cuda.py", "checkpoint/test_on_device.py")
+# Any bytes at all, with tables in every place.
+DECODING_TESTS = "TestAnyBytes or anywhere or checksum_of_several"
 # Every CUDA kernel, shape, layout and edge case once; the other tests only check values. Masks in
 # every layout: of float32 and bfloat16.
 HOST_TESTS = (
@@ -74,11 +77,11 @@ def cuda_on_the_host(compiler: str) -> int:
         "ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=0",
         "OMP_NUM_THREADS": "1",
     }
-    tests = str(ROOT / "tests" / "backends" / "test_cuda.py")
+    tests = [str(ROOT / "tests" / name) for name in HOST_FILES]
     # Nothing captured: a sanitizer that fails ends the process at once.
-    command = [sys.executable, "-m", "pytest", "-qs", "-p", "no:cacheprovider", tests]
+    command = [sys.executable, "-m", "pytest", "-qs", "-p", "no:cacheprovider", *tests]
     return subprocess.run(
-        [*command, "-k", f"TestOnTheHost and ({HOST_TESTS})"],
+        [*command, "-k", f"(TestOnTheHost and ({HOST_TESTS})) or {DECODING_TESTS}"],
         env=environment,
         cwd=ROOT,
         check=False,

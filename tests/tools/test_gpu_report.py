@@ -25,7 +25,7 @@ COLLECT = """
 import sys, pytest
 sys.modules.update(dict.fromkeys(sys.argv[1].split()))
 arguments = ["--collect-only", "-m", "gpu", "-o", "filterwarnings=default"]
-sys.exit(pytest.main([*arguments, "-p", "no:cacheprovider", "tests", "benchmarks/bench_gpu.py"]))
+sys.exit(pytest.main([*arguments, "-p", "no:cacheprovider", *sys.argv[2:]]))
 """
 
 
@@ -42,9 +42,16 @@ def python(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_tests_of_a_gpu_are_collected_where_little_is_installed() -> None:
-    run = python("-c", COLLECT, ABSENT)
+    files = ("tests", "benchmarks/bench_gpu.py", "benchmarks/bench_gpu_decode.py")
+    run = python("-c", COLLECT, ABSENT, *files)
     assert run.returncode == 0, run.stdout
-    for name in ("test_cuda_on_gpu", "test_triton_on_gpu", "test_run_on_gpu", "bench_gpu"):
+    for name in (
+        "test_cuda_on_gpu",
+        "test_triton_on_gpu",
+        "test_run_on_gpu",
+        "bench_gpu",
+        "bench_gpu_decode",
+    ):
         assert re.search(rf"{name}\.py", run.stdout), run.stdout
 
 
