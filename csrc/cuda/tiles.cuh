@@ -94,24 +94,13 @@ __device__ __forceinline__ int64_t index_of(const Row<T>& row, const Tile& tile,
          unsigned(kernel) % tile.period * row.fast.step;
 }
 
-// Asks the L2 cache for a tile that comes next: its loads then wait a third of the time.
-template <Order order, Way way, class T>
+// Asks the L2 cache for contiguous kernels that come next: their loads then wait a third of the time.
+// Where neighbors belong to different kernels, finding their lines took longer than it saved.
+template <class T>
 __device__ __forceinline__ void prefetch_tile(const Row<T>& row, const Tile& tile) {
-  const int size = size_of(row.element), thread = int(threadIdx.x);
-  if constexpr (order == Order::contiguous) {
-    const int64_t bytes = int64_t(tile.count) * row.values * size;
-    if (thread * kLine < bytes)
-      WAVPRUNE_PREFETCH(row.data + tile.first * row.values * size + thread * kLine);
-  } else if constexpr (order == Order::adjacent) {
-    // A line for each value of the kernels of a warp.
-    const int values = way == Way::registers ? 9 : row.values;
-    const int width = way == Way::registers ? 3 : row.width;
-    const int warp = thread / values, value = thread % values;
-    if (warp * kWarp >= tile.count) return;
-    WAVPRUNE_PREFETCH(row.data + size * (offset_of(row, tile, warp * kWarp) +
-                                         value / width * row.value_strides[0] +
-                                         value % width * row.value_strides[1]));
-  }
+  const int size = size_of(row.element);
+  const int64_t at = int64_t(threadIdx.x) * kLine, bytes = int64_t(tile.count) * row.values * size;
+  if (at < bytes) WAVPRUNE_PREFETCH(row.data + tile.first * row.values * size + at);
 }
 
 // f(order, way, tile) for each tile of this block; `order` and `way` are constants, so that each
@@ -125,7 +114,8 @@ __device__ __forceinline__ void for_each_tile(const Block<T>& block, F f) {
       const int end = begin + row.tiles_of_block < row.tiles ? begin + row.tiles_of_block : row.tiles;
       constexpr Order kOrder = decltype(order)::value;
       for (int t = begin; t < end; ++t) {
-        if (t + 1 < end) prefetch_tile<kOrder, decltype(way)::value>(row, tile_at<kOrder>(row, t + 1));
+        if (kOrder == Order::contiguous && t + 1 < end)
+          prefetch_tile(row, tile_at<kOrder>(row, t + 1));
         f(order, way, tile_at<kOrder>(row, t));
       }
     };
