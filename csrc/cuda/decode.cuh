@@ -99,7 +99,9 @@ struct Direct {
   __device__ __forceinline__ Place place(uint32_t c) const { return entries + places[c]; }
   __device__ __forceinline__ uint32_t code(Place place, uint32_t trellis, uint32_t slot,
                                            uint32_t* beyond) const {
-    const uint32_t code = place[(trellis / 4 & 1) * kSlots + slot];
+    // The quantiser is known before the slot is.
+    const Place table = place + (trellis & 4) * (kSlots / 4);
+    const uint32_t code = table[slot];
     *beyond = code & kSlotBits;
     return code;
   }
