@@ -35,6 +35,7 @@ CASES = ("haar", "haar global", "uhaar", "min-weight", "random")
 COMPUTED = ("native", "triton")
 COPY = "copy from device to device"
 PROJECTION = "projection"
+REPLAYED = "replayed as a graph"
 # Orders of the axes in memory other than that of the sizes.
 LAYOUTS = {"channels_last": (0, 2, 3, 1), "tensorflow": (2, 3, 1, 0)}
 # Where the figures are written; benchmarks/gpu_report.py sets it.
@@ -252,6 +253,25 @@ class TestOnGpu:
     @pytest.mark.parametrize("name", ["native uhaar", "triton uhaar", "native min-weight"])
     def test_layout(self, network: str, name: str, layout: str, results: Results) -> None:
         self.timed(network, ROWS[name], layout, results)
+
+    @pytest.mark.parametrize("case", CASES)
+    def test_replayed(self, network: str, case: str, results: Results) -> None:
+        """The device's time alone: the host launches one graph."""
+        row = ROWS[f"native {case}"]
+        if "native" in backends.unavailable():
+            pytest.skip(backends.unavailable()["native"])
+        model = on_gpu(network)
+        checked(row, network, model)
+        pruned = [conv.weight.detach().clone() for conv in convolutions(model)]
+        restore(network, model)
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            row.run(model)
+        spent = median(graph.replay, lambda: restore(network, model))
+        for conv, weight in zip(convolutions(model), pruned, strict=True):
+            assert torch.equal(conv.weight, weight)
+        results.setdefault(network, {})[f"native {case}, {REPLAYED}"] = spent
 
     @pytest.mark.parametrize("layout", [None, *LAYOUTS])
     @pytest.mark.parametrize("backend", COMPUTED)

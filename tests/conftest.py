@@ -1,20 +1,17 @@
-"""Which tests a machine without the development packages collects: those for a GPU.
+"""Signals, the order of tests, and what ``pytest -m gpu`` collects: ``*_on_gpu.py`` alone.
 
-A machine with a GPU often reaches no package index. Tests in ``*_on_gpu.py`` need torch, numpy,
-PyWavelets and pytest, and nothing else.
+A machine with a GPU often reaches no package index, and lacks packages that other tests import.
+Those in ``*_on_gpu.py`` need torch, numpy, PyWavelets and pytest, and nothing else.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-MISSING = [name for name in ("hypothesis", "rich") if importlib.util.find_spec(name) is None]
 
 
 def pytest_configure() -> None:
@@ -27,21 +24,14 @@ def pytest_configure() -> None:
             signal.signal(number, handler)
 
 
-def pytest_ignore_collect(collection_path: Path) -> bool | None:
-    """Leave out what cannot be imported here; None lets others decide."""
-    if not MISSING:
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out what has none of the tests that -m gpu asks for; None lets others decide."""
+    if config.option.markexpr != "gpu":
         return None
     if collection_path.is_dir():
         return None if any(collection_path.rglob("*_on_gpu.py")) else True
     is_test = collection_path.name.startswith("test_")
     return True if is_test and not collection_path.name.endswith("_on_gpu.py") else None
-
-
-def pytest_report_header() -> str | None:
-    """Say so."""
-    if MISSING:
-        return f"only the tests for a GPU are collected: there is no {' and no '.join(MISSING)}"
-    return None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -9,13 +9,14 @@
 
 namespace wavprune::cuda {
 
-constexpr int kWarp = 32;
 static_assert(coding::kColumns == kWarp, "a lane for each column of a group");
 
 // Packed files have two tables a class.
 constexpr int kClasses = 40;
 constexpr int kCodeTables = 2 * kClasses;
 constexpr int kSlots = 1 << coding::kPrecision;
+// Blocks of a multiprocessor at a time that decode, at least.
+constexpr int kDecoding = 2;
 // Streams of a block, at most: a warp each.
 constexpr int kBlockStreams = kThreads / kWarp;
 

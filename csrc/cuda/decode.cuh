@@ -219,7 +219,7 @@ __device__ __forceinline__ uint32_t decode_stream(const CodedStream& stream,
 
 // A block for `together` streams, which come with the longest first. `tables` are as
 // `expand_tables` left them.
-__global__ void __launch_bounds__(kThreads, kBlocks)
+__global__ void __launch_bounds__(kThreads, kDecoding)
     decode_blocks(const CodedStream* streams, int count, int together,
                    const CodedMatrix* matrices, const CodeTable* tables, int shared_bytes,
                    uint32_t* found) {

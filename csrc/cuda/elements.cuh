@@ -70,6 +70,22 @@ __device__ __forceinline__ float widened(float value) { return value; }
 __device__ __forceinline__ float widened(torch::headeronly::Half value) { return float(value); }
 __device__ __forceinline__ float widened(torch::headeronly::BFloat16 value) { return float(value); }
 
+#if defined(__CUDA_ARCH__)
+#define WAVPRUNE_ASSUME_GLOBAL(address) __builtin_assume(__isGlobal(address))
+#define WAVPRUNE_PREFETCH(address) \
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(__cvta_generic_to_global(address)))
+#else
+#define WAVPRUNE_ASSUME_GLOBAL(address) ((void)0)
+#define WAVPRUNE_PREFETCH(address) ((void)(address))
+#endif
+
+// Bytes of a line of the L2 cache.
+constexpr int kLine = 128;
+
+__device__ __forceinline__ int size_of(Element element) {
+  return element == Element::f64 ? 8 : element == Element::f32 ? 4 : 2;
+}
+
 // Defined by a file that counts accesses to weights.
 #if !defined(WAVPRUNE_ACCESS)
 #define WAVPRUNE_ACCESS(address, bytes) ((void)0)
@@ -110,14 +126,13 @@ __device__ __forceinline__ E rounded(T value) {
   else return static_cast<E>(static_cast<float>(clamped(value, kLargestValue<E>)));
 }
 
-// The same, as it will be read again.
-template <class T>
-__device__ __forceinline__ T rounded(Element element, T value) {
-  T result = value;
+// The same of some values, as they will be read again.
+template <int count, class T>
+__device__ __forceinline__ void round_all(Element element, T* values) {
   with_element_type(element, [&](auto zero) {
-    result = T(widened(rounded<decltype(zero)>(value)));
+    WAVPRUNE_UNROLL
+    for (int i = 0; i < count; ++i) values[i] = T(widened(rounded<decltype(zero)>(values[i])));
   });
-  return result;
 }
 
 }  // namespace wavprune::cuda

@@ -17,11 +17,6 @@
 
 namespace wavprune::cuda {
 
-// 16 bytes.
-struct alignas(16) Word {
-  uint64_t halves[2];
-};
-
 template <int words>
 struct Payload {
   Word word[words];

@@ -17,8 +17,9 @@ __device__ __forceinline__ void set_bits(MaskWord* word, unsigned bits) {
 
 // Writes up to 16 bits of coefficient m, from that of the kernel with this flat index on.
 template <class T>
-__device__ __forceinline__ void put_bits(const Row<T>& row, int64_t index, int m, unsigned bits) {
-  const int outputs = row.plan->outputs, first = int(index % kMaskBlock);
+__device__ __forceinline__ void put_bits(const Row<T>& row, int outputs, int64_t index, int m,
+                                         unsigned bits) {
+  const int first = int(index % kMaskBlock);
   MaskWord* word = row.mask + index / kMaskBlock * outputs + m;
   if (!row.shares_words) {
     *word = MaskWord(bits);
@@ -33,13 +34,14 @@ __device__ __forceinline__ void put_bits(const Row<T>& row, int64_t index, int m
 // together from lines of kernels with adjacent flat indices: the whole of a tile that is a run, and
 // in a brick those of each fast channel.
 template <class T>
-__device__ __forceinline__ void write_bits(const Row<T>& row, const Tile& tile, const T* kept) {
+__device__ __forceinline__ void write_bits(const Block<T>& block, const Tile& tile, const T* kept) {
+  const Row<T>& row = block.row;
   const bool brick = row.brick_fast != 0;
   const int lines = brick ? int(tile.period) : 1, kernels = tile.count / lines;
   // A flat mask has the bits of all values of a line.
-  const int values = row.plan->kind == Kind::identity ? row.values : 1;
+  const int values = block.plan.kind == Kind::identity ? row.values : 1;
   const int length = kernels * values, pieces = (length + kMaskBlock - 1) / kMaskBlock;
-  const int outputs = row.plan->outputs;
+  const int outputs = block.plan.outputs;
   for (int e = threadIdx.x; e < lines * pieces * outputs; e += kThreads) {
     const int m = e % outputs, line = e / outputs / pieces;
     const int first = e / outputs % pieces * kMaskBlock;
@@ -48,34 +50,37 @@ __device__ __forceinline__ void write_bits(const Row<T>& row, const Tile& tile, 
       const int kernel = line + (first + l) / values * lines;
       bits |= unsigned(kept[(kernel * values + (first + l) % values) * outputs + m] != 0) << l;
     }
-    put_bits(row, index_of(row, tile, line) * values + first, m, bits);
+    put_bits(row, outputs, index_of(row, tile, line) * values + first, m, bits);
   }
 }
 
-template <class T>
-__device__ __forceinline__ void mark_tile(const Row<T>& row, const Tile& tile,
+template <Order order, Way way, class T>
+__device__ __forceinline__ void mark_tile(const Block<T>& block, const Tile& tile,
                                           const ByThreshold<T>& selection, T* shared) {
-  const Plan<T>& plan = *row.plan;
+  const Row<T>& row = block.row;
+  const Plan<T>& plan = block.plan;
   const T* kept = shared;
   __syncthreads();
-  if (plan.kind == Kind::identity) {
+  if constexpr (way == Way::identity) {
     with_element_type(row.element, [&](auto element) {
-      const auto* data = reinterpret_cast<const decltype(element)*>(row.data);
-      for_each_value(row, tile, [&](int i, int64_t offset, int64_t index) {
-        shared[i] = T(selection.keeps_value(row, index, T(read(data + offset))));
-      });
+      const auto* data = data_of<const decltype(element)>(row);
+      for_each_value<order>(
+          row, tile, [&](int, int64_t offset) { return T(read(data + offset)); },
+          [&](int i, int64_t, int64_t index, T value) {
+            shared[i] = T(selection.keeps_value(row, index, value));
+          });
     });
-  } else if (runs_in_registers(plan)) {
+  } else if constexpr (way == Way::registers) {
     T x[9], c[9];
     const int own = int(threadIdx.x);
-    if (load_own(row, tile, shared, x)) {
+    if (load_own<order>(row, tile, shared, x)) {
       forward_in_registers(plan, x, c);
       WAVPRUNE_UNROLL
       for (int m = 0; m < 9; ++m)
         shared[own * 9 + m] = T(selection.keeps(row, tile, own, m, c[m]));
     }
   } else {
-    load_tile(row, tile, shared);
+    load_tile<order>(row, tile, shared);
     __syncthreads();
     const TileParts<T> parts(plan, tile.count, shared);
     forward_tile(plan, tile.count, parts.x, parts.middle, [&](int e, T c) {
@@ -84,23 +89,25 @@ __device__ __forceinline__ void mark_tile(const Row<T>& row, const Tile& tile,
     kept = parts.c;
   }
   __syncthreads();
-  write_bits(row, tile, kept);
+  write_bits(block, tile, kept);
 }
 
 // Writes the mask of each row at its threshold; no weight changes. At NaN nothing is kept.
 template <class T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kReading<T>)
     mark_rows(Row<T>* rows, int row_count, const double* thresholds) {
   WAVPRUNE_TILE(T, shared);
-  const Row<T>& row = row_of_block(rows, row_count);
-  const ByThreshold<T> selection{positive<T>(thresholds[row.index])};
-  for_each_tile(row, [&](const Tile& tile) { mark_tile(row, tile, selection, shared); });
+  WAVPRUNE_BLOCK(T, block, rows, row_count);
+  const ByThreshold<T> selection{positive<T>(thresholds[block.row.index])};
+  for_each_tile(block, [&](auto order, auto way, const Tile& tile) {
+    mark_tile<decltype(order)::value, decltype(way)::value>(block, tile, selection, shared);
+  });
 }
 
 // Clears the masks whose words several tiles set bits of.
 template <class T>
 __global__ void __launch_bounds__(kThreads) clear_masks(Row<T>* rows, int row_count) {
-  const Row<T>& row = row_of_block(rows, row_count);
+  const Row<T>& row = rows[row_of_block(rows, row_count)];
   if (!row.shares_words) return;
   const int64_t kernels = row.kernels * (row.plan->kind == Kind::identity ? row.values : 1);
   const int64_t words = (kernels + kMaskBlock - 1) / kMaskBlock * row.plan->outputs;

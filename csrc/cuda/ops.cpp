@@ -23,7 +23,7 @@ template <class T>
 void find_thresholds(const std::vector<Source<T>>& sources, const std::vector<Job>& jobs,
                      const Tensor& result, const Device& device) {
   const DeviceTable<T> on_device = device_table<T>(
-      sources, jobs,
+      sources, jobs, kReading<T>,
       [](const Table<T>&, size_t count) { return count * kJobCounts * sizeof(Count); });
   const Table<T>& table = on_device.table;
   double* thresholds = static_cast<double*>(result.data_ptr());
@@ -127,8 +127,9 @@ void set_masks(const std::vector<Tensor>& masks, std::vector<Source<T>>* sources
 // Uploads the table of some weights and gives the numbers of `result`, one row of four a weight,
 // their values where nothing is pruned. The partial sums of the blocks lie behind the table.
 template <class T>
-DeviceTable<T> uploaded(const std::vector<Source<T>>& sources, double* result, Stream stream) {
-  DeviceTable<T> on_device = device_table<T>(sources, {}, [](const Table<T>& table, size_t) {
+DeviceTable<T> uploaded(const std::vector<Source<T>>& sources, int blocks, double* result,
+                        Stream stream) {
+  DeviceTable<T> on_device = device_table<T>(sources, {}, blocks, [](const Table<T>& table, size_t) {
     return size_t(table.blocks) * 4 * sizeof(double);
   });
   const std::vector<char>& bytes = on_device.table.bytes;
@@ -145,7 +146,7 @@ Tensor prune_all(const std::vector<Source<T>>& sources, const double* thresholds
   const Device device(weight);
   Tensor result = torch::stable::new_empty(weight, {int64_t(sources.size()), 4}, ScalarType::Double);
   double* numbers = static_cast<double*>(result.data_ptr());
-  const DeviceTable<T> on_device = uploaded(sources, numbers, device.stream());
+  const DeviceTable<T> on_device = uploaded(sources, kWriting<T>, numbers, device.stream());
   const Table<T>& table = on_device.table;
   double* partials = reinterpret_cast<double*>(on_device.rest);
   if (table.blocks == 0) return result;
@@ -260,7 +261,7 @@ void project_(std::vector<Tensor> weights, std::vector<Tensor> plans, std::vecto
     std::vector<Source<T>> sources = sources_of<T>(weights, plans, {}, &owner);
     set_masks(masks, &sources);
     const Device device(weights[0]);
-    const DeviceTable<T> on_device = uploaded(sources, nullptr, device.stream());
+    const DeviceTable<T> on_device = uploaded(sources, kWriting<T>, nullptr, device.stream());
     const Table<T>& table = on_device.table;
     if (table.blocks > 0)
       project_rows(table.rows, table.row_count, table.blocks, table.tile_bytes, device.stream());
@@ -279,7 +280,7 @@ void mark_(std::vector<Tensor> weights, std::vector<Tensor> plans, std::vector<i
     check_thresholds(thresholds, weights);
     set_masks(masks, &sources);
     const Device device(weights[0]);
-    const DeviceTable<T> on_device = uploaded(sources, nullptr, device.stream());
+    const DeviceTable<T> on_device = uploaded(sources, kReading<T>, nullptr, device.stream());
     const Table<T>& table = on_device.table;
     const size_t bytes = std::max(table.tile_bytes, table.marked_bytes);
     STD_TORCH_CHECK(bytes <= kTileBytes, "wavprune: a kernel takes ", bytes,

@@ -66,20 +66,22 @@ struct ByThreshold {
 
 template <class T>
 struct ByMask {
+  int outputs;
   __device__ __forceinline__ bool keeps(const Row<T>& row, const Tile& tile, int kernel, int m,
                                         T) const {
     const int64_t index = index_of(row, tile, kernel);
-    return row.mask[index / kMaskBlock * row.plan->outputs + m] >> index % kMaskBlock & 1;
+    return row.mask[index / kMaskBlock * outputs + m] >> index % kMaskBlock & 1;
   }
   __device__ __forceinline__ bool keeps_value(const Row<T>& row, int64_t index, T) const {
     return row.mask[index / kMaskBlock] >> index % kMaskBlock & 1;
   }
 };
 
-template <bool kCounted, class T, class Selection>
-__device__ __forceinline__ void prune_tile(const Row<T>& row, const Tile& tile,
+template <bool kCounted, Order order, Way way, class T, class Selection>
+__device__ __forceinline__ void prune_tile(const Block<T>& block, const Tile& tile,
                                            const Selection& selection, T* shared, Totals& totals) {
-  const Plan<T>& plan = *row.plan;
+  const Row<T>& row = block.row;
+  const Plan<T>& plan = block.plan;
   const auto keep = [&](bool kept, T c) {
     if constexpr (kCounted) totals.kept += kept && c != 0;
     return kept ? c : T(0);
@@ -87,37 +89,38 @@ __device__ __forceinline__ void prune_tile(const Row<T>& row, const Tile& tile,
   const auto count = [&](T before, T after) {
     if constexpr (kCounted) add(totals, before, after);
   };
-  if (plan.kind == Kind::identity) {
+  if constexpr (way == Way::identity) {
     with_element_type(row.element, [&](auto element) {
       typedef decltype(element) E;
-      E* data = reinterpret_cast<E*>(row.data);
-      for_each_value(row, tile, [&](int, int64_t offset, int64_t index) {
-        const T before = T(read(data + offset));
-        const E stored = rounded<E>(keep(selection.keeps_value(row, index, before), before));
-        count(before, T(widened(stored)));
-        write(data + offset, stored);
-      });
+      E* data = data_of<E>(row);
+      for_each_value<order>(
+          row, tile, [&](int, int64_t offset) { return T(read(data + offset)); },
+          [&](int, int64_t offset, int64_t index, T before) {
+            const E stored = rounded<E>(keep(selection.keeps_value(row, index, before), before));
+            count(before, T(widened(stored)));
+            write(data + offset, stored);
+          });
     });
-  } else if (runs_in_registers(plan)) {
+  } else if constexpr (way == Way::registers) {
     T x[9], c[9];
     const int own = int(threadIdx.x);
-    if (load_own(row, tile, shared, x)) {
+    if (load_own<order>(row, tile, shared, x)) {
       forward_in_registers(plan, x, c);
       WAVPRUNE_UNROLL
       for (int m = 0; m < 9; ++m) c[m] = keep(selection.keeps(row, tile, own, m, c[m]), c[m]);
       T y[9];
       inverse_in_registers(plan, c, y);
+      round_all<9>(row.element, y);
       WAVPRUNE_UNROLL
       for (int i = 0; i < 9; ++i) {
-        const T after = rounded(row.element, y[i]);
-        count(x[i], after);
-        x[i] = after;
+        count(x[i], y[i]);
+        x[i] = y[i];
       }
     }
-    store_own(row, tile, shared, x);
+    store_own<order>(row, tile, shared, x);
   } else {
     __syncthreads();
-    load_tile(row, tile, shared);
+    load_tile<order>(row, tile, shared);
     __syncthreads();
     const TileParts<T> parts(plan, tile.count, shared);
     forward_tile(plan, tile.count, parts.x, parts.middle, [&](int e, T c) {
@@ -125,25 +128,35 @@ __device__ __forceinline__ void prune_tile(const Row<T>& row, const Tile& tile,
     });
     __syncthreads();
     inverse_tile(plan, tile.count, parts.c, parts.middle, [&](int e, T y) {
-      const T after = rounded(row.element, y);
-      count(parts.x[e], after);
-      parts.x[e] = after;
+      round_all<1>(row.element, &y);
+      count(parts.x[e], y);
+      parts.x[e] = y;
     });
     __syncthreads();
-    store_tile(row, tile, shared);
+    store_tile<order>(row, tile, shared);
   }
+}
+
+template <bool kCounted, class T, class Selection>
+__device__ __forceinline__ void prune_tiles(const Block<T>& block, const Selection& selection,
+                                            T* shared, Totals& totals) {
+  for_each_tile(block, [&](auto order, auto way, const Tile& tile) {
+    prune_tile<kCounted, decltype(order)::value, decltype(way)::value>(block, tile, selection,
+                                                                       shared, totals);
+  });
 }
 
 // The totals of a row, from those of its threads. The last block adds up what its blocks changed, in
 // their order.
 template <class T>
-__device__ __forceinline__ void report(Row<T>& row, const Totals& totals, T* shared,
+__device__ __forceinline__ void report(const Block<T>& block, const Totals& totals, T* shared,
                                        double* partials, double* result) {
+  const Row<T>& row = block.row;
   double* scratch = reinterpret_cast<double*>(shared);
   double sums[4] = {double(totals.kept), double(totals.zeros), totals.squared_error,
                     totals.squared_norm};
   block_sums(sums, scratch, partials + 4 * int64_t(blockIdx.x));
-  if (!last_block(&row.arrived, row.blocks)) return;
+  if (!last_block(&block.origin->arrived, row.blocks)) return;
   WAVPRUNE_UNROLL
   for (int i = 0; i < 4; ++i) {
     sums[i] = 0;
@@ -156,11 +169,11 @@ __device__ __forceinline__ void report(Row<T>& row, const Totals& totals, T* sha
 // Prunes in place, each row at its threshold; one threshold that is NaN leaves all weights as they
 // are.
 template <class T>
-__global__ void __launch_bounds__(kThreads, kBlocks)
+__global__ void __launch_bounds__(kThreads, kWriting<T>)
     prune_rows(Row<T>* rows, int row_count, const double* thresholds, double* partials,
                double* result) {
   WAVPRUNE_TILE(T, shared);
-  Row<T>& row = row_of_block(rows, row_count);
+  WAVPRUNE_BLOCK(T, block, rows, row_count);
   __shared__ int bad;
   if (threadIdx.x == 0) bad = 0;
   __syncthreads();
@@ -170,40 +183,36 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   }
   __syncthreads();
   if (bad) {
-    if (int(blockIdx.x) == row.first_block && threadIdx.x < 4)
-      result[4 * int64_t(row.index) + threadIdx.x] = value_of<double>(0x7FF8000000000000u);
+    if (int(blockIdx.x) == block.row.first_block && threadIdx.x < 4)
+      result[4 * int64_t(block.row.index) + threadIdx.x] =
+          value_of<double>(0x7FF8000000000000u);
     return;
   }
-  const ByThreshold<T> selection{positive<T>(thresholds[row.index])};
+  const ByThreshold<T> selection{positive<T>(thresholds[block.row.index])};
   Totals totals;
-  for_each_tile(row, [&](const Tile& tile) {
-    prune_tile<true>(row, tile, selection, shared, totals);
-  });
-  report(row, totals, shared, partials, result);
+  prune_tiles<true>(block, selection, shared, totals);
+  report(block, totals, shared, partials, result);
 }
 
 // Prunes in place what the masks do not keep.
 template <class T>
-__global__ void __launch_bounds__(kThreads, kBlocks)
+__global__ void __launch_bounds__(kThreads, kWriting<T>)
     prune_rows_by_mask(Row<T>* rows, int row_count, double* partials, double* result) {
   WAVPRUNE_TILE(T, shared);
-  Row<T>& row = row_of_block(rows, row_count);
+  WAVPRUNE_BLOCK(T, block, rows, row_count);
   Totals totals;
-  for_each_tile(row, [&](const Tile& tile) {
-    prune_tile<true>(row, tile, ByMask<T>{}, shared, totals);
-  });
-  report(row, totals, shared, partials, result);
+  prune_tiles<true>(block, ByMask<T>{block.plan.outputs}, shared, totals);
+  report(block, totals, shared, partials, result);
 }
 
 // The same, and nothing is counted.
 template <class T>
-__global__ void __launch_bounds__(kThreads, kBlocks) project_rows(Row<T>* rows, int row_count) {
+__global__ void __launch_bounds__(kThreads, kWriting<T>)
+    project_rows(Row<T>* rows, int row_count) {
   WAVPRUNE_TILE(T, shared);
-  const Row<T>& row = row_of_block(rows, row_count);
+  WAVPRUNE_BLOCK(T, block, rows, row_count);
   Totals none;
-  for_each_tile(row, [&](const Tile& tile) {
-    prune_tile<false>(row, tile, ByMask<T>{}, shared, none);
-  });
+  prune_tiles<false>(block, ByMask<T>{block.plan.outputs}, shared, none);
 }
 
 }  // namespace wavprune::cuda

@@ -9,19 +9,42 @@
 namespace wavprune::cuda {
 
 constexpr int kThreads = 256;
-// Blocks of a multiprocessor at a time, at least, where a thread needs many registers. Without a
-// number ptxas spills some to make room for a block more.
-constexpr int kBlocks = 2;
+constexpr int kWarp = 32;
+// Blocks of a multiprocessor at a time, of CUDA kernels that read weights, and of those that write
+// them too: a thread then has 64, 80 or 128 registers, and spills none.
+template <class T>
+constexpr int kReading = sizeof(T) == 4 ? 4 : 2;
+template <class T>
+constexpr int kWriting = sizeof(T) == 4 ? 3 : 2;
+// Loads of a thread that are under way together where each needs an offset of its own.
+constexpr int kAtOnce = 3;
 // Values of a tile, which a block holds in shared memory: a 3x3 kernel for each thread.
-constexpr int kTileValues = 9 * kThreads;
-// Tiles of a block: enough to amortize its histogram.
-constexpr int kTiles = 8;
+constexpr int kOwnValues = 9;
+constexpr int kTileValues = kOwnValues * kThreads;
 constexpr int kBins = 2048;
 // The most shared memory of a tile. With the selection's own it is less than 48 KiB, which every
 // device has.
 constexpr int kTileBytes = 31 * 1024;
 
+// 16 bytes.
+struct alignas(16) Word {
+  uint64_t halves[2];
+};
+
 enum class Element : int { f32, f64, f16, bf16 };
+
+// How the values of a weight follow each other in memory: as their flat indices do; or so that
+// neighbors belong to different kernels; or in another way.
+enum class Order : int { contiguous, adjacent, strided };
+
+// How kernels are transformed: not at all; each by one thread in its registers; or by the threads of
+// a block together, in shared memory.
+enum class Way : int { identity, registers, shared };
+
+template <class U, U constant>
+struct Constant {
+  static constexpr U value = constant;
+};
 
 // A mask has a word for each block of 16 kernels and coefficient, block by block; bit l is that of
 // the block's kernel l. For the identity every value is a kernel of one coefficient.
@@ -41,13 +64,14 @@ struct Row {
   char* data;
   const Plan<T>* plan;
   MaskWord* mask;  // null where no mask is read or written
-  int64_t kernels, tiles;
+  int64_t kernels;
   // Neighboring kernels of a tile are neighbors along the fast channels.
   Channels slow, fast;
   int64_t value_strides[2];
   uint64_t seed;
   int values, width;  // K and kw
   int tile_kernels;
+  int tiles, tiles_of_block;
   // Tiles are rectangles of this many fast and slow channels; where these are 0, runs of kernels in
   // the order of their flat indices.
   int brick_fast, brick_slow;
@@ -56,8 +80,8 @@ struct Row {
   int index;    // which of the caller's weights
   int job;
   Element element;
-  bool contiguous;
-  bool kernels_adjacent;  // adjacent values in memory belong to different kernels
+  Order order;
+  Way way;
   bool shares_words;      // several tiles have bits in one word of the mask
   bool random;            // ranked by the seed
 };
@@ -77,15 +101,15 @@ struct Job {
 typedef unsigned long long Count;
 constexpr int kJobCounts = 2 * kBins;
 
-// 3x3 kernels of float, which one thread transforms in registers. The threads of a block share
-// larger ones, and those of double.
+// 3x3 kernels fit into the registers of a thread.
 template <class T>
-WAVPRUNE_INLINE bool runs_in_registers(const Plan<T>& plan) {
-  if (sizeof(T) != 4) return false;
-  if (plan.kind == Kind::pairs || plan.kind == Kind::merges) return true;
+WAVPRUNE_INLINE Way way_of(const Plan<T>& plan) {
+  if (plan.kind == Kind::identity) return Way::identity;
+  if (plan.kind == Kind::pairs || plan.kind == Kind::merges) return Way::registers;
   const Axes<T>& axes = plan.forward_axes;
-  return plan.kind == Kind::separable && axes.rows_in == 3 && axes.columns_in == 3 &&
-         axes.rows_out == 3 && axes.columns_out == 3;
+  const bool fits = plan.kind == Kind::separable && axes.rows_in == 3 && axes.columns_in == 3 &&
+                    axes.rows_out == 3 && axes.columns_out == 3;
+  return fits ? Way::registers : Way::shared;
 }
 
 }  // namespace wavprune::cuda

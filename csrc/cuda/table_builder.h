@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <limits>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -15,6 +16,12 @@
 #include "launch.h"
 
 namespace wavprune::cuda {
+
+// The most tiles of a block; how many take as long as its histogram and its start; and how many in
+// registers take as long as one that its threads transform together.
+constexpr int64_t kMostTiles = 64;
+constexpr int64_t kTilesOfHistogram = 2;
+constexpr int64_t kTilesTogether = 8;
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
@@ -58,6 +65,7 @@ struct Source {
 template <class T>
 int64_t shared_values(const Plan<T>& plan) {
   if (plan.kind == Kind::identity) return 1;
+  if (way_of(plan) == Way::registers) return plan.inputs;
   return plan.inputs + 2 * int64_t(std::max(plan.inputs, plan.outputs));
 }
 
@@ -71,7 +79,7 @@ void check_fits(const Plan<T>& plan) {
 // Kernels of a tile: whole words of masks where they fit.
 template <class T>
 int tile_kernels(const Plan<T>& plan, int64_t values) {
-  if (runs_in_registers(plan)) return kThreads;
+  if (way_of(plan) == Way::registers) return kThreads;
   const bool identity = plan.kind == Kind::identity;
   const int64_t kernel = identity ? values : shared_values(plan);
   const int64_t fit = kTileValues / kernel;
@@ -117,14 +125,15 @@ void set_layout(const Source<T>& source, Row<T>* row) {
   row->value_strides[1] = weight.stride(3);
   // Magnitudes may be ranked in any order.
   const bool any_order = identity && !source.random && source.mask == nullptr;
-  row->contiguous = weight.is_contiguous() || (any_order && is_dense(weight));
-  if (row->contiguous && identity) {
+  const bool contiguous = weight.is_contiguous() || (any_order && is_dense(weight));
+  if (contiguous && identity) {
     row->kernels *= row->values;
     row->values = row->width = 1;
   }
   row->tile_kernels = tile_kernels(source.plan(), row->values);
-  const bool outputs_adjacent = !row->contiguous && outs > 1 && row->slow.stride < row->fast.stride;
+  const bool outputs_adjacent = !contiguous && outs > 1 && row->slow.stride < row->fast.stride;
   if (ins == 1 || outputs_adjacent) std::swap(row->slow, row->fast);
+  int64_t tiles;
   if (ins > 1 && outputs_adjacent) {
     // 16 values are two sectors of float32; 16 input channels are whole words of a mask.
     const int64_t kernels = row->tile_kernels;
@@ -132,18 +141,63 @@ void set_layout(const Source<T>& source, Row<T>* row) {
     row->brick_fast = int(std::min(outs, kernels / std::min(ins, least)));
     const int64_t slow = kernels / row->brick_fast;
     row->brick_slow = int(std::min(ins, slow < kMaskBlock ? slow : slow / kMaskBlock * kMaskBlock));
-    row->tiles = (outs + row->brick_fast - 1) / row->brick_fast *
-                 ((ins + row->brick_slow - 1) / row->brick_slow);
+    tiles = (outs + row->brick_fast - 1) / row->brick_fast *
+            ((ins + row->brick_slow - 1) / row->brick_slow);
     row->shares_words = ins % kMaskBlock != 0 || row->brick_slow % kMaskBlock != 0;
   } else {
-    row->tiles = (row->kernels + row->tile_kernels - 1) / row->tile_kernels;
+    tiles = (row->kernels + row->tile_kernels - 1) / row->tile_kernels;
     const int64_t bits = row->tile_kernels * int64_t(identity ? row->values : 1);
-    row->shares_words = row->tiles > 1 && bits % kMaskBlock != 0;
+    row->shares_words = tiles > 1 && bits % kMaskBlock != 0;
   }
+  STD_TORCH_CHECK(tiles < std::numeric_limits<int>::max(), "wavprune: a weight of ",
+                  weight.numel(), " values is too large for one call on CUDA");
+  row->tiles = int(tiles);
   const int64_t apart = std::numeric_limits<int64_t>::max();
   const int64_t of_values = std::min(weight.size(2) > 1 ? weight.stride(2) : apart,
                                      weight.size(3) > 1 ? weight.stride(3) : apart);
-  row->kernels_adjacent = !row->contiguous && row->fast.stride < of_values;
+  // CUDA kernels compute offsets within a kernel in 32 bits.
+  const int64_t extent = (weight.size(2) - 1) * weight.stride(2) +
+                         (weight.size(3) - 1) * weight.stride(3);
+  row->way = way_of(source.plan());
+  row->order = contiguous ? Order::contiguous
+               : row->fast.stride < of_values && extent < int64_t(1) << 31 ? Order::adjacent
+                                                                           : Order::strided;
+}
+
+// Tiles of a block of a row, where a block has the work of so many tiles in registers. The threads of
+// a block take several times as long for a tile that they transform together.
+template <class T>
+int64_t tiles_of_block(const Row<T>& row, int64_t tiles) {
+  return row.way == Way::shared ? std::max<int64_t>(tiles / kTilesTogether, 1) : tiles;
+}
+
+// Divides the tiles of all rows among blocks, so that a device that runs so many at a time is busy to
+// the end; the number of blocks.
+template <class T>
+int set_blocks(std::vector<Row<T>>* rows, int at_a_time) {
+  const auto blocks_of = [](const Row<T>& row, int64_t tiles) {
+    const int64_t own = tiles_of_block(row, tiles);
+    return (row.tiles + own - 1) / own;
+  };
+  int64_t best = 1, least = std::numeric_limits<int64_t>::max();
+  for (int64_t tiles = 1; tiles <= kMostTiles; tiles += 1 + tiles / 8) {
+    int64_t blocks = 0;
+    for (const Row<T>& row : *rows) blocks += blocks_of(row, tiles);
+    // Blocks that start together take as long as the tiles of one of them, and a histogram.
+    const int64_t waves = (blocks + at_a_time - 1) / at_a_time;
+    const int64_t spent = waves * (tiles + kTilesOfHistogram);
+    if (spent < least) least = spent, best = tiles;
+  }
+  int64_t first = 0;
+  for (Row<T>& row : *rows) {
+    row.tiles_of_block = int(tiles_of_block(row, best));
+    row.first_block = int(first);
+    row.blocks = int(blocks_of(row, best));
+    first += row.blocks;
+    STD_TORCH_CHECK(first < std::numeric_limits<int>::max(),
+                    "wavprune: too many weights for one call");
+  }
+  return int(first);
 }
 
 // The weights of a call with their plans; there must be one at least.
@@ -225,14 +279,13 @@ struct Table {
   bool shares_words = false;
 };
 
-// The table as it will lie at `base`: a row for each weight that has values and belongs to a job.
+// The table for address 0: a row for each weight that has values and belongs to a job.
 template <class T>
-Table<T> table_of(const std::vector<Source<T>>& sources, std::vector<Job> jobs, char* base) {
-  Packer packer(base);
+Table<T> table_of(const std::vector<Source<T>>& sources, std::vector<Job> jobs, int at_a_time) {
+  Packer packer(nullptr);
   Table<T> table;
   std::vector<Row<T>> rows;
   std::vector<std::pair<const void*, const Plan<T>*>> sent;
-  int64_t blocks = 0;
   for (size_t w = 0; w < sources.size(); ++w) {
     const Source<T>& source = sources[w];
     if (source.job < 0 || source.coefficients() == 0) continue;
@@ -250,28 +303,57 @@ Table<T> table_of(const std::vector<Source<T>>& sources, std::vector<Job> jobs, 
     row.mask = source.mask;
     set_layout(source, &row);
     row.seed = source.seed;
-    row.first_block = int(blocks);
-    const int64_t row_blocks = (row.tiles + kTiles - 1) / kTiles;
-    row.blocks = int(row_blocks);
     row.index = int(w);
     row.job = source.job;
     row.element = element_of(weight.scalar_type());
     row.random = source.random;
     rows.push_back(row);
-    blocks += row_blocks;
-    STD_TORCH_CHECK(blocks < std::numeric_limits<int>::max(),
-                    "wavprune: too many weights for one call");
-    if (!jobs.empty()) jobs[source.job].blocks += row.blocks;
     table.tile_bytes = std::max(table.tile_bytes, tile_bytes(source.plan(), row.values));
     table.marked_bytes = std::max(table.marked_bytes, row.tile_kernels * row.values * sizeof(T));
     table.shares_words = table.shares_words || row.shares_words;
   }
+  table.blocks = set_blocks(&rows, at_a_time);
+  for (const Row<T>& row : rows)
+    if (!jobs.empty()) jobs[row.job].blocks += row.blocks;
   table.rows = packer.put(rows);
   table.jobs = packer.put(jobs);
   table.row_count = int(rows.size());
-  table.blocks = int(blocks);
   table.bytes = packer.bytes();
   return table;
+}
+
+// Moves a table that was built for address 0 to where it will lie.
+template <class T>
+void move_table(char* base, Table<T>* table) {
+  const auto here = [table](auto* pointer) {
+    return reinterpret_cast<decltype(pointer)>(table->bytes.data() + uintptr_t(pointer));
+  };
+  const auto move = [base](auto*& pointer) {
+    pointer = reinterpret_cast<std::decay_t<decltype(pointer)>>(base + uintptr_t(pointer));
+  };
+  std::vector<const Plan<T>*> moved;
+  Row<T>* rows = here(table->rows);
+  for (int r = 0; r < table->row_count; ++r) {
+    if (std::find(moved.begin(), moved.end(), rows[r].plan) == moved.end()) {
+      moved.push_back(rows[r].plan);
+      Plan<T>* plan = const_cast<Plan<T>*>(here(rows[r].plan));
+      if (plan->kind == Kind::general) {
+        for (SparseMatrix<T>* matrix : {&plan->forward_matrix, &plan->inverse_matrix}) {
+          move(matrix->start);
+          move(matrix->column);
+          move(matrix->value);
+        }
+      } else if (plan->kind != Kind::identity) {
+        for (Axes<T>* axes : {&plan->forward_axes, &plan->inverse_axes}) {
+          move(axes->rows);
+          move(axes->columns);
+        }
+      }
+    }
+    move(rows[r].plan);
+  }
+  move(table->rows);
+  move(table->jobs);
 }
 
 // The table in the device's memory, with some room behind it.
@@ -282,16 +364,18 @@ struct DeviceTable {
   char* rest;
 };
 
-// Allocates the table; `room` says how many bytes follow it.
+// Allocates the table for a CUDA kernel of which a multiprocessor runs `blocks` blocks at a time;
+// `room` says how many bytes follow it.
 template <class T>
 DeviceTable<T> device_table(const std::vector<Source<T>>& sources, const std::vector<Job>& jobs,
-                            size_t (*room)(const Table<T>&, size_t jobs)) {
-  const Table<T> measured = table_of(sources, jobs, nullptr);
-  const size_t size = measured.bytes.size();
+                            int blocks, size_t (*room)(const Table<T>&, size_t jobs)) {
+  Table<T> table = table_of(sources, jobs, blocks * limits().multiprocessors);
+  const size_t size = table.bytes.size();
   Tensor memory = torch::stable::new_empty(
-      sources[0].tensor, {int64_t(size + room(measured, jobs.size()))}, ScalarType::Byte);
+      sources[0].tensor, {int64_t(size + room(table, jobs.size()))}, ScalarType::Byte);
   char* base = static_cast<char*>(memory.data_ptr());
-  return {table_of(sources, jobs, base), memory, base + size};
+  move_table(base, &table);
+  return {std::move(table), memory, base + size};
 }
 
 }  // namespace wavprune::cuda

@@ -48,7 +48,7 @@ __global__ void __launch_bounds__(kThreads)
   const int side = plan.inputs > plan.outputs ? plan.inputs : plan.outputs;
   for (int e = threadIdx.x; e < count * width_in; e += kThreads) tile[e] = from[e];
   __syncthreads();
-  if (runs_in_registers(plan)) {
+  if (way_of(plan) == Way::registers) {
     if (int(threadIdx.x) >= count) return;
     T x[9], y[9];
     WAVPRUNE_UNROLL

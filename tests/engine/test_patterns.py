@@ -106,16 +106,6 @@ def test_two_of_four_is_what_semi_structured_sparse_tensors_store() -> None:
     assert torch.equal(again, half)
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA here")
-def test_torch_takes_the_weights_as_semi_structured() -> None:
-    layer = nn.Linear(256, 128).cuda().half()
-    wavprune.fast.prune(layer, method="min_weight", pattern="2:4", targets=["*"])
-    sparse = torch.sparse.to_sparse_semi_structured(layer.weight.detach())
-    dense: torch.Tensor = sparse.to_dense()  # type: ignore[no-untyped-call]
-    assert torch.equal(dense, layer.weight)
-
-
 @given(
     size=st.integers(2, 8),
     groups=st.integers(1, 4),

@@ -235,6 +235,16 @@ def on_gpu(entry: Case) -> Case:
     return entry._replace(weight=to_gpu(entry.weight))
 
 
+def launched(profile: torch.profiler.profile) -> list[str]:
+    """The names of the CUDA kernels that ran, without copies and fills by the runtime."""
+    events: Any = profile.events()  # type: ignore[no-untyped-call]  # torch's lack
+    return [
+        event.name
+        for event in events
+        if event.device_type.name == "CUDA" and not event.name.startswith(("Memcpy", "Memset"))
+    ]
+
+
 def resnet_18(share: float = 1.0) -> list[tuple[int, int, int, int]]:
     """The shapes of its 20 Conv2d weights, with that share of the channels."""
     widths = [64, 128, 256, 512]

@@ -176,8 +176,8 @@ def _seeds(layers: Sequence[Layer]) -> list[int]:
 
 def _in_float64(layer: Layer) -> bool:
     # On the CPU random numbers rank as integers.
-    on_cpu = layer.weight.device.type == "cpu"
-    return (layer.compute_dtype if on_cpu else layer.ranking_dtype) == torch.float64
+    dtype = layer.compute_dtype if layer.weight.is_cpu else layer.ranking_dtype
+    return dtype == torch.float64
 
 
 def _place(layer: Layer) -> tuple[torch.device, bool]:
@@ -191,8 +191,12 @@ def _job_key(job: Job) -> tuple[bool, float | None]:
 
 
 def _groups(items: Sequence[T], key: Callable[[T], K]) -> list[tuple[K, list[int]]]:
+    keys = list(map(key, items))
+    # Nearly always one group.
+    if keys and keys.count(keys[0]) == len(keys):
+        return [(keys[0], list(range(len(keys))))]
     groups: dict[K, list[int]] = {}
-    for i, group in enumerate(map(key, items)):
+    for i, group in enumerate(keys):
         groups.setdefault(group, []).append(i)
     return list(groups.items())
 

@@ -37,7 +37,8 @@ class Budget(NamedTuple):
     percentile: float | None = None
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+# Not frozen, which takes seven times as long at every call; nothing changes one.
+@dataclass(slots=True, eq=False)
 class Layer:
     """One prunable weight with all that was decided about it; it goes through every stage.
 

@@ -30,16 +30,16 @@ def neutral(weights: Iterable[torch.Tensor] = ()) -> Iterator[None]:
     """
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
-        inference = any(weight.is_inference() for weight in weights)
+        inference = any(map(torch.Tensor.is_inference, weights))
         if inference != torch.is_inference_mode_enabled():
             stack.enter_context(torch.inference_mode(inference))
-        for device_type in _DEVICE_TYPES:
-            if torch.is_autocast_enabled(device_type):
-                stack.enter_context(torch.autocast(device_type, enabled=False))
+        for device_type in filter(torch.is_autocast_enabled, _DEVICE_TYPES):
+            stack.enter_context(torch.autocast(device_type, enabled=False))
         if torch.get_default_dtype() != torch.float32:
             stack.callback(torch.set_default_dtype, torch.get_default_dtype())
             torch.set_default_dtype(torch.float32)
-        if torch.get_default_device().type != "cpu":
+        # What torch.get_default_device() says, in a third of its time.
+        if not torch.empty(0).is_cpu:
             stack.enter_context(torch.device("cpu"))
         if torch.are_deterministic_algorithms_enabled():
             warn_only = torch.is_deterministic_algorithms_warn_only_enabled()

@@ -55,6 +55,13 @@ def _warn_no_cuda(asked: str) -> None:
     warn(f"device {asked!r}: torch sees no CUDA here; pruning on the CPU")
 
 
+def is_capturing() -> bool:
+    """True while a CUDA graph is captured on the current stream."""
+    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # torch has no types for it
+        return False
+    return torch.cuda.is_current_stream_capturing()
+
+
 def warn(message: str, category: type[Warning] = UserWarning) -> None:
     """Warn at the line that called into this package, by whichever of its entries."""
     frame, level = sys._getframe(1), 1

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from types import FrameType
 from typing import TypeVar
 
-import torch
-
-from ..backends import Backend, Layer
+from ..backends import Backend
+from .device import is_capturing
+from .plan import Plan
 
 T = TypeVar("T")
 
 
-def cannot_be_interrupted(backend: Backend, layers: Sequence[Layer]) -> bool:
+def cannot_be_interrupted(backend: Backend, plan: Plan) -> bool:
     """True where one call of the backend changes all weights or none."""
-    if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
-        # What is captured runs later, as a whole.
-        return True
-    calls = {(layer.device, layer.compute_dtype, layer.seed is None) for layer in layers}
-    return backend.is_atomic and len(calls) == 1
+    # What is captured runs later, as a whole.
+    return (backend.is_atomic and plan.is_uniform) or is_capturing()
 
 
 def finish(work: Callable[[], T]) -> T:

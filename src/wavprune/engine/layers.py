@@ -47,6 +47,8 @@ class LayerRef:
         weight that is sharded, this rank's part.
         """
         weight = local_part(self.weight)
+        if weight.ndim == 4:
+            return weight
         if weight.ndim != 2:
             return as_kernels(weight)
         return weight[None, None] if weight.shape == kernel else weight[:, :, None, None]

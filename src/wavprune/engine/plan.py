@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, NamedTuple, TypeVar
 
@@ -24,9 +24,10 @@ from ..report import LayerStats, PruneReport
 from .auto import bases_for
 from .coverage import coverage_of, coverage_of_weights
 from .device import compute_device, warn
-from .layers import TRANSPOSED, LayerRef, check_finite, named_layers, select_layers
+from .layers import LayerRef, check_finite, named_layers, select_layers
 from .rules import Rule, rule_for
 from .sharding import as_sharded, check_sharded, first_channel, group_of
+from .staging import calls_of
 
 Message = tuple[str, type[Warning]]
 T = TypeVar("T")
@@ -45,7 +46,10 @@ class Plan:
         messages: warnings about levels, for every run.
         coverage: the share of the model that the layers are.
         cacheable: True where the bases do not depend on values.
+        has_choice: True where a layer has several bases to choose from.
+        is_uniform: True where all layers are computed on one device, in one dtype, ranked alike.
         backends: those that were asked for so far.
+        calls: which layers go to a backend together, by how many weights it takes at most.
     """
 
     config: PruneConfig
@@ -56,17 +60,15 @@ class Plan:
     messages: tuple[Message, ...]
     coverage: Coverage
     cacheable: bool
-    backends: dict[tuple[object, ...], Backend]
+    has_choice: bool
+    is_uniform: bool
+    backends: dict[tuple[object, ...], Backend] = field(default_factory=dict)
+    calls: dict[int, list[list[int]]] = field(default_factory=dict)
 
     @property
     def layers(self) -> list[Layer]:
         """Each layer in its first basis."""
         return [options[0] for options in self.options]
-
-    @property
-    def has_choice(self) -> bool:
-        """True where a layer has several bases to choose from."""
-        return any(len(options) > 1 for options in self.options)
 
     def backend(self, scattered: bool, masks: bool) -> Backend:
         """What prunes them; see ``resolve``."""
@@ -76,10 +78,19 @@ class Plan:
             self.backends[key] = resolve(self.config.backend, layers, scattered, masks)
         return self.backends[key]
 
+    def calls_of(self, max_weights: int) -> list[list[int]]:
+        """Which layers go to a backend in one call; see ``staging.calls_of``."""
+        if max_weights not in self.calls:
+            self.calls[max_weights] = calls_of(self.layers, max_weights)
+        return self.calls[max_weights]
+
     def bind(self, refs: Sequence[LayerRef]) -> list[tuple[Layer, ...]]:
         """The options with the weights as they are now, where they live."""
         return [
-            tuple(_bound(layer, ref) for layer in options)
+            # Nearly always one.
+            (_bound(options[0], ref),)
+            if len(options) == 1
+            else tuple([_bound(layer, ref) for layer in options])
             for options, ref in zip(self.options, refs, strict=True)
         ]
 
@@ -143,8 +154,15 @@ def plan_layers(
         coverage=coverage or coverage_of_weights(refs),
         cacheable=not any(layer.basis.data_driven for of_layer in options for layer in of_layer)
         and not any(as_sharded(ref.weight) is not None for ref in refs),
-        backends={},
+        has_choice=any(len(of_layer) > 1 for of_layer in options),
+        is_uniform=is_uniform(options),
     )
+
+
+def is_uniform(options: Sequence[Sequence[Layer]]) -> bool:
+    """True where all layers are computed on one device, in one dtype, ranked alike."""
+    layers = [of_layer[0] for of_layer in options]
+    return len({(layer.device, layer.compute_dtype, layer.seed is None) for layer in layers}) == 1
 
 
 def _template(
@@ -173,7 +191,7 @@ def _template(
 
 
 def _bound(layer: Layer, ref: LayerRef) -> Layer:
-    # Every field in its order: dataclasses.replace takes twice as long, and this is done per call.
+    # Every field in its order: dataclasses.replace takes many times as long.
     weight = ref.kernels(layer.basis.kernel)
     return Layer(
         layer.name,
@@ -200,6 +218,7 @@ class _Known(NamedTuple):
     structure: list[object]
     modules: list[weakref.ref[nn.Module]]
     names: list[str]
+    transposed: list[bool]
     weights: list[weakref.ref[torch.Tensor]]
     signatures: list[tuple[Any, ...]]
     coverage: Coverage
@@ -257,10 +276,8 @@ def plan_again(
     """
     if match is not None:
         return plan_layers(refs, config, match)
-    weights = tuple(
-        (ref.name, ref.transposed, type(ref.weight), *_signature(ref.weight)[1:]) for ref in refs
-    )
-    key = (config, BASES.changes, RULES.changes, weights)
+    weights = [(ref.name, ref.transposed, type(ref.weight), *_kind(ref.weight)) for ref in refs]
+    key = (config, BASES.changes, RULES.changes, *weights)
     plan = _KNOWN_PLANS.get(key)
     if plan is None:
         plan = plan_layers(refs, config)
@@ -279,6 +296,7 @@ def _remember(
         structure,
         [weakref.ref(modules[ref.name]) for ref in refs],
         [ref.name for ref in refs],
+        [ref.transposed for ref in refs],
         [weakref.ref(ref.weight) for ref in refs],
         [_signature(ref.weight) for ref in refs],
         coverage_of(model, refs),
@@ -294,13 +312,15 @@ def _remember(
 
 def _unchanged(known: _Known) -> list[LayerRef] | None:
     refs = []
-    rows = zip(known.modules, known.names, known.weights, known.signatures, strict=True)
-    for module_ref, name, weight_ref, signature in rows:
+    rows = zip(
+        known.modules, known.names, known.transposed, known.weights, known.signatures, strict=True
+    )
+    for module_ref, name, transposed, weight_ref, signature in rows:
         module, before = module_ref(), weight_ref()
         weight = None if module is None else module._parameters.get("weight")
         if weight is None or weight is not before or _signature(weight) != signature:
             return None
-        refs.append(LayerRef(name, weight, isinstance(module, TRANSPOSED)))
+        refs.append(LayerRef(name, weight, transposed))
     return refs
 
 
@@ -326,13 +346,12 @@ def _structure(model: nn.Module) -> list[object]:
 
 def _signature(weight: torch.Tensor) -> tuple[Any, ...]:
     """Where the weight is in memory, and what a plan depends on."""
-    return (
-        weight.data_ptr(),
-        weight.shape,
-        weight.stride(),
-        weight.dtype,
-        weight.device,
-    )
+    return weight.data_ptr(), *_kind(weight)
+
+
+def _kind(weight: torch.Tensor) -> tuple[Any, ...]:
+    """What a plan depends on."""
+    return weight.shape, weight.stride(), weight.dtype, weight.device
 
 
 # What is kept.

@@ -18,7 +18,7 @@ from ..errors import WavpruneError
 from .ambient import neutral
 from .interrupts import cannot_be_interrupted
 from .layers import LayerRef, check_finite
-from .plan import Plan, plan_layers
+from .plan import Plan, is_uniform, plan_layers
 from .sharding import group_of, local_part
 from .undo import undone_on_error
 
@@ -31,7 +31,7 @@ def projection_plan(refs: Sequence[LayerRef], config: PruneConfig, bases: Sequen
     plan = plan_layers(refs, config, bases=bases)
     # A random number ranked a weight once; what it kept is projected like anything else.
     layers = tuple((replace(layer, seed=None),) for (layer,) in plan.options)
-    return replace(plan, options=layers, backends={})
+    return replace(plan, options=layers, is_uniform=is_uniform(layers), backends={}, calls={})
 
 
 def project_layers(
@@ -60,7 +60,7 @@ def project_layers(
             _project_copies(backend, layers, masks)
         elif guarded:
             backend.project_(layers, masks)
-        elif cannot_be_interrupted(backend, layers):
+        elif cannot_be_interrupted(backend, plan):
             _project_wholly(backend, layers, masks)
         else:
             with undone_on_error(weights):
@@ -69,14 +69,14 @@ def project_layers(
 
 def _is_safe(layers: Sequence[Layer]) -> bool:
     """True where every weight is finite, and far from the largest number; the same on all ranks."""
-    safe = True
-    for dtype, limit in SAFE_NORM.items():
-        weights = [layer.weight for layer in layers if layer.compute_dtype == dtype]
-        doubles = [weight for weight in weights if weight.dtype == torch.float64]
-        others = [weight for weight in weights if weight.dtype != torch.float64]
-        for tensors, precision in ((others, torch.float32), (doubles, torch.float64)):
-            if tensors:
-                safe = safe and _norm(tensors, precision) < limit
+    alike: dict[tuple[torch.dtype, bool], list[torch.Tensor]] = {}
+    for layer in layers:
+        kind = (layer.compute_dtype, layer.weight.dtype == torch.float64)
+        alike.setdefault(kind, []).append(layer.weight)
+    safe = all(
+        _norm(tensors, torch.float64 if double else torch.float32) < SAFE_NORM[dtype]
+        for (dtype, double), tensors in alike.items()
+    )
     group = layers[0].group if layers else None
     if group is None:
         return safe
@@ -90,13 +90,13 @@ def _norm(tensors: list[torch.Tensor], dtype: torch.dtype) -> float:
     if all(tensor.is_cpu for tensor in tensors):
         # Half the time of the norms: as fast as memory is read. Squares that overflow are infinite.
         flat = [_flat(tensor) for tensor in tensors if tensor.numel()]
-        squares = [
-            torch.dot(values, values).double() if values.dtype == dtype else _most(values)
-            for values in flat
-        ]
-        return math.sqrt(float(torch.stack(squares).sum())) if squares else 0.0
+        exact = [torch.dot(values, values) for values in flat if values.dtype == dtype]
+        bounds = [_most(values) for values in flat if values.dtype != dtype]
+        squares = (torch.stack(part).sum(dtype=torch.float64) for part in (exact, bounds) if part)
+        return math.sqrt(sum(map(float, squares)))
     norms = torch._foreach_norm(tensors, 2, dtype)
-    return float(torch.stack([norm.to(norms[0].device) for norm in norms]).sum())
+    home = norms[0].device
+    return float(torch.stack([n if n.device == home else n.to(home) for n in norms]).sum())
 
 
 def _most(values: torch.Tensor) -> torch.Tensor:

@@ -19,6 +19,7 @@ from ..report import PruneReport
 from .ambient import neutral
 from .auto import Choice, choose, rounds
 from .clock import Clock
+from .device import is_capturing
 from .interrupts import cannot_be_interrupted, finish
 from .layers import LayerRef, check_finite
 from .outcome import LayerFacts, outcome_of
@@ -78,7 +79,7 @@ def prune_layers(
         WavpruneError: a weight is not finite, the backend cannot do this, or ``match`` does not
             fit; no weight has changed then.
     """
-    with neutral(ref.weight for ref in layers):
+    with neutral([ref.weight for ref in layers]):
         run = _Run(plan_again(layers, config, match), layers, masks)
         return run.prune(progress, match)
 
@@ -99,7 +100,7 @@ def prune_within(
     Raises:
         WavpruneError: a weight is not finite; none has changed then.
     """
-    with neutral(ref.weight for ref in refs):
+    with neutral([ref.weight for ref in refs]):
         return _Run(plan, refs, masks=True).prune(within=masks)
 
 
@@ -128,6 +129,8 @@ class _Run:
         if not self._backend.can_capture or plan.has_choice:
             _check_not_captured(self._backend.name, plan.config)
         self._clock = Clock(self._layers)
+        # True where only thresholds on a device can tell, by NaN, that a weight is not finite.
+        self._unread = False
 
     def prune(
         self,
@@ -136,23 +139,25 @@ class _Run:
         within: Sequence[torch.Tensor] | None = None,
     ) -> PruneReport:
         """Choose the bases, select, rewrite the weights."""
-        weights = self._clock.weights
-        trials = rounds(self._plan.budget) * sum(
-            len(options) * count
-            for options, count in zip(self._options, weights, strict=True)
-            if len(options) > 1
-        )
+        weights, trials = self._clock.weights, 0
+        if self._plan.has_choice:
+            trials = rounds(self._plan.budget) * sum(
+                len(options) * count
+                for options, count in zip(self._options, weights, strict=True)
+                if len(options) > 1
+            )
         # Every weight is seen twice: for the threshold, and when it is pruned.
         with progress_bar("prune", 2 * (sum(weights) + trials), "weights", progress) as advance:
             if self._plan.has_choice:
                 self._choose(advance)
             calls = self._select(advance, within)
-            if len(calls) == 1 and cannot_be_interrupted(self._backend, self._layers):
+            if len(calls) == 1 and cannot_be_interrupted(self._backend, self._plan):
                 rows = self._rewrite(calls, advance)
             else:
                 rows = finish(lambda: self._rewrite(calls, advance))
-        if self._stage.copies:
+        if self._unread and self._stage.copies:
             self._check_finite(calls)
+            self._unread = False
         return self._report(calls, rows, match)
 
     def _choose(self, advance: Advance) -> None:
@@ -173,8 +178,11 @@ class _Run:
         Raises:
             WavpruneError: a weight on the CPU is not finite.
         """
-        limit = self._stage.bytes_per_call
-        indices = calls_of(self._layers, self._backend.call_limit, limit)
+        most, limit = self._backend.call_limit, self._stage.bytes_per_call
+        if limit is None:
+            indices = self._plan.calls_of(most)
+        else:
+            indices = calls_of(self._layers, most, limit)
         if not self._plan.rule.uses_thresholds:
             return self._calls_by_rule(indices)
         if within is not None:
@@ -188,6 +196,7 @@ class _Run:
             self._check_finite(calls)
             return calls
         # The host does not look, so as not to wait: nothing is pruned at a threshold of NaN.
+        self._unread = True
         return _all_or_none(calls)
 
     def _thresholds(self, indices: Sequence[list[int]], advance: Advance) -> list[torch.Tensor]:
@@ -195,7 +204,7 @@ class _Run:
         for call, layers in zip(indices, self._stage.visit(indices), strict=True):
             with self._clock.timed(call, layers[0].device):
                 thresholds.append(self._backend.threshold(_single_jobs(layers)))
-            advance(sum(self._clock.weights[i] for i in call))
+            advance(self._clock.size(call))
         return thresholds
 
     def _shared_threshold(
@@ -248,7 +257,7 @@ class _Run:
             masks = self._backend.masks(members, thresholds)
             both = [mask & within[i] for i, mask in zip(call, masks, strict=True)]
             calls.append(_Call(call, thresholds, both))
-            advance(sum(self._clock.weights[i] for i in call))
+            advance(self._clock.size(call))
         self._check_finite(calls)
         return calls
 
@@ -263,7 +272,7 @@ class _Run:
             for call, layers in zip(calls, visited, strict=True):
                 rows.append(self._apply(call, layers))
                 self._stage.leave(layers)
-                advance(sum(self._clock.weights[i] for i in call.indices))
+                advance(self._clock.size(call.indices))
             self._stage.finish()
         except BaseException as error:
             done = [self._refs[i].name for call in calls[: len(rows)] for i in call.indices]
@@ -297,8 +306,8 @@ class _Run:
         shapes = [ref.weight.shape for ref in self._refs]
         names = [ref.name for ref in self._refs]
         seconds = self._clock.seconds
-        # Only of weights on a GPU it is not known yet. They are let go: a report may be read late.
-        unread = [weakref.ref(ref.weight) for ref in self._refs if rows[0].device.type != "cpu"]
+        # The weights are let go: a report may be read late.
+        unread = [weakref.ref(ref.weight) for ref in self._refs] if self._unread else []
 
         def check() -> None:
             pairs = zip(names, (reference() for reference in unread), strict=True)
@@ -391,7 +400,7 @@ def _coefficients(layer: Layer) -> torch.Tensor:
 
 
 def _check_not_captured(backend: str, config: PruneConfig) -> None:
-    if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+    if is_capturing():
         what = f"wavelet={AUTO!r}" if config.wavelet == AUTO else f"backend {backend!r}"
         raise WavpruneError(
             f"{what} looks at numbers on the host, which a CUDA graph cannot hold; allowed in a "

@@ -20,8 +20,14 @@ if TYPE_CHECKING:
     from .layers import LayerRef
 
 
+# Asked of every weight at every call.
+_PLAIN = (torch.nn.Parameter, torch.Tensor)
+
+
 def as_sharded(weight: torch.Tensor) -> DTensor | None:
     """The weight where it is sharded, else None."""
+    if type(weight) in _PLAIN:
+        return None
     tensors = sys.modules.get("torch.distributed.tensor")
     return weight if tensors is not None and isinstance(weight, tensors.DTensor) else None
 
@@ -64,6 +70,8 @@ def _sharded_dim(weight: DTensor) -> int | None:
 
 def local_part(weight: torch.Tensor) -> torch.Tensor:
     """What this rank has of a weight, without gradient; all of it where it is not sharded."""
+    if type(weight) in _PLAIN:
+        return weight.detach()
     sharded = as_sharded(weight)
     return (weight if sharded is None else sharded.to_local()).detach()
 

@@ -14,6 +14,7 @@ import torch
 
 from ..backends import Budget, Job, Layer
 from ..errors import WavpruneError
+from .device import is_capturing
 
 # What of a device's free memory may hold weights; the rest is for what backends need themselves.
 SHARE = 0.5
@@ -35,9 +36,10 @@ class Stage:
     ) -> None:
         self._homes = list(layers)
         self._device = device
-        self._away = frozenset(
-            i for i, layer in enumerate(layers) if device not in (None, layer.weight.device)
-        )
+        self._away: frozenset[int] = frozenset()
+        if device is not None:
+            homes = [layer.weight.device for layer in layers]
+            self._away = frozenset(i for i, home in enumerate(homes) if home != device)
         self.room = _room(device) if room is None and self._away and device else room
         total = sum(layers[i].weight.nbytes for i in self._away)
         self._streams = self.room is not None and total > self.room
@@ -46,7 +48,7 @@ class Stage:
         self._arriving = _new_stream(device) if on_gpu else None
         self._departing = _new_stream(device) if on_gpu else None
         self._leaving: list[tuple[torch.Tensor, torch.Tensor, torch.cuda.Event | None]] = []
-        if on_gpu and torch.cuda.is_current_stream_capturing():
+        if on_gpu and is_capturing():
             home = layers[min(self._away)].weight.device
             raise WavpruneError(
                 f"a CUDA graph cannot hold copies between {home} and {device}; move the model "
