@@ -49,7 +49,7 @@ settings = (
     {}, {"wavelet": "haar"}, {"scope": "global"}, {"method": "random"},
     {"percentile": 50, "wavelet": "haar"},
 )
-for backend in sys.argv[1:]:
+for backend in sys.argv[2:]:
     for layout in (torch.contiguous_format, torch.channels_last):
         for setting in settings:
             refs = [
@@ -61,6 +61,14 @@ for backend in sys.argv[1:]:
             plan = projection_plan(refs, config, [report.bases[ref.name] for ref in refs])
             project_layers(plan, refs, [report.masks[ref.name] for ref in refs])
             print(backend, setting, report.kept)
+try:
+    import safetensors, zstandard
+except ImportError:
+    sys.exit()
+from wavprune import checkpoint
+state = {f"{i}.weight": torch.randn(shape) for i, shape in enumerate(shapes)}
+checkpoint.save(state, sys.argv[1], coder="trellis", wavelet="dct", step=0.003)
+print(len(checkpoint.load(sys.argv[1], device="cuda")))
 """
 
 
@@ -181,10 +189,12 @@ def sanitizers() -> dict[str, Any]:
 
     names = [name for name in ("native", "triton") if name not in backends.unavailable()]
     found = {}
-    for check in ("memcheck", "racecheck"):
-        command = [tool, "--tool", check, "--error-exitcode", "1"]
-        command += [sys.executable, "-c", SHORT_RUN, *names]
-        found[check] = Step(check, command).facts()
+    with tempfile.TemporaryDirectory() as directory:
+        path = str(Path(directory) / "weights.safetensors")
+        for check in ("memcheck", "racecheck"):
+            command = [tool, "--tool", check, "--error-exitcode", "1"]
+            command += [sys.executable, "-c", SHORT_RUN, path, *names]
+            found[check] = Step(check, command).facts()
     return found
 
 

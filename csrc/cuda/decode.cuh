@@ -25,17 +25,17 @@ constexpr uint32_t after(int parity) {
   return states << 2 | states >> 30;
 }
 
-// A block for each table.
+// A block for each table, a warp for each code.
 __global__ void __launch_bounds__(kThreads) expand_tables(const CodeTable* tables) {
   const CodeTable table = tables[blockIdx.x];
   uint32_t* const codes = reinterpret_cast<uint32_t*>(table.slots + kSlots);
   for (int c = threadIdx.x; c < table.count; c += kThreads) codes[c] = table.codes[c];
-  for (int c = 0; c < table.count; ++c) {
+  for (int c = int(threadIdx.x) / kWarp; c < table.count; c += kThreads / kWarp) {
     const uint32_t code = table.codes[c];
     const int first = int(code & kSlotBits), frequency = int(code >> kFrequencyShift);
     // An empty table has one code of no frequency, for every slot.
     const int stop = frequency == 0 ? kSlots : first + frequency;
-    for (int i = first + threadIdx.x; i < stop && i < kSlots; i += kThreads)
+    for (int i = first + int(threadIdx.x) % kWarp; i < stop && i < kSlots; i += kWarp)
       table.slots[i] = uint8_t(c);
   }
 }
@@ -99,7 +99,9 @@ struct Direct {
   __device__ __forceinline__ Place place(uint32_t c) const { return entries + places[c]; }
   __device__ __forceinline__ uint32_t code(Place place, uint32_t trellis, uint32_t slot,
                                            uint32_t* beyond) const {
-    const uint32_t code = place[(trellis / 4 & 1) * kSlots + slot];
+    // The quantiser is known before the slot is.
+    const Place table = place + (trellis & 4) * (kSlots / 4);
+    const uint32_t code = table[slot];
     *beyond = code & kSlotBits;
     return code;
   }
@@ -224,7 +226,12 @@ __global__ void __launch_bounds__(kThreads, kDecoding)
   WAVPRUNE_TILE(uint4, tile);
   __shared__ uint32_t direct_places[kClasses];
   __shared__ ByteSlots::Place places[kClasses];
-  __shared__ int offsets[kCodeTables];
+  __shared__ int offsets[kCodeTables], sizes[kCodeTables];
+  for (int t = threadIdx.x; t < kCodeTables; t += kThreads) {
+    sizes[t] = tables[t].bytes;
+    places[t / 2].of_quantiser[t % 2] = tables[t].slots;
+  }
+  __syncthreads();
   const int first = int(blockIdx.x) * together;
   const int here = count - first < together ? count - first : together;
   uint64_t used = 0;
@@ -241,27 +248,29 @@ __global__ void __launch_bounds__(kThreads, kDecoding)
       direct_places[c] = needed ? uint32_t(pairs) * 2 * kSlots : 0;
       pairs += needed;
       for (int quantiser = 0; quantiser < 2; ++quantiser) {
-        const CodeTable& table = tables[2 * c + quantiser];
-        const bool fits = !direct && needed && bytes + table.bytes <= shared_bytes;
+        const int size = sizes[2 * c + quantiser];
+        const bool fits = !direct && needed && bytes + size <= shared_bytes;
         offsets[2 * c + quantiser] = fits ? bytes : -1;
-        places[c].of_quantiser[quantiser] =
-            fits ? reinterpret_cast<const uint8_t*>(tile) + bytes : table.slots;
-        bytes += fits ? table.bytes : 0;
+        // Else it stays where it is.
+        if (fits)
+          places[c].of_quantiser[quantiser] = reinterpret_cast<const uint8_t*>(tile) + bytes;
+        bytes += fits ? size : 0;
       }
     }
   }
   __syncthreads();
   uint32_t* const entries = reinterpret_cast<uint32_t*>(tile);
   for (int t = 0; t < kCodeTables; ++t) {
+    if (offsets[t] < 0 && !(direct && used >> t / 2 & 1)) continue;
     const CodeTable& table = tables[t];
-    if (direct && used >> t / 2 & 1) {
+    if (direct) {
       const uint32_t* const codes = reinterpret_cast<const uint32_t*>(table.slots + kSlots);
       uint32_t* const to = entries + direct_places[t / 2] + t % 2 * kSlots;
       for (int slot = threadIdx.x; slot < kSlots; slot += kThreads) {
         const uint32_t code = codes[table.slots[slot]];
         to[slot] = (code & ~kSlotBits) | ((uint32_t(slot) - code) & kSlotBits);
       }
-    } else if (offsets[t] >= 0) {
+    } else {
       const uint4* const from = reinterpret_cast<const uint4*>(table.slots);
       uint4* const to = tile + offsets[t] / int(sizeof(uint4));
       for (int i = threadIdx.x; i < table.bytes / int(sizeof(uint4)); i += kThreads)

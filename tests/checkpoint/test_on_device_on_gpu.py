@@ -155,6 +155,14 @@ def test_names_ties_and_batch_norms(
         some = checkpoint.load(path, names=names, device=GPU)
         assert_same_bits(some, checkpoint.load(path, names=names))
     assert len(calls) == 4
+    memory = checkpoint.attach(net.to(GPU), path)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        weight = memory.weight("0.weight")
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(weight, found["0.weight"])
 
 
 def test_files_of_other_versions_are_copied(tmp_path: Path, calls: list[int]) -> None:

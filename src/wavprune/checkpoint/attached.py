@@ -88,8 +88,8 @@ def attach(model: nn.Module, path: str | os.PathLike[str], *, cache_bytes: int =
     saved. Everything that is not stored as indices is loaded as usual.
 
     Args:
-        model: on any devices, with the tensors that the file has. CUDA decodes by itself, where the
-            compiled operators have their CUDA part; else the CPU does.
+        model: on the devices where it will run, with the tensors that the file has. CUDA decodes by
+            itself, where the compiled operators have their CUDA part; else the CPU does.
         path: a file that ``save`` wrote with ``calibration`` or ``coder="trellis"``.
         cache_bytes: how many bytes of decoded weights are kept at most, those used last.
 

@@ -127,9 +127,10 @@ def unfold(link: NormLink, tensors: Mapping[str, torch.Tensor]) -> dict[str, tor
         deviation = np.sqrt((var.double() + link.eps).numpy())
     scale = gamma.double() / torch.from_numpy(deviation)
     divisor = torch.where(scale == 0, torch.ones_like(scale), scale)
+    divisor = divisor.to(weight.device, non_blocking=True)
     axes = [-1] + [1] * (weight.ndim - 1)
     return {
-        link.weight: (weight.double() / divisor.view(axes).to(weight.device)).to(weight.dtype),
+        link.weight: (weight.double() / divisor.view(axes)).to(weight.dtype),
         link.gamma: gamma,
         link.var: var,
         link.mean: mean,
