@@ -160,24 +160,43 @@ def on_gpu(network: str) -> nn.Module:
         pytest.skip(f"{network}: {error}")
 
 
-Results = dict[str, dict[str, float]]
+class Results(dict[str, dict[str, float]]):
+    """Seconds of every network and row; written down as they come, so that none is lost."""
+
+    def add(self, network: str, row: str, seconds: float) -> None:
+        """One more row."""
+        self.setdefault(network, {})[row] = seconds
+        if path := os.environ.get(REPORT):
+            figures = {
+                network: [row._asdict() for row in compared(network, rows)]
+                for network, rows in self.items()
+            }
+            Path(path).write_text(json.dumps(figures, indent=1))
 
 
 @pytest.fixture(scope="module")
 def results(request: pytest.FixtureRequest) -> Iterator[Results]:
-    """Seconds of every network and row, printed and written down at the end."""
-    measured: Results = {}
+    """Printed at the end."""
+    measured = Results()
     yield measured
-    reporter = request.config.pluginmanager.getplugin("terminalreporter")
     for network, seconds in measured.items():
-        reporter.section(f"{network} on {torch.cuda.get_device_name()}")
-        reporter.write(table(network, seconds))
-    if path := os.environ.get(REPORT):
-        figures = {
-            network: [row._asdict() for row in compared(network, seconds)]
-            for network, seconds in measured.items()
-        }
-        Path(path).write_text(json.dumps(figures, indent=1))
+        show(
+            request.config, f"{network} on {torch.cuda.get_device_name()}", table(network, seconds)
+        )
+
+
+def show(config: pytest.Config, title: str, text: str) -> None:
+    """Print past what pytest captures."""
+    reporter = config.pluginmanager.getplugin("terminalreporter")
+    with config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+        reporter.section(title)
+        reporter.write(text)
+
+
+@pytest.fixture(autouse=True)
+def full_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ptwt transforms by convolutions, whose inputs TF32 would round to 10 bits."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 
 class Compared(NamedTuple):
@@ -243,7 +262,7 @@ class TestOnGpu:
         target = torch.empty_like(source)
         spent = median(lambda: target.copy_(source), lambda: target.zero_())
         assert torch.equal(target, source)
-        results.setdefault(network, {})[COPY] = spent
+        results.add(network, COPY, spent)
 
     @pytest.mark.parametrize("row", rows(), ids=lambda row: row.name)
     def test_row(self, network: str, row: Row, results: Results) -> None:
@@ -271,7 +290,7 @@ class TestOnGpu:
         spent = median(graph.replay, lambda: restore(network, model))
         for conv, weight in zip(convolutions(model), pruned, strict=True):
             assert torch.equal(conv.weight, weight)
-        results.setdefault(network, {})[f"native {case}, {REPLAYED}"] = spent
+        results.add(network, f"native {case}, {REPLAYED}", spent)
 
     @pytest.mark.parametrize("layout", [None, *LAYOUTS])
     @pytest.mark.parametrize("backend", COMPUTED)
@@ -299,7 +318,7 @@ class TestOnGpu:
             assert torch.equal(ref.weight, weight), ref.name
         spent = median(project, lambda: restore(network, model))
         name = f"{backend} {PROJECTION} uhaar"
-        results.setdefault(network, {})[f"{name}, {layout}" if layout else name] = spent
+        results.add(network, f"{name}, {layout}" if layout else name, spent)
 
     @staticmethod
     def timed(network: str, row: Row, layout: str | None, results: Results) -> None:
@@ -312,7 +331,7 @@ class TestOnGpu:
         checked(row, network, model)
         spent = median(lambda: row.run(model), lambda: restore(network, model))
         name = f"{row.name}, {layout}" if layout else row.name
-        results.setdefault(network, {})[name] = spent
+        results.add(network, name, spent)
 
 
 def median(run: Callable[[], object], setup: Callable[[], object]) -> float:

@@ -29,7 +29,7 @@ from wavprune.checkpoint.loading import open_packed
 from wavprune.checkpoint.on_device import OnDevice, check
 from wavprune.checkpoint.unpacked import Unpacked
 
-from .bench_gpu import aligned
+from .bench_gpu import aligned, show
 
 # Of the chain of a step: a load from shared memory, two exchanges between lanes, and arithmetic, at
 # the latencies that are measured on Hopper (docs/gpu.md); and the clock that it has under load.
@@ -195,10 +195,9 @@ def results(request: pytest.FixtureRequest) -> Iterator[list[Row]]:
     """All rows, printed and written down at the end."""
     rows: list[Row] = []
     yield rows
-    reporter = request.config.pluginmanager.getplugin("terminalreporter")
-    reporter.section(f"packed checkpoints on {torch.cuda.get_device_name()}")
     head = ("row", "time", "M weights/s", "longest stream")
-    reporter.write(aligned([head, *(row.cells() for row in rows)]))
+    text = aligned([head, *(row.cells() for row in rows)])
+    show(request.config, f"packed checkpoints on {torch.cuda.get_device_name()}", text)
     if path := os.environ.get(REPORT):
         Path(path).write_text(json.dumps([row._asdict() for row in rows], indent=1))
 

@@ -111,6 +111,8 @@ class OnDevice:
                 bases[number] = parts.add(np.ascontiguousarray(synthesis).data)
         self._bases_at = bases
         self._coded, self._parts = coded.on(device), parts.on(device)
+        # Batch norms that were decoded: unfolding needs them on the host.
+        self._norms: dict[str, torch.Tensor] = {}
         self.nbytes = self._coded.numel() + self._parts.numel()
 
     def check(self) -> None:
@@ -119,14 +121,21 @@ class OnDevice:
         Raises:
             RefusedError: something is not as it should be.
         """
-        runs = [self.decode(stream.names)[1:] for stream in self._streams]
-        for found, expected in runs:
-            check(found, expected)
+        links = self._packed.records.links
+        parts = {part for link in links.values() for part in link.names if part != link.weight}
+        runs: list[Decoded] = []
+        for stream in self._streams:
+            run = self.decode(stream.names)
+            runs.append(run._replace(tensors={n: run.tensors[n] for n in parts & {*run.tensors}}))
+        for run in runs:
+            check(run.found, run.expected)
+            self._norms |= {name: tensor.cpu() for name, tensor in run.tensors.items()}
 
     def tensors(self, names: Sequence[str]) -> dict[str, torch.Tensor]:
         """Tensors of the file, of which nothing is checked any more and nothing waited for."""
         matrices, others = stored_names(self._packed, names)
-        stored = self.decode(matrices).tensors
+        stored = {name: self._norms[name] for name in matrices if name in self._norms}
+        stored |= self.decode([name for name in matrices if name not in stored]).tensors
         stored |= {name: self._packed.stored(name) for name in others}
         return assembled(self._packed, names, stored, self._coded.device)
 
