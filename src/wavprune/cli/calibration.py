@@ -207,7 +207,7 @@ _PREPARATION = ("samples", "image_size", "mean", "std")
 
 
 def load(source: Path) -> tuple[nn.Module, Path | None]:
-    """The network that IN names, and its directory where it is one.
+    """The network that IN names, and the directory or graph that may say how images are prepared.
 
     Raises:
         WavpruneError: it is neither a graph, nor a model directory, nor a function.
@@ -218,7 +218,7 @@ def load(source: Path) -> tuple[nn.Module, Path | None]:
     from ..sweep.sources import FACTORY, DirectoryModel, FactoryModel
 
     if source.suffix.lower() in ONNX:
-        return to_torch(source), None
+        return to_torch(source), source
     if source.is_dir():
         return load_model(DirectoryModel.model_validate({"directory": source})), source
     if re.fullmatch(FACTORY, str(source)):
@@ -260,8 +260,9 @@ def prune_calibrated(
 
     if output is not None:
         _check_output(source, output, force)
-    model, directory = load(source)
-    loader = inputs.load(source if isinstance(model, GraphModule) else directory)
+    model, place = load(source)
+    loader = inputs.load(place)
+    directory = source if source.is_dir() else None
     before: dict[str, torch.Tensor] = {}
     if output is not None and directory is not None:
         before = snapshot(model)

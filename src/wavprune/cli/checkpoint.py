@@ -135,10 +135,8 @@ def compress(
     if is_graph:
         loader = None if inputs is None else inputs.load(source)
     elif inputs is not None:
-        model, directory, metadata = load_network(
-            source, factory, "--calibration", WITHOUT_CALIBRATION
-        )
-        loader = inputs.load(directory)
+        model, place, metadata = load_network(source, factory, "--calibration", WITHOUT_CALIBRATION)
+        loader = inputs.load(place)
     elif factory is not None:
         raise WavpruneError(f"--model {factory} without --calibration: nothing runs the network")
     config = None

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..calibration.run import LEVELS
-from ..checkpoint.formats import ONNX
 from ..config import SCOPES
 from ..evaluation.compare import compare as run
 from ..evaluation.comparison import Comparison
@@ -162,8 +161,7 @@ def compare(
         expect_output(output)
     measure = _measure(metric, better)
     grid: dict[str, Any] = {"sparsities": sparsities, "wavelets": wavelets, "methods": methods}
-    network, directory, _ = load_network(source, factory, "comparing")
-    place = source if source.suffix.lower() in ONNX else directory
+    network, place, _ = load_network(source, factory, "comparing")
     result = run(
         network,
         data.load(place, labels=True, class_folders=class_folders),

@@ -20,12 +20,12 @@ class Loaded(NamedTuple):
 
     Attributes:
         network: in evaluation mode.
-        directory: of the network, where it has one.
+        place: the directory or graph that may say how images are prepared.
         metadata: what its checkpoint says was pruned.
     """
 
     network: nn.Module
-    directory: Path | None
+    place: Path | None
     metadata: dict[str, str] | None
 
 
@@ -56,9 +56,9 @@ def load_network(source: Path, factory: str | None, why: str, otherwise: str = "
                 f"{why} runs the network, and {source} has only its weights; give --model "
                 f"package.module:function{otherwise}"
             )
-        network, directory = load(source)
-        stored = None if directory is None else tensors_of(directory)
-        return Loaded(network, directory, None if stored is None else _metadata(stored))
+        network, place = load(source)
+        stored = tensors_of(source) if source.is_dir() else None
+        return Loaded(network, place, None if stored is None else _metadata(stored))
     network, _ = load(Path(factory))
     stored = tensors_of(source)
     state = {name: stored.tensors[stored.aliases.get(name, name)].read() for name in stored.names}
