@@ -217,5 +217,10 @@ SETTINGS: dict[str, list[Setting]] = {
     ],
     "demosaicking": [default(*_RESTORING), identity(*_RESTORING), nncodec(range(-46, -34, 2))],
     "FFDNet": [default(*_RESTORING), identity(*_RESTORING), nncodec(range(-56, -36, 3))],
-    "crepe": [default(*_RESTORING), identity(*_RESTORING), nncodec(range(-26, 0, 3))],
+    "crepe": [
+        default(*_RESTORING),
+        identity(*_RESTORING),
+        steps_alone(*_RESTORING),
+        nncodec(range(-26, 0, 3)),
+    ],
 }
