@@ -334,7 +334,7 @@ class TestOnGpu:
         results.add(network, name, spent)
 
 
-def median(run: Callable[[], object], setup: Callable[[], object]) -> float:
+def median(run: Callable[[], object], setup: Callable[[], object] = lambda: None) -> float:
     """Median seconds on the device, from before the first launch to the end of the last."""
     spans: list[float] = []
     for _ in range(ROUNDS):

@@ -30,6 +30,7 @@ from wavprune.checkpoint.on_device import OnDevice, check
 from wavprune.checkpoint.unpacked import Unpacked
 
 from .bench_gpu import aligned, show
+from .bench_gpu import median as on_device
 
 # Of the chain of a step: a load from shared memory, two exchanges between lanes, and arithmetic, at
 # the latencies that are measured on Hopper (docs/gpu.md); and the clock that it has under load.
@@ -160,20 +161,6 @@ def median(run: Callable[[], object]) -> float:
         start = time.perf_counter()
         run()
         spans.append(time.perf_counter() - start)
-    return statistics.median(spans)
-
-
-def on_device(run: Callable[[], object]) -> float:
-    """Median seconds on the device, from before the first launch to the end of the last."""
-    spans: list[float] = []
-    for _ in range(ROUNDS):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]  # torch's lack
-        torch.cuda.synchronize()
-        start.record()
-        run()
-        end.record()
-        torch.cuda.synchronize()
-        spans.append(start.elapsed_time(end) / 1e3)
     return statistics.median(spans)
 
 

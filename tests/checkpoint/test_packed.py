@@ -26,23 +26,9 @@ from wavprune.checkpoint.unpacked import Unpacked
 from wavprune.errors import WavpruneError
 
 from ..support.checkpoints import assert_same
+from ..support.packed import network
 
 LIMIT = 1 << 26
-
-
-def network() -> nn.Sequential:
-    """Every way in which a weight is a matrix, and tensors beside them."""
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(3, 8, 3),
-        nn.BatchNorm2d(8),
-        nn.Conv2d(8, 12, 1),
-        nn.ConvTranspose2d(12, 6, 3, groups=2),
-        nn.Conv2d(6, 6, 5, groups=6),
-        nn.Linear(40, 33),
-        nn.Conv1d(5, 6, 4),
-        nn.Conv3d(2, 3, (2, 3, 3)),
-    )
 
 
 def block_of(path: Path) -> bytes:
