@@ -159,9 +159,10 @@ void set_layout(const Source<T>& source, Row<T>* row) {
   const int64_t extent = (weight.size(2) - 1) * weight.stride(2) +
                          (weight.size(3) - 1) * weight.stride(3);
   row->way = way_of(source.plan());
-  row->order = contiguous ? Order::contiguous
-               : row->fast.stride < of_values && extent < int64_t(1) << 31 ? Order::adjacent
-                                                                           : Order::strided;
+  // In registers they are 3x3, whatever the weight's own two axes are.
+  const bool adjacent = row->fast.stride < of_values && extent < int64_t(1) << 31 &&
+                        (row->way != Way::registers || row->width == 3);
+  row->order = contiguous ? Order::contiguous : adjacent ? Order::adjacent : Order::strided;
 }
 
 // Tiles of a block of a row, where a block has the work of so many tiles in registers. The threads of
@@ -290,13 +291,12 @@ Table<T> table_of(const std::vector<Source<T>>& sources, std::vector<Job> jobs, 
     const Source<T>& source = sources[w];
     if (source.job < 0 || source.coefficients() == 0) continue;
     const Tensor& weight = source.tensor;
-    const Plan<T>* plan = nullptr;
-    for (const auto& [owned, address] : sent)
-      if (owned == source.owned) plan = address;
-    if (plan == nullptr) {
-      plan = packer.put(*source.owned);
-      sent.emplace_back(source.owned, plan);
-    }
+    const auto known = std::find_if(sent.begin(), sent.end(), [&](const auto& entry) {
+      return entry.first == source.owned;
+    });
+    const Plan<T>* plan =
+        known == sent.end() ? packer.put(*source.owned) : known->second;
+    if (known == sent.end()) sent.emplace_back(source.owned, plan);
     Row<T> row{};
     row.data = static_cast<char*>(weight.data_ptr());
     row.plan = plan;

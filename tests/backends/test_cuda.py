@@ -275,6 +275,15 @@ class TestOnTheHost:
         fine = prune(emulated, cases[1:], [0], [300], dtype == torch.float64)
         assert bits(fine.weights[0]) != bits(cases[1].weight)
 
+    def test_nine_values_in_a_row_are_no_3x3_kernel_in_memory(self) -> None:
+        weight = laid_out(normal(8, 8, 1, 9), "channels_last")
+        plan = case(normal(8, 8, 3, 3), "uhaar", level=None).plan
+        found, expected = (
+            operators.topk_threshold([weight], [plan], [], [0], [300], False)
+            for operators in (emulated, cpu)
+        )
+        assert torch.equal(found, expected)
+
     def test_coefficients_beyond_float16_end_at_its_largest(self) -> None:
         weight = torch.full((4, 4, 3, 3), 65504.0, dtype=torch.float16)
         weight[0, 0, 0, 0] = -65504

@@ -22,7 +22,7 @@ from torch import nn
 from tests.support.cases import quick
 from tests.support.packed import DTYPES, WAVELETS, assert_same_bits, heavy_tailed, network
 from wavprune import checkpoint
-from wavprune.checkpoint import on_device, packed_layout
+from wavprune.checkpoint import attached, on_device, packed_layout
 from wavprune.checkpoint.loading import open_packed
 from wavprune.checkpoint.on_device import OnDevice, RefusedError, check
 from wavprune.checkpoint.trellis_coder import Coded, Decoder, decoding_tables
@@ -192,6 +192,41 @@ def test_an_attached_model_decodes_where_it_is(
             assert torch.equal(net(images), loaded(images))
     # The smallest stays; the others are decoded again.
     assert device.calls == 2 + 3 + 2
+
+
+def test_what_a_capture_decodes_is_not_kept(
+    tmp_path: Path, device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 3))
+    checkpoint.save(net, tmp_path / "a.safetensors", coder="trellis", step=0.01)
+    device.use(monkeypatch)
+    with torch.device("meta"):
+        memory = checkpoint.attach(net, tmp_path / "a.safetensors", cache_bytes=1 << 20)
+    monkeypatch.setattr(attached, "is_capturing", lambda: True)
+    net(torch.ones(1, 3, 3, 3))
+    assert memory.cached_bytes == 0
+    monkeypatch.undo()
+    device.use(monkeypatch)
+    net(torch.ones(1, 3, 3, 3))
+    assert memory.cached_bytes == 4 * 3 * 8 * 9
+
+
+def test_the_cpu_decodes_what_the_device_lacks_memory_for(
+    tmp_path: Path, device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.safetensors"
+    checkpoint.save(network(), path, coder="trellis", step=0.003)
+    expected = checkpoint.load(path)
+    device.use(monkeypatch)
+
+    def full(*_: Any) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(on_device, "operator", lambda: full)
+    with pytest.warns(UserWarning, match="cpu lacks memory to decode it; the CPU does, and did"):
+        assert_same_bits(checkpoint.load(path), expected)
+    with pytest.warns(UserWarning, match="lacks memory"):
+        checkpoint.attach(network(), path)
 
 
 def rewritten(path: Path, change: Any) -> None:

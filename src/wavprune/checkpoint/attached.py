@@ -17,11 +17,36 @@ from torch import nn
 
 from ..common.checks import integer
 from ..engine.ambient import neutral
+from ..engine.device import is_capturing
 from ..engine.running import check_model
 from ..errors import WavpruneError
 from .loading import named, open_packed
 from .on_device import OnDevice, checked_on_device
 from .unpacked import Unpacked
+
+
+class _Kept:
+    """A decoded weight that is kept; of a GPU, from when on it is there."""
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        self._weight, self._ready = weight, None
+        if weight.is_cuda:
+            self._ready = torch.cuda.current_stream(weight.device).record_event()
+
+    @property
+    def nbytes(self) -> int:
+        """What it takes."""
+        return self._weight.nbytes
+
+    def use(self) -> torch.Tensor:
+        """The weight, for the stream that is current now, whichever decoded it."""
+        # A capture begins after all work has ended, and may not wait for what came before it.
+        if self._ready is not None and not is_capturing():
+            stream = torch.cuda.current_stream(self._weight.device)
+            stream.wait_event(self._ready)
+            # Its memory is not given to another until that stream is done, if it is dropped.
+            self._weight.record_stream(stream)
+        return self._weight
 
 
 class Attached:
@@ -33,7 +58,8 @@ class Attached:
         cache_bytes: how many bytes of decoded weights are kept at most, those used last.
 
     Attributes:
-        compressed_bytes: what the compressed weights take, on the devices where those decode.
+        compressed_bytes: what the compressed weights take on the devices that decode them, and the
+            file in the host's memory where the CPU decodes any.
         cached_bytes: what the decoded weights that are kept take now.
 
     Raises:
@@ -44,15 +70,16 @@ class Attached:
         self, data: Unpacked, devices: Mapping[str, torch.device], cache_bytes: int
     ) -> None:
         self._data, self._devices, self._most = data, devices, cache_bytes
-        self._cache: OrderedDict[str, torch.Tensor] = OrderedDict()
+        self._cache: OrderedDict[str, _Kept] = OrderedDict()
         self._placed: dict[torch.device, OnDevice] = {}
         for device in dict.fromkeys(devices.values()):
             own = [name for name, other in devices.items() if other == device]
             placed = checked_on_device(data, own, device)
             if placed is not None:
                 self._placed[device] = placed
-        on_device = sum(placed.nbytes for placed in self._placed.values())
-        self.compressed_bytes = on_device or data.size
+        self.compressed_bytes = sum(placed.nbytes for placed in self._placed.values())
+        if not devices or set(devices.values()) - self._placed.keys():
+            self.compressed_bytes += data.size
         self.cached_bytes = 0
 
     def weight(self, name: str) -> torch.Tensor:
@@ -60,16 +87,16 @@ class Attached:
         known = self._cache.get(name)
         if known is not None:
             self._cache.move_to_end(name)
-            return known
+            return known.use()
         with neutral():
             decoded = self._decoded(name)
-        size = decoded.numel() * decoded.element_size()
-        if size <= self._most:
-            self._cache[name] = decoded
-            self.cached_bytes += size
+        # What a capture decodes is there when its graph runs, and not before.
+        if decoded.nbytes <= self._most and not is_capturing():
+            self._cache[name] = _Kept(decoded)
+            self.cached_bytes += decoded.nbytes
             while self.cached_bytes > self._most:
                 _, dropped = self._cache.popitem(last=False)
-                self.cached_bytes -= dropped.numel() * dropped.element_size()
+                self.cached_bytes -= dropped.nbytes
         return decoded
 
     def _decoded(self, name: str) -> torch.Tensor:
@@ -141,7 +168,7 @@ def attach(model: nn.Module, path: str | os.PathLike[str], *, cache_bytes: int =
     plain = {
         name: data.tensor(data.aliases.get(name, name)) for name in data.names if name not in layers
     }
-    with named(path):
+    with neutral(), named(path):
         attached = Attached(data, devices, cache_bytes)
     for module, stored in layers.values():
         _Hooks(attached, stored).install(module)

@@ -2,7 +2,7 @@
 
 A warp decodes a stream, so that the time is that of the longest stream. What is checked is what the
 CPU checks: here the streams' own checksums, there that each ends as it should, and the CRC-32 of
-every tensor. The host waits once, for these numbers.
+every tensor. The host waits for these numbers, and for batch norms that are kept.
 """
 
 from __future__ import annotations
@@ -166,8 +166,8 @@ class OnDevice:
             self._coded,
             self._parts,
             self._frequencies,
-            torch.tensor(streams, dtype=torch.int64),
-            torch.tensor(matrices, dtype=torch.int64),
+            torch.tensor(streams, dtype=torch.int64, device="cpu"),
+            torch.tensor(matrices, dtype=torch.int64, device="cpu"),
             results,
         )
         return Decoded(tensors, found, [*(0 for _ in streams), *crcs])
@@ -278,24 +278,22 @@ def tensors_on(
     """
     asked = list(packed.records.entries) if names is None else list(names)
     matrices, others = stored_names(packed, asked)
-    refused = False
+    refusal: Exception | None = None
     if matrices and is_capable(device) and fits(packed, matrices):
-        decoded = OnDevice(packed, matrices, device).decode(matrices)
         try:
-            tensors = decoded.tensors | {name: packed.stored(name) for name in others}
-            result = assembled(packed, asked, tensors, device)
+            decoded = OnDevice(packed, matrices, device).decode(matrices)
             check(decoded.found, decoded.expected)
-        except RefusedError:
-            # The CPU says what is wrong.
-            refused = True
-        else:
-            return result
+            tensors = decoded.tensors | {name: packed.stored(name) for name in others}
+            return assembled(packed, asked, tensors, device)
+        except (RefusedError, torch.OutOfMemoryError) as error:
+            # The CPU says what is wrong; or the device has no room for values in float32.
+            refusal = error
     if names is None:
         result = {name: tensor.to(device) for name, tensor in packed.tensors()}
     else:
         result = {name: packed.tensor(name).to(device) for name in asked}
-    if refused:
-        warn_of_refusal(device)
+    if refusal is not None:
+        warn_of(refusal, device)
     return result
 
 
@@ -310,21 +308,23 @@ def checked_on_device(
     matrices, _ = stored_names(packed, names)
     if not matrices or not is_capable(device) or not fits(packed, matrices):
         return None
-    placed = OnDevice(packed, matrices, device)
     try:
+        placed = OnDevice(packed, matrices, device)
         placed.check()
-    except RefusedError:
+    except (RefusedError, torch.OutOfMemoryError) as error:
         # The CPU says what is wrong.
         for _ in packed.tensors():
             pass
-        warn_of_refusal(device)
+        warn_of(error, device)
         return None
     return placed
 
 
-def warn_of_refusal(device: torch.device) -> None:
-    """Warn that a device takes a file to be damaged that the CPU decodes."""
-    warn(f"{device} does not decode a file to the bits that it has; the CPU does, and did")
+def warn_of(refusal: Exception, device: torch.device) -> None:
+    """Warn that a device does not decode a file that the CPU decodes."""
+    wrong = isinstance(refusal, RefusedError)
+    why = "does not decode a file to the bits that it has" if wrong else "lacks memory to decode it"
+    warn(f"{device} {why}; the CPU does, and did")
 
 
 def assembled(
