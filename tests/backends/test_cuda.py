@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.support.cases import any_level, bits, normal, quick
-from tests.support.cuda import (
+from tests.support.cuda_cases import (
     DTYPES,
     LAYOUTS,
     Case,

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.support.cases import model_of, normal
-from tests.support.cuda import (
+from tests.support.cuda_cases import (
     DTYPES,
     LAYOUTS,
     Masked,

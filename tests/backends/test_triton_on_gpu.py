@@ -19,7 +19,7 @@ from tests.support.cases import (
     normal,
     prune_weights,
 )
-from tests.support.cuda import DTYPES, LAYOUTS, laid_out, launched, to_gpu, twin
+from tests.support.cuda_cases import DTYPES, LAYOUTS, laid_out, launched, to_gpu, twin
 from wavprune import PruneConfig, Pruner, backends
 from wavprune.backends import Budget, Job, Layer
 from wavprune.backends.masks import unpack

@@ -14,7 +14,7 @@ from wavprune.cli import main
 from wavprune.errors import WavpruneError
 
 from ..support.checkpoints import assert_same
-from .test_packed import network
+from ..support.packed import network
 
 
 @pytest.mark.parametrize("size", [0, 1, 1 << 17, (1 << 17) + 1, 300_000, 9_000_000])

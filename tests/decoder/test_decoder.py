@@ -22,9 +22,10 @@ from wavprune.errors import WavpruneError
 
 from ..checkpoint.test_calibrated import inputs
 from ..checkpoint.test_calibrated import network as with_norms
-from ..checkpoint.test_packed import FIRST_FILE, network
+from ..checkpoint.test_packed import FIRST_FILE
 from ..support import decoder as c
 from ..support.decoder import Decoder, DecoderError
+from ..support.packed import network
 
 pytestmark = pytest.mark.skipif(c.COMPILER is None, reason="there is no C compiler here")
 

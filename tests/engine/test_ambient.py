@@ -12,6 +12,7 @@ from torch import nn
 
 import wavprune
 from tests.support.cases import BACKENDS, bits, normal
+from wavprune import LayerRef, PruneConfig
 from wavprune.engine.ambient import neutral
 
 
@@ -141,3 +142,13 @@ def test_the_state_of_the_caller_is_as_it_was(state: str) -> None:
         with pytest.raises(RuntimeError), neutral():
             raise RuntimeError
         assert seen() == before
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is one here")
+@pytest.mark.parametrize("name", ["cuda", "cuda:0"])
+def test_a_default_device_that_is_not_here_changes_nothing(name: str) -> None:
+    here, there = (normal(8, 4, 3, 3) for _ in range(2))
+    wavprune.prune_layers([LayerRef("conv", here)], PruneConfig())
+    with torch.device(name):
+        wavprune.prune_layers([LayerRef("conv", there)], PruneConfig())
+    assert torch.equal(here, there)

@@ -13,7 +13,9 @@ from torch import nn
 import wavprune
 from tests.support.cases import BACKENDS, bits, normal
 from wavprune.backends.eager import EagerBackend
+from wavprune.engine import plan as planning
 from wavprune.engine.interrupts import finish
+from wavprune.engine.staging import Stage
 
 
 @pytest.fixture
@@ -106,6 +108,25 @@ def test_an_interrupted_call_prunes_all_or_nothing(backend: str, alarm: Any) -> 
             interrupted += 1
         assert tuple(bits(p) for p in model.parameters()) in states
     assert interrupted or backend == "native"
+
+
+def test_copies_are_taken_back_all_or_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A device whose weights are copied there and back.
+    monkeypatch.setattr(planning, "compute_device", lambda _: torch.device("cpu", 0))
+    after = net()
+    wavprune.fast.prune(after)
+    leave = Stage.leave
+
+    def interrupted(stage: Stage, *arguments: Any) -> Any:
+        signal.raise_signal(signal.SIGINT)
+        return leave(stage, *arguments)
+
+    monkeypatch.setattr(Stage, "leave", interrupted)
+    model = net()
+    with pytest.raises(KeyboardInterrupt):
+        wavprune.fast.prune(model)
+    pairs = zip(model.parameters(), after.parameters(), strict=True)
+    assert all(torch.equal(ours, theirs) for ours, theirs in pairs)
 
 
 def test_an_error_half_way_says_what_has_changed(monkeypatch: pytest.MonkeyPatch) -> None:

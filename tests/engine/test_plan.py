@@ -13,6 +13,7 @@ from torch import nn
 import wavprune
 from tests.support.cases import bits, model_of, normal, weight_of
 from wavprune import PruneConfig
+from wavprune.engine import plan as planning
 from wavprune.engine.layers import LayerRef, select_layers
 from wavprune.engine.plan import plan_again, plan_layers, plan_model
 from wavprune.errors import WavpruneError
@@ -121,6 +122,26 @@ def test_a_changed_model_is_planned_anew(change: Any) -> None:
     assert result == expected
     for one, two in zip(model.parameters(), fresh.parameters(), strict=True):
         assert bits(one) == bits(two)
+
+
+def test_a_device_is_looked_up_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = net()
+    for index in (None, 0):
+        device = torch.device("cpu") if index is None else torch.device("cpu", index)
+        monkeypatch.setattr(planning, "compute_device", lambda _, device=device: device)
+        _, plan = plan_model(model, PruneConfig(device="cpu"))
+        assert plan.device == device
+        assert (
+            plan_again(select_layers(model, PruneConfig()), PruneConfig(device="cpu")).device
+            == device
+        )
+
+
+def test_a_layer_that_moves_to_another_parent_has_another_name() -> None:
+    model = nn.ModuleDict({"a": nn.ModuleDict({"x": nn.Conv2d(4, 4, 3)}), "b": nn.ModuleDict()})
+    assert wavprune.fast.prune(model).layers[0].name == "a.x"
+    model["b"]["x"] = model["a"].pop("x")  # type: ignore[operator]
+    assert wavprune.fast.prune(model).layers[0].name == "b.x"
 
 
 def test_what_was_removed_from_a_model_is_let_go() -> None:

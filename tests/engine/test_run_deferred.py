@@ -106,7 +106,7 @@ def test_a_rule_that_chooses_masks_says_at_once_that_a_weight_is_not_finite() ->
         pruned(weight, backend="remote", **METHODS["2:4"])
 
 
-def test_masks_within_masks_are_read_late() -> None:
+def test_masks_within_masks_prune_copies() -> None:
     model = model_of(conv=normal(8, 8, 3, 3))
     refs, plan = planning.plan_model(model, PruneConfig(backend="eager", sparsity=0.5))
     first = wavprune.prune_layers(refs, plan.config, masks=True)

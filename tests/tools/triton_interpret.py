@@ -29,7 +29,7 @@ from tests.support.cases import (
     prune_weights,
     quick,
 )
-from tests.support.cuda import DTYPES, LAYOUTS, laid_out
+from tests.support.cuda_cases import DTYPES, LAYOUTS, laid_out
 from wavprune import PruneConfig, Pruner, backends
 from wavprune.backends import Budget, Job, Layer
 from wavprune.backends.masks import unpack

@@ -151,7 +151,9 @@ class _Run:
             if self._plan.has_choice:
                 self._choose(advance)
             calls = self._select(advance, within)
-            if len(calls) == 1 and cannot_be_interrupted(self._backend, self._plan):
+            # Copies are taken back one by one.
+            alone = len(calls) == 1 and not self._stage.copies
+            if alone and cannot_be_interrupted(self._backend, self._plan):
                 rows = self._rewrite(calls, advance)
             else:
                 rows = finish(lambda: self._rewrite(calls, advance))
