@@ -4,6 +4,7 @@ import json
 import sqlite3
 import subprocess
 import sys
+import threading
 import zlib
 from pathlib import Path
 from typing import Any
@@ -128,6 +129,15 @@ def test_a_file_that_is_no_results_file_is_left_alone(path: Path) -> None:
     with pytest.raises(ValueError, match="is not a results file"):
         Store(path, create=True)
     assert path.read_bytes() == before
+
+
+def test_a_file_that_another_process_is_making_is_waited_for(path: Path) -> None:
+    path.touch()
+    maker = threading.Timer(0.1, lambda: Store(path, create=True).close())
+    maker.start()
+    with Store(path) as store:
+        assert store.known() == set()
+    maker.join()
 
 
 def test_a_file_of_a_newer_version_says_so(path: Path) -> None:

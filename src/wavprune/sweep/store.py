@@ -10,6 +10,7 @@ import json
 import os
 import sqlite3
 import threading
+import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 APPLICATION_ID = 0x77617670
 # Seconds to wait for another process that is writing.
 LOCK_TIMEOUT = 60.0
+# Seconds that a process may take from making the file to its tables.
+CREATING = 2.0
 PICTURES = ("confusion", "histograms", "kernels")
 # The data of one picture unpacks to at most this many bytes.
 PICTURE_BYTES = 1 << 26
@@ -75,6 +78,8 @@ class Store:
                     with self._transaction():
                         if not self._execute("SELECT 1 FROM sqlite_master").fetchone():
                             self._create_tables()
+                else:
+                    self._await_tables()
                 self._check_format()
             except sqlite3.Error as error:
                 raise WavpruneError(
@@ -178,6 +183,12 @@ class Store:
 
     def _execute(self, statement: str, parameters: Sequence[Any] = ()) -> sqlite3.Cursor:
         return self._connection.execute(statement, parameters)
+
+    def _await_tables(self) -> None:
+        """Another process may have made the file, and its tables not yet."""
+        deadline = time.monotonic() + CREATING
+        while not self._execute("PRAGMA page_count").fetchone()[0] and time.monotonic() < deadline:
+            time.sleep(0.02)
 
     def _check_format(self) -> None:
         if self._execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
