@@ -291,15 +291,14 @@ Table<T> table_of(const std::vector<Source<T>>& sources, std::vector<Job> jobs, 
     const Source<T>& source = sources[w];
     if (source.job < 0 || source.coefficients() == 0) continue;
     const Tensor& weight = source.tensor;
-    const auto known = std::find_if(sent.begin(), sent.end(), [&](const auto& entry) {
+    auto known = std::find_if(sent.begin(), sent.end(), [&](const auto& entry) {
       return entry.first == source.owned;
     });
-    const Plan<T>* plan =
-        known == sent.end() ? packer.put(*source.owned) : known->second;
-    if (known == sent.end()) sent.emplace_back(source.owned, plan);
+    if (known == sent.end())
+      known = sent.emplace(known, source.owned, packer.put(*source.owned));
     Row<T> row{};
     row.data = static_cast<char*>(weight.data_ptr());
-    row.plan = plan;
+    row.plan = known->second;
     row.mask = source.mask;
     set_layout(source, &row);
     row.seed = source.seed;

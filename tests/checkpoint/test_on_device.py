@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,12 +19,21 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tests.support.cases import quick
-from tests.support.packed import DTYPES, WAVELETS, assert_same_bits, heavy_tailed, network
+from tests.support.packed import (
+    DTYPES,
+    WAVELETS,
+    assert_same_bits,
+    cpu_accepts,
+    damage,
+    even,
+    heavy_tailed,
+    network,
+    save_with_norms,
+)
 from wavprune import checkpoint
 from wavprune.checkpoint import attached, on_device, packed_layout
 from wavprune.checkpoint.loading import open_packed
 from wavprune.checkpoint.on_device import OnDevice, RefusedError, check
-from wavprune.checkpoint.trellis_coder import Coded, Decoder, decoding_tables
 from wavprune.checkpoint.unpacked import Unpacked
 from wavprune.errors import WavpruneError
 
@@ -131,9 +139,8 @@ def test_tables_anywhere_and_escapes(
 def test_extreme_weights(
     tmp_path: Path, device: Device, dtype: torch.dtype, scale: float, wavelet: str
 ) -> None:
-    weight = torch.linspace(-1, 1, 8 * 8 * 9, dtype=torch.float64).reshape(8, 8, 3, 3) * scale
     path = tmp_path / "a.safetensors"
-    state = {"a.weight": weight.to(dtype)}
+    state = {"a.weight": even(dtype, scale)}
     checkpoint.save(state, path, coder="trellis", step=0.003, wavelet=wavelet)
     assert_same_bits(device.load(path), checkpoint.load(path))
 
@@ -154,15 +161,8 @@ def test_names_ties_and_batch_norms(
     tmp_path: Path, device: Device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(packed_layout, "STREAM", 2000)
-    torch.manual_seed(0)
-    net = nn.Sequential(
-        *(nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU()),
-        *(nn.Conv2d(16, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1), nn.Conv2d(16, 8, 1)),
-    )
-    net[4].weight = net[3].weight
     path = tmp_path / "a.safetensors"
-    batches = list(torch.randn(2, 8, 3, 8, 8).unbind())
-    checkpoint.save(net.eval(), path, calibration=batches, target_kl=0.01, batchnorm="keep")
+    save_with_norms(path)
     expected = checkpoint.load(path)
     found = device.load(path)
     assert_same_bits(found, expected)
@@ -229,32 +229,13 @@ def test_the_cpu_decodes_what_the_device_lacks_memory_for(
         checkpoint.attach(network(), path)
 
 
-def rewritten(path: Path, change: Any) -> None:
-    """Change the coded bytes of a file's first stream, and repair its checksum."""
-    packed = open_packed(path, None)
-    assert packed is not None
-    stream = packed.records.streams[0]
-    data = bytearray(path.read_bytes())
-    begin = len(data) - packed.size + stream.start
-    end = begin + 128 + 2 * stream.words
-    part = np.frombuffer(bytes(data[begin:end]), dtype=np.uint8).copy()
-    change(part)
-    data[begin:end] = part.tobytes()
-    data[end : end + 4] = zlib.crc32(part.tobytes()).to_bytes(4, "little")
-    path.write_bytes(bytes(data))
-
-
 @pytest.mark.parametrize("at", [0, 3, 77, 128, 129, 400, -1])
 def test_damage_is_refused_with_what_the_cpu_says(
     tmp_path: Path, device: Device, monkeypatch: pytest.MonkeyPatch, at: int
 ) -> None:
     path = tmp_path / "a.safetensors"
     checkpoint.save(network(), path, coder="trellis", step=0.003)
-
-    def flip(part: Any) -> None:
-        part[at] ^= 0x10
-
-    rewritten(path, flip)
+    damage(path, at)
     with pytest.raises(WavpruneError) as expected:
         checkpoint.load(path)
     with pytest.raises(WavpruneError) as found:
@@ -344,24 +325,8 @@ class TestAnyBytes:
         changed = Changed(packed, seed, share, coded)
         emulated.set_limits(*limits)
         _, found, expected = changed.decode(name for name in packed.names)
-        (stream,) = packed.records.streams
         if coded:
-            part = changed._coded.numpy()[: 128 + 2 * stream.words].tobytes()
-            own = Coded(
-                np.frombuffer(part[:128], dtype=np.uint32),
-                np.frombuffer(part[128:], dtype=np.uint16),
-                stream.escapes,
-            )
-            assert packed.records.frequencies is not None
-            decoder = Decoder(own, decoding_tables(packed.records.frequencies))
-            try:
-                for name in stream.names:
-                    decoder.read(packed.records.classes[name], 1.0)
-                decoder.end()
-                accepted = True
-            except WavpruneError:
-                accepted = False
-            assert (int(found[0]) == 0) == accepted
+            assert (int(found[0]) == 0) == cpu_accepts(packed, changed._coded.numpy().tobytes())
         if share == 0:
             check(found, expected)
         elif share == 1.0:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import warnings
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,12 +16,21 @@ import pytest
 import torch
 from torch import nn
 
-from tests.support.packed import DTYPES, WAVELETS, assert_same_bits, heavy_tailed, network
+from tests.support.packed import (
+    DTYPES,
+    WAVELETS,
+    assert_same_bits,
+    cpu_accepts,
+    damage,
+    even,
+    heavy_tailed,
+    network,
+    save_with_norms,
+)
 from wavprune import checkpoint
 from wavprune.checkpoint import on_device, packed_layout
 from wavprune.checkpoint.loading import open_packed
 from wavprune.checkpoint.on_device import OnDevice, RefusedError, check
-from wavprune.checkpoint.trellis_coder import Coded, Decoder, decoding_tables
 from wavprune.errors import WavpruneError
 
 pytest.importorskip("wavprune.ops", reason="the compiled extension is not built here")
@@ -110,9 +118,8 @@ def test_escapes_and_more_tables_than_fit(
 def test_extreme_weights(
     tmp_path: Path, calls: list[int], dtype: torch.dtype, scale: float, wavelet: str
 ) -> None:
-    weight = torch.linspace(-1, 1, 8 * 8 * 9, dtype=torch.float64).reshape(8, 8, 3, 3) * scale
     path = tmp_path / "a.safetensors"
-    state = {"a.weight": weight.to(dtype)}
+    state = {"a.weight": even(dtype, scale)}
     checkpoint.save(state, path, coder="trellis", step=0.003, wavelet=wavelet)
     assert_same_bits(checkpoint.load(path, device=GPU), checkpoint.load(path))
     assert len(calls) == 1
@@ -139,15 +146,8 @@ def test_names_ties_and_batch_norms(
     tmp_path: Path, calls: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(packed_layout, "STREAM", 2000)
-    torch.manual_seed(0)
-    net = nn.Sequential(
-        *(nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU()),
-        *(nn.Conv2d(16, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1), nn.Conv2d(16, 8, 1)),
-    )
-    net[4].weight = net[3].weight
     path = tmp_path / "a.safetensors"
-    batches = list(torch.randn(2, 8, 3, 8, 8).unbind())
-    checkpoint.save(net.eval(), path, calibration=batches, target_kl=0.01, batchnorm="keep")
+    net = save_with_norms(path)
     found = checkpoint.load(path, device=GPU)
     assert_same_bits(found, checkpoint.load(path))
     assert found["4.weight"] is found["3.weight"]
@@ -212,17 +212,7 @@ def test_an_attached_model_decodes_there_and_waits_for_nothing(
 def test_damage_is_refused_with_what_the_cpu_says(tmp_path: Path, at: int) -> None:
     path = tmp_path / "a.safetensors"
     checkpoint.save(network(), path, coder="trellis", step=0.003)
-    packed = open_packed(path, None)
-    assert packed is not None
-    stream = packed.records.streams[0]
-    data = bytearray(path.read_bytes())
-    begin = len(data) - packed.size + stream.start
-    end = begin + 128 + 2 * stream.words
-    part = bytearray(data[begin:end])
-    part[at] ^= 0x10
-    data[begin:end] = part
-    data[end : end + 4] = zlib.crc32(part).to_bytes(4, "little")
-    path.write_bytes(bytes(data))
+    damage(path, at)
     with pytest.raises(WavpruneError) as expected:
         checkpoint.load(path)
     with pytest.raises(WavpruneError) as found:
@@ -236,9 +226,6 @@ def test_any_bytes_get_the_verdict_of_the_cpu(tmp_path: Path) -> None:
     checkpoint.save(state, path, coder="trellis", step=2e-4, targets=["*"], wavelet="dct")
     packed = open_packed(path, None)
     assert packed is not None
-    (stream,) = packed.records.streams
-    assert packed.records.frequencies is not None
-    tables = decoding_tables(packed.records.frequencies)
     for seed in range(60):
         generator = np.random.default_rng(seed)
         placed = OnDevice(packed, packed.names, torch.device(GPU))
@@ -250,20 +237,8 @@ def test_any_bytes_get_the_verdict_of_the_cpu(tmp_path: Path) -> None:
             # Classes, escapes and synthesis too: then only that it ends counts.
             placed._parts.random_(0, 256)
         _, found, expected = placed.decode(packed.names)
-        part = own[: 128 + 2 * stream.words].tobytes()
-        words = np.frombuffer(part[128:], dtype=np.uint16)
-        coded = Coded(np.frombuffer(part[:128], dtype=np.uint32), words, stream.escapes)
-        decoder = Decoder(coded, tables)
-        try:
-            for name in stream.names:
-                decoder.read(packed.records.classes[name], 1.0)
-            decoder.end()
-            accepted = True
-        except WavpruneError:
-            accepted = False
-        numbers = found.cpu()
         if seed % 5 != 4:
-            assert (int(numbers[0]) == 0) == accepted, seed
+            assert (int(found.cpu()[0]) == 0) == cpu_accepts(packed, own.tobytes()), seed
         if seed % 20 == 0:
             check(found, expected)
         elif seed % 4 == 3:

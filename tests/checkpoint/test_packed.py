@@ -26,7 +26,7 @@ from wavprune.checkpoint.unpacked import Unpacked
 from wavprune.errors import WavpruneError
 
 from ..support.checkpoints import assert_same
-from ..support.packed import network
+from ..support.packed import even, network
 
 LIMIT = 1 << 26
 
@@ -163,8 +163,7 @@ def test_tied_weights_are_stored_once(tmp_path: Path) -> None:
     ],
 )
 def test_extreme_weights(tmp_path: Path, dtype: torch.dtype, scale: float) -> None:
-    weight = torch.linspace(-1, 1, 8 * 8 * 9, dtype=torch.float64).reshape(8, 8, 3, 3) * scale
-    weight = weight.to(dtype)
+    weight = even(dtype, scale)
     saved = checkpoint.save(
         {"a.weight": weight}, tmp_path / "a.safetensors", coder="trellis", step=0.003
     )

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from tests.support.cases import bits
+from wavprune import checkpoint
+from wavprune.checkpoint.loading import open_packed
+from wavprune.checkpoint.trellis_coder import Coded, Decoder, decoding_tables
+from wavprune.checkpoint.unpacked import Unpacked
+from wavprune.errors import WavpruneError
 
 WAVELETS = ("identity", "uhaar", "haar", "klt")
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -39,6 +47,57 @@ def heavy_tailed(*shape: int, seed: int = 0) -> torch.Tensor:
     columns = torch.randn(shape[1], generator=generator).exp()
     scale = rows[:, None] * columns
     return weight * scale.reshape(*scale.shape, *(1 for _ in shape[2:])) * 1e-2
+
+
+def even(dtype: torch.dtype, scale: float) -> torch.Tensor:
+    """8x8 kernels whose values are evenly spread from ``-scale`` to ``scale``."""
+    values = torch.linspace(-1, 1, 8 * 8 * 9, dtype=torch.float64).reshape(8, 8, 3, 3) * scale
+    return values.to(dtype)
+
+
+def save_with_norms(path: Path) -> nn.Sequential:
+    """A network with tied weights, of which a file was made that keeps its batch norm."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        *(nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU()),
+        *(nn.Conv2d(16, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1), nn.Conv2d(16, 8, 1)),
+    )
+    net[4].weight = net[3].weight
+    batches = list(torch.randn(2, 8, 3, 8, 8).unbind())
+    checkpoint.save(net.eval(), path, calibration=batches, target_kl=0.01, batchnorm="keep")
+    return net
+
+
+def damage(path: Path, at: int) -> None:
+    """Change a coded byte of a file's first stream, and repair its checksum."""
+    packed = open_packed(path, None)
+    assert packed is not None
+    stream = packed.records.streams[0]
+    data = bytearray(path.read_bytes())
+    begin = len(data) - packed.size + stream.start
+    end = begin + 128 + 2 * stream.words
+    part = data[begin:end]
+    part[at] ^= 0x10
+    data[begin:end] = part
+    data[end : end + 4] = zlib.crc32(part).to_bytes(4, "little")
+    path.write_bytes(bytes(data))
+
+
+def cpu_accepts(packed: Unpacked, coded: bytes) -> bool:
+    """Whether the CPU decodes these bytes, in place of those of the only stream, to a right end."""
+    (stream,) = packed.records.streams
+    part = coded[: 128 + 2 * stream.words]
+    states = np.frombuffer(part[:128], dtype=np.uint32)
+    own = Coded(states, np.frombuffer(part[128:], dtype=np.uint16), stream.escapes)
+    assert packed.records.frequencies is not None
+    decoder = Decoder(own, decoding_tables(packed.records.frequencies))
+    try:
+        for name in stream.names:
+            decoder.read(packed.records.classes[name], 1.0)
+        decoder.end()
+    except WavpruneError:
+        return False
+    return True
 
 
 def assert_same_bits(found: Mapping[str, torch.Tensor], expected: Mapping[str, Any]) -> None:

@@ -253,6 +253,11 @@ def fits(packed: Unpacked, names: Iterable[str]) -> bool:
     return True
 
 
+def can_decode(packed: Unpacked, matrices: Sequence[str], device: torch.device) -> bool:
+    """True where there are matrices, and a device decodes them itself."""
+    return bool(matrices) and is_capable(device) and fits(packed, matrices)
+
+
 def stored_names(packed: Unpacked, names: Iterable[str]) -> tuple[list[str], list[str]]:
     """The matrices, and the other tensors, that some tensors are made of."""
     links = packed.records.links
@@ -279,7 +284,7 @@ def tensors_on(
     asked = list(packed.records.entries) if names is None else list(names)
     matrices, others = stored_names(packed, asked)
     refusal: Exception | None = None
-    if matrices and is_capable(device) and fits(packed, matrices):
+    if can_decode(packed, matrices, device):
         try:
             decoded = OnDevice(packed, matrices, device).decode(matrices)
             check(decoded.found, decoded.expected)
@@ -306,7 +311,7 @@ def checked_on_device(
         WavpruneError: the file is damaged.
     """
     matrices, _ = stored_names(packed, names)
-    if not matrices or not is_capable(device) or not fits(packed, matrices):
+    if not can_decode(packed, matrices, device):
         return None
     try:
         placed = OnDevice(packed, matrices, device)

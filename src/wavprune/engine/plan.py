@@ -252,19 +252,14 @@ def plan_model(
         known = _remember(model, config, structure, refs)
     if match is not None:
         return refs, plan_layers(refs, config, match, coverage=known.coverage)
-    # Whatever is registered under a name now is what it stands for.
-    key = (config, BASES.changes, RULES.changes, _device_of(config))
+    # Whatever is registered under a name now is what it stands for, and "cuda" is what is current.
+    key = (config, BASES.changes, RULES.changes, compute_device(config.device))
     plan = known.plans.get(key)
     if plan is None:
         plan = plan_layers(refs, config, coverage=known.coverage)
         if plan.cacheable and len(known.plans) < _MOST_PLANS:
             known.plans[key] = plan
     return refs, plan
-
-
-def _device_of(config: PruneConfig) -> torch.device | None:
-    # "cuda" is another device where another one is current now.
-    return None if config.device is None else compute_device(config.device)
 
 
 # Plans of weights that came without a model, by the settings and what a plan reads of a weight.
@@ -282,7 +277,7 @@ def plan_again(
     if match is not None:
         return plan_layers(refs, config, match)
     weights = [(ref.name, ref.transposed, type(ref.weight), *_kind(ref.weight)) for ref in refs]
-    key = (config, BASES.changes, RULES.changes, _device_of(config), *weights)
+    key = (config, BASES.changes, RULES.changes, compute_device(config.device), *weights)
     plan = _KNOWN_PLANS.get(key)
     if plan is None:
         plan = plan_layers(refs, config)
