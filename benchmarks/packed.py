@@ -121,7 +121,11 @@ def _file(
             path = Path(folder, "small.safetensors")
             inputs = case.inputs[setting.inputs]
             saved = checkpoint.save(
-                network, path, calibration=inputs, target_kl=target, **setting.options
+                *(network, path),
+                calibration=inputs,
+                held_out=case.held_out,
+                target_kl=target,
+                **setting.options,
             )
             encoded = time.process_time() - start
             start = time.process_time()
@@ -135,7 +139,7 @@ def _file(
     row = Row(
         network=name,
         setting=setting.name,
-        calibration=sum(map(len, case.inputs[setting.inputs])),
+        calibration=sum(map(len, case.inputs[setting.inputs] + (case.held_out or []))),
         tests=len(before),
         target_kl=math.nan if saved is None else float(target),
         bytes=size,

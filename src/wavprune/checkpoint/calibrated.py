@@ -13,14 +13,13 @@ import math
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from ..common.loaders import batches, check_loader, inputs_of
+from ..common.loaders import batches, inputs_of
 from ..engine.running import running
 from ..errors import WavpruneError
 from .packing import Model, finish, reach_bytes
@@ -36,7 +35,7 @@ HELD, MOST_HELD = 0.25, 256
 AT_ONCE = 16
 # How far from its target a measured divergence may be, and what is aimed at, relatively.
 KL_TOLERANCE, KL_AIM = 0.1, 0.05
-# More would find the step that is luckiest on the inputs that are held back.
+# With a step that will do, more would find the one that is luckiest on the inputs held back.
 KL_ROUNDS = 6
 # What a target of bytes comes to, about.
 USUAL_KL = 0.03
@@ -57,6 +56,7 @@ class Target(NamedTuple):
 def save_calibrated(
     model: nn.Module,
     calibration: Iterable[Any],
+    held_out: Iterable[Any] | None,
     plan: Plan,
     explicit: bool,
     target: Target,
@@ -69,6 +69,7 @@ def save_calibrated(
     Args:
         model: the network, which is not changed.
         calibration: batches of inputs.
+        held_out: batches of other inputs, to measure on; None holds back a quarter of the former.
         plan: what is pruned, and in which basis.
         explicit: True where the plan names the layers; else all that are called are compressed.
         target: what to reach.
@@ -80,12 +81,13 @@ def save_calibrated(
         WavpruneError: see ``save``.
     """
     begin = time.perf_counter()
-    check_loader(calibration, "calibration")
-    samples = [inputs_of(batch).detach() for batch in batches(calibration)]
+    samples = _inputs(calibration, "calibration")
+    others = None if held_out is None else _inputs(held_out, "held_out")
     # The copy is changed, and runs what was quantised.
     network_model = copy.deepcopy(model)
     with running(network_model, None) as device:
-        fit, held = _parts([batch.to(device) for batch in samples])
+        fit, held = _parts(samples) if others is None else (_small(samples), _small(others))
+        fit, held = ([batch.to(device) for batch in part] for part in (fit, held))
         study = study_of(
             *(model, network_model, fit, held),
             plan=plan,
@@ -101,9 +103,13 @@ def save_calibrated(
         path,
         begin,
         step=reached.c,
-        predicted_kl=reached.network.predicted,
+        predicted_kl=reached.predicted,
         measured_kl=reached.measured,
     )
+
+
+def _inputs(loader: Iterable[Any], name: str) -> list[torch.Tensor]:
+    return [inputs_of(batch).detach() for batch in batches(loader, name=name)]
 
 
 def _parts(
@@ -112,7 +118,9 @@ def _parts(
     """Inputs to learn from and inputs to measure on, in small batches."""
     total = sum(map(len, samples))
     if total < 2:
-        raise WavpruneError("calibration: it has 1 input; allowed: 2 or more, to measure on others")
+        raise WavpruneError(
+            "calibration: it has 1 input; allowed: 2 or more, to measure on others, or held_out"
+        )
     wanted = max(1, min(MOST_HELD, round(HELD * total)))
     every = total / wanted
     held_at = {int(every * (i + 0.5)) for i in range(wanted)}
@@ -121,13 +129,23 @@ def _parts(
     for batch in samples:
         chosen = torch.tensor([at + i in held_at for i in range(len(batch))], device=batch.device)
         at += len(batch)
-        held += [part for part in torch.split(batch[chosen], AT_ONCE) if len(part)]
-        fit += [part for part in torch.split(batch[~chosen], AT_ONCE) if len(part)]
-    return fit, held
+        held.append(batch[chosen])
+        fit.append(batch[~chosen])
+    return _small(fit), _small(held)
+
+
+def _small(samples: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """In batches that the network runs at once."""
+    return [part for batch in samples for part in torch.split(batch, AT_ONCE) if len(part)]
 
 
 def _search(study: Study, target: Target, folder: Path) -> tuple[Tried, Model]:
-    way, tried = best_way(study, study.step_for(target.kl or USUAL_KL), folder)
+    c = study.step_for(target.kl or USUAL_KL)
+    if target.bytes is not None:
+        # All ways come to about the same bytes, and this one is fast.
+        with suppress(WavpruneError):
+            c, _, _ = _at_bytes(Way(study, by_themselves), target.bytes, c, folder)
+    way, tried = best_way(study, c, folder)
     if way.quantise is not by_themselves:
         # Where it fails at other steps, the other way may not.
         with suppress(WavpruneError):
@@ -139,10 +157,11 @@ def _search(study: Study, target: Target, folder: Path) -> tuple[Tried, Model]:
 
 def _reached(way: Way, tried: Tried, target: Target, folder: Path) -> tuple[Tried, Model]:
     if target.bytes is not None:
-        return _with_bytes(way, target.bytes, tried.c, folder)
+        c, network, packed = _at_bytes(way, target.bytes, tried.c, folder)
+        return way.measured(c, network, tried), packed
     assert target.kl is not None
     # The divergence is quadratic in the errors, and these in the step.
-    search = Search(*(math.log(target.kl), KL_AIM, tried.c, lambda _: 2.0), rounds=KL_ROUNDS)
+    search = Search(math.log(target.kl), KL_AIM, tried.c, lambda _: 2.0)
     nearest, best = tried, None
     while True:
         # Of a small network the divergence jumps from step to step: the coarsest that will do.
@@ -150,9 +169,9 @@ def _reached(way: Way, tried: Tried, target: Target, folder: Path) -> tuple[Trie
             best = tried
         nearest = min(nearest, tried, key=lambda one: one.measured)
         search.report(math.log(max(tried.measured, 1e-12)))
-        if search.step is None:
+        if search.step is None or (best is not None and len(search.tried) >= KL_ROUNDS):
             break
-        tried = way.measured(search.step, way.at(search.step))
+        tried = way.measured(search.step, way.at(search.step), tried)
     if best is None:
         raise WavpruneError(
             f"no step brings the divergence to target_kl={target.kl:g}; the nearest has "
@@ -161,18 +180,16 @@ def _reached(way: Way, tried: Tried, target: Target, folder: Path) -> tuple[Trie
     return best, way.packed(best.network, folder)
 
 
-def _with_bytes(way: Way, wanted: float, c: float, folder: Path) -> tuple[Tried, Model]:
+def _at_bytes(
+    way: Way, wanted: float, c: float, folder: Path
+) -> tuple[float, QuantisedNetwork, Model]:
+    """The number at which a file has some bytes, its network and its contents."""
     network: QuantisedNetwork
 
-    def pack_at(way: Way, c: float) -> Model:
+    def pack_at(c: float) -> Model:
         nonlocal network
         network = way.at(c)
         return way.packed(network, folder)
 
-    if way.quantise is not by_themselves:
-        # Both ways come to about the same bytes, and that one is much faster.
-        start = partial(pack_at, way._replace(quantise=by_themselves))
-        with suppress(WavpruneError):
-            c, _ = reach_bytes(start, wanted, c, way.study.weights)
-    c, packed = reach_bytes(partial(pack_at, way), wanted, c, way.study.weights)
-    return way.measured(c, network), packed
+    c, packed = reach_bytes(pack_at, wanted, c, way.study.weights)
+    return c, network, packed

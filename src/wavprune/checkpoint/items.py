@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -11,7 +12,7 @@ import torch
 
 from ..errors import WavpruneError
 from . import trellis_tables
-from .feedback import Factor, divergence_of, quantise_matrix
+from .feedback import Factor, divergence_of, factor_of, quantise_matrix
 from .formats.names import layer_name
 from .index_store import Indices, whole
 from .layer import Layer
@@ -72,11 +73,23 @@ class Item:
         indices = quantise_matrix(self.matrix, self.factor, step, self.zeros)
         return Quantised(self, step, indices, dequantised(indices, step))
 
+    def without_feedback(self) -> Item:
+        """The item whose errors no other entry makes up for."""
+        if self.factor is None:
+            return self
+        factor = factor_of(self.factor.hessian, feedback=False)
+        return replace(self, factor=factor, unit=unit_of(factor))
+
     def with_weight(self, weight: torch.Tensor) -> Item:
         """The item of another weight, which is pruned where this one is."""
         assert self.layer is not None
         layer = self.layer._replace(kernels=weight.reshape(self.layer.kernels.shape))
         return replace(self, matrix=_matrix(layer, self.layout))
+
+
+def unit_of(factor: Factor) -> float:
+    """The step of a layer over one number for the whole model."""
+    return 0.5 / math.sqrt(factor.scale)
 
 
 class Quantised(NamedTuple):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -16,7 +15,7 @@ from ..config import AUTO
 from . import trellis_tables
 from .feedback import Doubles, factor_of
 from .formats.names import layer_name
-from .items import Item, coefficients_of, layout_of
+from .items import Item, coefficients_of, layout_of, unit_of
 from .layer import Layer
 from .norms import MEAN_STEP, NormLink
 from .packed_layout import Layout
@@ -102,7 +101,7 @@ def _option(
         layout=layout,
         matrix=matrix,
         zeros=zeros,
-        unit=0.5 / math.sqrt(factor.scale),
+        unit=unit_of(factor),
         factor=factor,
         exponent=layer.exponent,
         original=weight,
@@ -132,7 +131,7 @@ def _in_basis(hessian: Doubles, layer: Layer, layout: Layout) -> Doubles:
 def bias_item(entry: Tensor, sensitivity: Sensitivity) -> Item:
     """A bias, one column whose errors add up over all positions."""
     factor = factor_of(np.array([[[sensitivity.bias or 1e-30]]]))
-    return replace(_column(entry), unit=0.5 / math.sqrt(factor.scale), factor=factor)
+    return replace(_column(entry), unit=unit_of(factor), factor=factor)
 
 
 def mean_item(original: Source, link: NormLink) -> Item:

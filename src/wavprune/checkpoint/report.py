@@ -81,9 +81,10 @@ class SaveReport:
         skipped: layers that are stored as they are because they cannot be compressed, and why.
         left_out: entries of a nested checkpoint that are not in the file: what is no tensor, or
             lies beside the state dict.
-        predicted_kl: with calibration: the divergence of the outputs that the errors' sensitivities
-            add up to, in nats a sample, if no layer makes up for others.
-        measured_kl: with calibration: the same, measured on inputs that were held back.
+        predicted_kl: with calibration: the divergence of the outputs, in nats a sample, that was
+            expected: what the errors add up to by the sensitivity of the outputs, and, if a step
+            was tried before, in the proportion in which that one's came true.
+        measured_kl: with calibration: the divergence on inputs that were held back.
     """
 
     path: Path

@@ -69,6 +69,7 @@ def save(
     calibration: Iterable[Any] | None = None,
     target_kl: float | None = None,
     batchnorm: str | None = None,
+    held_out: Iterable[Any] | None = None,
     metadata: Mapping[str, str] | None = None,
     progress: bool = False,
 ) -> SaveReport:
@@ -92,8 +93,8 @@ def save(
     error is made up for by the weights that are quantised after it, each layer makes up for those
     before it where that measures better, and biases are quantised too; the files are a third
     smaller at the same outputs. Then ``target_kl`` can be given in place of
-    bytes: the mean divergence of the outputs, in nats, which is measured on a quarter of the inputs
-    that nothing else looks at.
+    bytes: the mean divergence of the outputs, in nats, which is measured on ``held_out``, or on a
+    quarter of the inputs, that nothing else looks at.
 
     Args:
         model: a module, a state dict, or the path of a checkpoint that ``wavprune prune`` takes,
@@ -125,6 +126,9 @@ def save(
         batchnorm: with ``calibration``: ``"fold"`` (the default) takes batch norms into the layers
             before them, which gives the same inference and cannot be fine-tuned; ``"keep"`` stores
             them as they are, but for the mean of the errors.
+        held_out: with ``calibration``: batches of inputs to measure on. Without them every fourth
+            input of ``calibration`` is held back, which knows too much where inputs are parts of
+            each other, such as windows of one recording or squares of one photograph.
         metadata: of the file that the model was loaded from, or ``pruned_metadata`` of a report;
             layers that it says were pruned keep their zeros.
         progress: show a progress bar on standard error, for each step that is tried, and for the
@@ -152,7 +156,7 @@ def save(
     """
     start = time.perf_counter()
     target = output_path("path", path)
-    asked = Asked(calibration, target_kl, batchnorm)
+    asked = Asked(calibration, target_kl, batchnorm, held_out)
     if asked.any:
         check_asked(asked, model, step=step, bits=bits, values=values, coder=coder)
         coder = TRELLIS
@@ -189,7 +193,7 @@ def save(
         explicit = report is not None or config is not None or targets is not None
         explicit |= ignore is not None
         return save_calibrated(
-            *(unwrapped(model), calibration, plan, explicit, Target(target_kl, goal)),
+            *(unwrapped(model), calibration, held_out, plan, explicit, Target(target_kl, goal)),
             *(batchnorm or FOLD, target, progress),
         )
     if coder == TRELLIS:
@@ -203,6 +207,7 @@ class Asked(NamedTuple):
     calibration: Iterable[Any] | None
     target_kl: float | None
     batchnorm: str | None
+    held_out: Iterable[Any] | None
 
     @property
     def any(self) -> bool:
@@ -218,11 +223,12 @@ def check_asked(asked: Asked, model: object, *, coder: str, **others: object) ->
         TypeError: one is of the wrong type.
     """
     if asked.calibration is None:
-        name = "target_kl" if asked.target_kl is not None else "batchnorm"
-        value = getattr(asked, name)
+        settings = {"target_kl": asked.target_kl, "batchnorm": asked.batchnorm}
+        given = [f"{name}={value!r}" for name, value in settings.items() if value is not None]
+        if asked.held_out is not None:
+            given.append("held_out")
         raise WavpruneError(
-            f"{name}={value!r} says what the outputs should be; give calibration, some batches of "
-            "inputs"
+            f"{', '.join(given)} without calibration; give calibration, some batches of inputs"
         )
     if not isinstance(model, nn.Module):
         raise WavpruneError(

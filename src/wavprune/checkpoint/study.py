@@ -78,6 +78,10 @@ class Study(NamedTuple):
         items = [self.choices[i.name].identity() if i.name in names else i for i in self.items]
         return self._replace(items=items, choices={})
 
+    def without_feedback(self) -> Study:
+        """The same with errors that no other weight makes up for."""
+        return self._replace(items=[item.without_feedback() for item in self.items])
+
     def step_for(self, kl: float) -> float:
         """The number ``c`` at which the outputs have this divergence, about."""
         return _step_for(kl, self.direction, self.weights)

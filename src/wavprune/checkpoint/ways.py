@@ -42,11 +42,18 @@ class Tried(NamedTuple):
         c: every step is a number of its weight's own times this.
         network: what was measured.
         divergence: of the outputs for each input.
+        correction: of predictions, by what was measured of the network that was tried before.
     """
 
     c: float
     network: QuantisedNetwork
     divergence: torch.Tensor
+    correction: float = 1.0
+
+    @property
+    def predicted(self) -> float:
+        """What the mean divergence was expected to be."""
+        return self.correction * self.network.predicted
 
     @property
     def measured(self) -> float:
@@ -75,8 +82,14 @@ class Way(NamedTuple):
         """The network at one ``c``."""
         return self.quantise(self.study, c)
 
-    def measured(self, c: float, network: QuantisedNetwork) -> Tried:
-        """A network, with the divergence of its outputs."""
+    def measured(self, c: float, network: QuantisedNetwork, before: Tried | None = None) -> Tried:
+        """A network, with the divergence of its outputs.
+
+        Args:
+            c: see ``at``.
+            network: what to measure.
+            before: another one of this way, by which predictions are corrected.
+        """
         study = self.study
         # Not the means that only unfolding needs.
         means = {link.mean for link in study.norms.links}
@@ -91,7 +104,10 @@ class Way(NamedTuple):
         finally:
             for name, tensor in own.items():
                 state[name].copy_(tensor)
-        return Tried(c, network, study.direction.divergence(study.dense, after))
+        correction = 1.0
+        if before is not None and before.network.predicted > 0:
+            correction = before.measured / before.network.predicted
+        return Tried(c, network, study.direction.divergence(study.dense, after), correction)
 
     def packed(self, network: QuantisedNetwork, folder: Path) -> Model:
         """The file of a network."""
@@ -103,9 +119,11 @@ def best_way(study: Study, c: float, folder: Path) -> tuple[Way, Tried]:
     """The way that takes the fewest bytes for a divergence, as measured at ``c``.
 
     That a basis takes fewer bytes follows from what is predicted of all its errors; where many
-    weights have one, it is measured too. Where the inputs cannot tell, layers make up for others.
+    weights have one, it is measured too. So are errors that no weight makes up for: what making up
+    gains follows from the inputs, and inputs that are measured on may be of another kind. Where
+    the inputs cannot tell, layers make up for others.
     """
-    ways = [Way(study, by_themselves)]
+    ways = [Way(study, by_themselves), Way(study.without_feedback(), by_themselves)]
     # Networks that mix the samples of a batch have that way only.
     if study.together is not None:
         studies = [one for one in (study, study.without_bases()) if one is not None]

@@ -86,6 +86,11 @@ FORCE = click.option("--force", is_flag=True, help="Replace OUT if it exists; it
     help="With --calibration: package.module:function that returns the network whose weights IN "
     "has; a Hugging Face directory, and IN that is such a function itself, need none.",
 )
+@click.option(
+    "--held-out",
+    metavar="INPUTS",
+    help="With --calibration: inputs to measure on, likewise.  [default: a quarter of the former]",
+)
 @click.option("--target-kl", type=float, help="With --calibration: the divergence of the outputs.")
 @click.option(
     "--batchnorm",
@@ -109,6 +114,7 @@ def compress(
     coder: str,
     inputs: Inputs | None,
     factory: str | None,
+    held_out: str | None,
     target_kl: float | None,
     batchnorm: str | None,
     as_json: bool,
@@ -128,16 +134,18 @@ def compress(
     """
     store = _store(source, output, force)
     model: Path | nn.Module = source
-    loader = None
+    held = None
+    if held_out is not None:
+        if inputs is None:
+            raise click.UsageError("--held-out goes with --calibration.")
+        held = inputs._replace(source=held_out)
     is_graph = _is_graph(source)
+    place = source if is_graph else None
     metadata = None
     check_factory(source, factory)
-    if is_graph:
-        loader = None if inputs is None else inputs.load(source)
-    elif inputs is not None:
+    if inputs is not None and not is_graph:
         model, place, metadata = load_network(source, factory, "--calibration", WITHOUT_CALIBRATION)
-        loader = inputs.load(place)
-    elif factory is not None:
+    elif factory is not None and not is_graph:
         raise WavpruneError(f"--model {factory} without --calibration: nothing runs the network")
     config = None
     if sparsity is not None:
@@ -155,7 +163,8 @@ def compress(
         "target_bytes": target_bytes,
         "target_bits_per_weight": target_bits_per_weight,
         "coder": coder,
-        "calibration": loader,
+        "calibration": None if inputs is None else inputs.load(place),
+        "held_out": None if held is None else held.load(place),
         "target_kl": target_kl,
         "batchnorm": batchnorm,
         "progress": sys.stderr.isatty(),

@@ -17,19 +17,22 @@ TARGETS = (*LABELS, "targets", "target")
 _END = object()
 
 
-def batches(loader: Iterable[Any], progress: bool = False, description: str = "") -> Iterator[Any]:
+def batches(
+    loader: Iterable[Any], progress: bool = False, description: str = "", name: str = "loader"
+) -> Iterator[Any]:
     """The batches of a loader.
 
     Args:
         loader: a ``DataLoader``, or any other iterable that can be iterated over more than once.
         progress: show a progress bar on standard error.
         description: shown before the bar.
+        name: of the parameter, for messages.
 
     Raises:
         TypeError: the loader is not iterable, or only once.
         WavpruneError: the loader is empty.
     """
-    check_loader(loader)
+    check_loader(loader, name)
     empty = True
     with progress_bar(description, num_batches(loader), "batches", progress) as advance:
         iterator = iter(loader)
@@ -42,7 +45,7 @@ def batches(loader: Iterable[Any], progress: bool = False, description: str = ""
             yield batch
             advance(1)
     if empty:
-        raise WavpruneError("loader is empty; it must yield at least one batch")
+        raise WavpruneError(f"{name} is empty; it must yield at least one batch")
 
 
 def check_loader(loader: object, name: str = "loader") -> None:
