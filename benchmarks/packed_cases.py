@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from wavprune import demo
+from wavprune import PruneConfig, demo
 
 from .calibrated_networks import NETWORKS, Score, cifar_network, joined, top1
 from .networks import efficientnet_lite0
@@ -98,6 +98,11 @@ def keep(*targets: float) -> Setting:
 
 def steps_alone(*targets: float) -> Setting:
     return Setting("steps alone", targets, feedback=False)
+
+
+def pruned(sparsity: float, *targets: float) -> Setting:
+    config = PruneConfig(method="min_weight", sparsity=sparsity, targets=("*",))
+    return Setting(f"{sparsity:.0%} pruned", targets, {"config": config})
 
 
 def _demo(folder: Path) -> Case:
@@ -205,6 +210,8 @@ SETTINGS: dict[str, list[Setting]] = {
         identity(*_SMALL),
         keep(0.0005, 0.001),
         steps_alone(0.0005, 0.001),
+        pruned(0.2, 0.0005, 0.001),
+        pruned(0.5, 0.001, 0.0025),
         nncodec((-32, -28, -24, -22, -20, -18, -16)),
     ],
     "resnet20": [
@@ -213,6 +220,8 @@ SETTINGS: dict[str, list[Setting]] = {
         cerwu(),
         identity(0.03, 0.06, 0.1),
         steps_alone(0.03, 0.06),
+        pruned(0.2, 0.03, 0.06),
+        pruned(0.5, 0.06, 0.1),
         keep(0.03, 0.06),
     ],
     "resnet56": [
