@@ -28,7 +28,6 @@ ALIGNED = 16
 PADDING = 4
 # Elements and coefficients of a matrix, and entries of a synthesis matrix.
 LARGEST = (1 << 31) - 1
-LARGEST_STREAM = LARGEST // 2
 
 
 class RefusedError(Exception):
@@ -248,7 +247,7 @@ def fits(packed: Unpacked, names: Iterable[str]) -> bool:
             entries = layout.rows * layout.columns
             if max(values, entries, layout.kernel * layout.coefficients) > LARGEST:
                 return False
-        if stream.words > LARGEST_STREAM:
+        if stream.words > LARGEST:
             return False
     return True
 
