@@ -60,15 +60,15 @@ def test_the_cache_keeps_what_was_used_last(
     path = tmp_path / "a.safetensors"
     checkpoint.save(net, path, coder="trellis", step=0.01)
     asked: list[str] = []
-    tensor = Unpacked.tensor
+    stored = Unpacked.stored
 
     def counted(self: Unpacked, name: str) -> torch.Tensor:
         asked.append(name)
-        return tensor(self, name)
+        return stored(self, name)
 
     size = 4 * 32 * 32 * 9
     memory = checkpoint.attach(net, path, cache_bytes=size + 100)
-    monkeypatch.setattr(Unpacked, "tensor", counted)
+    monkeypatch.setattr(Unpacked, "stored", counted)
     with torch.no_grad():
         net(inputs()[0])
     # The tied one is decoded once; the small ones push it out.

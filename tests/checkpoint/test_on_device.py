@@ -194,6 +194,23 @@ def test_an_attached_model_decodes_where_it_is(
     assert device.calls == 2 + 3 + 2
 
 
+def test_a_kept_batch_norm_costs_a_layer_one_stream_of_its_own(
+    tmp_path: Path, device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packed_layout, "STREAM", 500)
+    path = tmp_path / "a.safetensors"
+    net = save_with_norms(path)
+    expected = checkpoint.load(path)
+    device.use(monkeypatch)
+    memory = checkpoint.attach(net, path)
+    # Afterwards the host decodes nothing, neither a weight nor what its batch norm is made of.
+    monkeypatch.setattr(Unpacked, "stored", None)
+    for name in ("0.weight", "3.weight", "5.weight"):
+        before = device.calls
+        assert torch.equal(memory.weight(name), expected[name])
+        assert device.calls == before + 1
+
+
 def test_what_a_capture_decodes_is_not_kept(
     tmp_path: Path, device: Device, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,6 +21,7 @@ from ..engine.device import is_capturing
 from ..engine.running import check_model
 from ..errors import WavpruneError
 from .loading import named, open_packed
+from .norms import divisor_of, scale_of, unfolded
 from .on_device import OnDevice, checked_on_device
 from .unpacked import Unpacked
 
@@ -59,7 +60,8 @@ class Attached:
 
     Attributes:
         compressed_bytes: what the compressed weights take on the devices that decode them, and the
-            file in the host's memory where the CPU decodes any.
+            file in the host's memory where the CPU decodes any; with the divisors that take batch
+            norms out of them.
         cached_bytes: what the decoded weights that are kept take now.
 
     Raises:
@@ -77,7 +79,15 @@ class Attached:
             placed = checked_on_device(data, own, device)
             if placed is not None:
                 self._placed[device] = placed
+        # By names of weights that have a batch norm folded in, where they are decoded.
+        self._divisors: dict[str, torch.Tensor] = {}
+        for name in devices.keys() & data.records.links.keys():
+            link = data.records.links[name]
+            scale = scale_of(link, data.stored(link.gamma), data.stored(link.var))
+            home = devices[name] if devices[name] in self._placed else "cpu"
+            self._divisors[name] = divisor_of(scale).to(home)
         self.compressed_bytes = sum(placed.nbytes for placed in self._placed.values())
+        self.compressed_bytes += sum(divisor.nbytes for divisor in self._divisors.values())
         if not devices or set(devices.values()) - self._placed.keys():
             self.compressed_bytes += data.size
         self.cached_bytes = 0
@@ -102,9 +112,11 @@ class Attached:
     def _decoded(self, name: str) -> torch.Tensor:
         device = self._devices[name]
         placed = self._placed.get(device)
-        if placed is None:
-            return self._data.tensor(name).to(device)
-        return placed.tensors([name])[name]
+        # Checked when all of them were decoded once.
+        weight = self._data.stored(name) if placed is None else placed.decode([name]).tensors[name]
+        if name in self._divisors:
+            weight = unfolded(weight, self._divisors[name])
+        return weight.to(device)
 
 
 def attach(model: nn.Module, path: str | os.PathLike[str], *, cache_bytes: int = 0) -> Attached:
