@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -177,15 +177,23 @@ def attach(model: nn.Module, path: str | os.PathLike[str], *, cache_bytes: int =
         if weight is not None and weight.ndim > 1 and data.is_matrix(stored):
             layers[name] = module, stored
             devices[stored] = weight.device
-    plain = {
-        name: data.tensor(data.aliases.get(name, name)) for name in data.names if name not in layers
-    }
+    plain = _plain(data, [name for name in data.names if name not in layers])
     with neutral(), named(path):
         attached = Attached(data, devices, cache_bytes)
     for module, stored in layers.values():
         _Hooks(attached, stored).install(module)
     model.load_state_dict(plain, strict=False)
     return attached
+
+
+def _plain(data: Unpacked, names: Sequence[str]) -> dict[str, torch.Tensor]:
+    """Tensors that are loaded as usual; each layer with a batch norm is decoded once for them."""
+    norms: dict[str, torch.Tensor] = {}
+    for link in data.links:
+        norms |= data.unfolded(link)
+        del norms[link.weight]
+    stored = {name: data.aliases.get(name, name) for name in names}
+    return {name: norms[own] if own in norms else data.tensor(own) for name, own in stored.items()}
 
 
 class _Hooks:
