@@ -109,3 +109,15 @@ def test_files_of_other_models_leave_the_model_alone(tmp_path: Path) -> None:
     assert isinstance(net[0].weight, nn.Parameter)
     with torch.no_grad():
         net(inputs()[0])
+
+
+def test_damage_beside_the_layers_names_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    net = network()
+    checkpoint.save(net, path, coder="trellis", step=0.01)
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(bytes(data))
+    with pytest.raises(WavpruneError, match=r"a\.safetensors: its checksum differs"):
+        checkpoint.attach(net, path)
+    assert isinstance(net[0].weight, nn.Parameter)

@@ -177,8 +177,8 @@ def attach(model: nn.Module, path: str | os.PathLike[str], *, cache_bytes: int =
         if weight is not None and weight.ndim > 1 and data.is_matrix(stored):
             layers[name] = module, stored
             devices[stored] = weight.device
-    plain = _plain(data, [name for name in data.names if name not in layers])
     with neutral(), named(path):
+        plain = _plain(data, [name for name in data.names if name not in layers])
         attached = Attached(data, devices, cache_bytes)
     for module, stored in layers.values():
         _Hooks(attached, stored).install(module)
