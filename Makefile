@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 SOURCES := pyproject.toml setup.py constraints.txt
-KERNELS := setup.py $(filter-out csrc/decoder/%,$(wildcard csrc/*.* csrc/*/*.*))
+KERNELS := setup.py $(filter-out csrc/decoder/%,$(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.*))
 
 .PHONY: demo test lint pytest bench docs decoder wheel release-check findings big gpu \
 	sanitize sanitize-kernels clean

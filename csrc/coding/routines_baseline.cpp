@@ -3,7 +3,7 @@
 
 #define WAVPRUNE_NAMESPACE coding_baseline
 #define WAVPRUNE_BYTES 16
-#include "routines.inc"
+#include "routines/routines.inc"
 
 const wavprune::coding::Routines* wavprune::coding::routines_baseline() {
   return &coding_baseline::kRoutines;

@@ -8,7 +8,7 @@
 #pragma GCC target("arch=x86-64-v3")
 #define WAVPRUNE_NAMESPACE coding_v3
 #define WAVPRUNE_BYTES 32
-#include "routines.inc"
+#include "routines/routines.inc"
 #pragma GCC pop_options
 
 const wavprune::coding::Routines* wavprune::coding::routines_v3() {

@@ -8,7 +8,7 @@
 #pragma GCC target("arch=x86-64-v4,prefer-vector-width=512")
 #define WAVPRUNE_NAMESPACE coding_v4
 #define WAVPRUNE_BYTES 64
-#include "routines.inc"
+#include "routines/routines.inc"
 #pragma GCC pop_options
 
 const wavprune::coding::Routines* wavprune::coding::routines_v4() {

@@ -75,10 +75,8 @@ struct CodedMatrix {
   int kernel_values, coefficients;
   int groups;
   bool transposed;
-  bool scaled;        // by both factors, and to the range
-  bool clamped;       // to the range
+  bool scaled;        // by both factors
   double factors[2];  // whose product may be no number of float64
-  double most;
   char* tensor;  // null where nobody asks for it
   uint32_t count;
   bool direct;  // the values are the tensor

@@ -1,4 +1,6 @@
-// Decoding packed checkpoints on CUDA: what a call is checked for, and its tables.
+// Decoding packed checkpoints on CUDA: what a call is checked for, and its tables. What a file may
+// say is checked when it is read, and src/wavprune/checkpoint/on_device.py says which files a device
+// decodes; checked here is what keeps every address within its memory.
 //
 // Bytes: two a word are read, four a weight are written, and read and written again where a tensor
 // is not its values; a checksum reads it once more.
@@ -37,9 +39,8 @@ enum OfMatrix {
   kOfMatrix
 };
 
+// What a CUDA kernel counts in 32 bits.
 constexpr int64_t kLargest = std::numeric_limits<int32_t>::max();
-// Powers of two up to which both halves are numbers of float64.
-constexpr int64_t kLargestExponent = 1100;
 
 template <class T>
 const T* numbers_of(const Tensor& tensor, ScalarType dtype, int64_t width, const char* name) {
@@ -96,7 +97,7 @@ std::vector<uint32_t> codes_of(const int32_t* frequencies, int64_t table) {
 
 CodedStream stream_of(const int64_t* given, int64_t index, int64_t before, int64_t matrices,
                       const Bytes& coded, const Bytes& parts) {
-  STD_TORCH_CHECK(given[kWords] >= 0 && given[kWords] <= kLargest / 2 && given[kEscapeCount] >= 0 &&
+  STD_TORCH_CHECK(given[kWords] >= 0 && given[kWords] <= kLargest && given[kEscapeCount] >= 0 &&
                       given[kEscapeCount] <= kLargest,
                   "wavprune: stream ", index, " of ", given[kWords], " words with ",
                   given[kEscapeCount], " escapes");
@@ -135,11 +136,9 @@ CodedMatrix matrix_of(const int64_t* given, int64_t index, const Tensor& decoded
   const int64_t groups = given[kGroups];
   STD_TORCH_CHECK(values >= 1 && coefficients >= 1 && columns % coefficients == 0 &&
                       values <= kLargest / (rows * (columns / coefficients)) && groups >= 1 &&
-                      rows % groups == 0 && given[kExponent] >= -kLargestExponent &&
-                      given[kExponent] <= kLargestExponent,
+                      rows % groups == 0,
                   "wavprune: kernels of matrix ", index, " have ", values, " values, ",
-                  coefficients, " coefficients and ", groups, " groups, times 2 to the power of ",
-                  given[kExponent]);
+                  coefficients, " coefficients and ", groups, " groups");
   STD_TORCH_CHECK(given[kSynthesis] >= 0 || values == coefficients,
                   "wavprune: matrix ", index, " has no synthesis");
   if (given[kSynthesis] >= 0) {
@@ -161,15 +160,10 @@ CodedMatrix matrix_of(const int64_t* given, int64_t index, const Tensor& decoded
   m.tensor = static_cast<char*>(decoded.data_ptr());
   m.element = element_of(decoded.scalar_type());
   m.bytes = int64_t(m.count) * decoded.element_size();
-  const int64_t half = given[kExponent] / 2;
-  m.factors[0] = std::ldexp(1.0, int(half));
-  m.factors[1] = std::ldexp(1.0, int(given[kExponent] - half));
-  m.scaled = given[kExponent] != 0;
-  m.clamped = !m.scaled && m.element == Element::f16;
-  m.most = m.element == Element::f64   ? std::numeric_limits<double>::max()
-           : m.element == Element::f32 ? double(std::numeric_limits<float>::max())
-           : m.element == Element::f16 ? 65504.0
-                                       : 0x1.fep127;
+  const int exponent = int(given[kExponent]), half = exponent / 2;
+  m.factors[0] = std::ldexp(1.0, half);
+  m.factors[1] = std::ldexp(1.0, exponent - half);
+  m.scaled = exponent != 0;
   m.direct = m.element == Element::f32 && !m.scaled && !m.transposed && m.synthesis == nullptr;
   return m;
 }
@@ -260,44 +254,34 @@ Tensor trellis_load_(Tensor coded, Tensor parts, Tensor frequencies, Tensor stre
   const Tensor expanded = torch::stable::new_empty(coded, {table_bytes}, ScalarType::Byte);
   uint8_t* slots = static_cast<uint8_t*>(expanded.data_ptr());
   constexpr coding::Powers kMoves = coding::make_powers();
-  struct Placed {
-    const CodedStream* streams;
-    const CodedMatrix* matrices;
-    const CodeTable* tables;
-    const uint32_t* powers;
-  } placed{};
-  // Twice: what it points at follows from where it lies, whose size is known then.
-  const auto put_all = [&](Packer& packer) {
-    placed.streams = packer.put(stream_rows);
-    placed.matrices = packer.put(matrix_rows);
-    placed.powers = packer.put(kMoves.of, size_t(coding::kPowers));
-    std::vector<CodeTable> tables;
-    uint8_t* at = slots;
-    for (const std::vector<uint32_t>& own : codes) {
-      const int bytes = CodeTable::bytes_for(int(own.size()));
-      tables.push_back({at, packer.put(own), int(own.size()), bytes});
-      at += bytes;
-    }
-    placed.tables = packer.put(tables);
-  };
-  Packer measured(nullptr);
-  put_all(measured);
-  const Tensor memory = torch::stable::new_empty(coded, {int64_t(measured.bytes().size())},
-                                                 ScalarType::Byte);
-  Packer packer(static_cast<char*>(memory.data_ptr()));
-  put_all(packer);
-  const std::vector<char>& table = packer.bytes();
-  upload(table.data(), table.size(), memory.data_ptr(),
+  Packer packer;
+  const CodedStream* on_device_streams = packer.put(stream_rows);
+  const CodedMatrix* on_device_matrices = packer.put(matrix_rows);
+  const uint32_t* powers = packer.put(kMoves.of, size_t(coding::kPowers));
+  std::vector<CodeTable> table_rows;
+  for (const std::vector<uint32_t>& own : codes) {
+    const int bytes = CodeTable::bytes_for(int(own.size()));
+    table_rows.push_back({slots, packer.put(own), int(own.size()), bytes});
+    slots += bytes;
+  }
+  const CodeTable* tables = packer.put(table_rows);
+  for (const CodeTable& row : table_rows) packer.link(tables, table_rows.data(), row.codes);
+  const std::vector<char>& bytes = packer.bytes();
+  const Tensor memory =
+      torch::stable::new_empty(coded, {int64_t(bytes.size())}, ScalarType::Byte);
+  packer.move(static_cast<char*>(memory.data_ptr()), on_device_streams, on_device_matrices, powers,
+              tables);
+  upload(bytes.data(), bytes.size(), memory.data_ptr(),
          {found.data_ptr(), size_t(found.numel()) * sizeof(uint32_t), nullptr, 0, 0.0},
          device.stream());
   uint32_t* const verdicts = static_cast<uint32_t*>(found.data_ptr());
-  expand_tables(placed.tables, device.stream());
-  decode_streams(placed.streams, int(stream_count), placed.matrices, placed.tables, stream_rows,
+  expand_tables(tables, device.stream());
+  decode_streams(on_device_streams, int(stream_count), on_device_matrices, tables, stream_rows,
                  verdicts, device.stream());
-  if (runs > 0) dequantise(placed.matrices, int(matrix_count), int(runs), device.stream());
-  if (blocks > 0) synthesise(placed.matrices, int(matrix_count), int(blocks), device.stream());
+  if (runs > 0) dequantise(on_device_matrices, int(matrix_count), int(runs), device.stream());
+  if (blocks > 0) synthesise(on_device_matrices, int(matrix_count), int(blocks), device.stream());
   if (segments > 0)
-    checksums(placed.matrices, int(matrix_count), int(segments), placed.powers,
+    checksums(on_device_matrices, int(matrix_count), int(segments), powers,
               verdicts + stream_count, device.stream());
   return found;
 }

@@ -112,6 +112,8 @@ __device__ __forceinline__ T clamped(T value, double limit) {
 template <class E>
 constexpr double kLargestValue = 0;
 template <>
+constexpr double kLargestValue<double> = 0x1.fffffffffffffp1023;
+template <>
 constexpr double kLargestValue<float> = 0x1.fffffep127;
 template <>
 constexpr double kLargestValue<torch::headeronly::Half> = 65504;

@@ -26,8 +26,9 @@ void find_thresholds(const std::vector<Source<T>>& sources, const std::vector<Jo
       sources, jobs, kReading<T>,
       [](const Table<T>&, size_t count) { return count * kJobCounts * sizeof(Count); });
   const Table<T>& table = on_device.table;
+  const std::vector<char>& bytes = table.packer.bytes();
   double* thresholds = static_cast<double*>(result.data_ptr());
-  upload(table.bytes.data(), table.bytes.size(), on_device.memory.data_ptr(),
+  upload(bytes.data(), bytes.size(), on_device.memory.data_ptr(),
          {on_device.rest, jobs.size() * kJobCounts * sizeof(Count), thresholds, result.numel(),
           kNothingKept},
          device.stream());
@@ -132,7 +133,7 @@ DeviceTable<T> uploaded(const std::vector<Source<T>>& sources, int blocks, doubl
   DeviceTable<T> on_device = device_table<T>(sources, {}, blocks, [](const Table<T>& table, size_t) {
     return size_t(table.blocks) * 4 * sizeof(double);
   });
-  const std::vector<char>& bytes = on_device.table.bytes;
+  const std::vector<char>& bytes = on_device.table.packer.bytes();
   const int64_t numbers = result == nullptr ? 0 : 4 * int64_t(sources.size());
   upload(bytes.data(), bytes.size(), on_device.memory.data_ptr(),
          {nullptr, 0, result, numbers, 0.0}, stream);
@@ -191,13 +192,12 @@ Tensor transform(const Tensor& input, const Tensor& plan_tensor, int64_t kernel_
   const Device device(input);
   Tensor result = torch::stable::new_empty(input, {kernels, width_out});
   if (kernels == 0) return result;
-  Packer measured(nullptr);
-  measured.put(*owned);
-  const Tensor memory = torch::stable::new_empty(
-      input, {int64_t(measured.bytes().size())}, ScalarType::Byte);
-  char* base = static_cast<char*>(memory.data_ptr());
-  Packer packer(base);
+  Packer packer;
   const Plan<T>* on_device = packer.put(*owned);
+  const Tensor memory = torch::stable::new_empty(
+      input, {int64_t(packer.bytes().size())}, ScalarType::Byte);
+  char* base = static_cast<char*>(memory.data_ptr());
+  packer.move(base, on_device);
   upload(packer.bytes().data(), packer.bytes().size(), base, {}, device.stream());
   transform_rows(on_device, static_cast<const T*>(input.data_ptr()), kernels,
                  tile_kernels(plan, kernel_values), tile_bytes(plan, kernel_values), forward,

@@ -1,6 +1,8 @@
 // From decoded values to tensors, and the checksums of these.
 #pragma once
 
+#include <type_traits>
+
 #include "coded.h"
 #include "elements.cuh"
 
@@ -73,16 +75,20 @@ __device__ __forceinline__ float synthesised(const CodedMatrix& m, const float* 
   return float(sum);
 }
 
+// What is scaled is brought to within the range of the dtype; else only float16 is, as on the CPU.
 template <class E>
 __device__ __forceinline__ void put(const CodedMatrix& m, uint32_t at, float value) {
   E* const to = reinterpret_cast<E*>(m.tensor) + at;
   if (m.scaled) {
-    const double scaled = clamped(double(value) * m.factors[0] * m.factors[1], m.most);
+    const double scaled =
+        clamped(double(value) * m.factors[0] * m.factors[1], kLargestValue<E>);
     if constexpr (sizeof(E) == 8) *to = scaled;
     else *to = static_cast<E>(float(scaled));
     return;
   }
-  *to = static_cast<E>(m.clamped ? float(clamped(double(value), m.most)) : value);
+  if constexpr (std::is_same_v<E, torch::headeronly::Half>)
+    value = clamped(value, kLargestValue<E>);
+  *to = static_cast<E>(value);
 }
 
 __global__ void __launch_bounds__(kThreads)

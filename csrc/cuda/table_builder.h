@@ -6,8 +6,8 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
 #include <limits>
-#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -226,18 +226,17 @@ std::vector<Source<T>> sources_of(const std::vector<Tensor>& weights,
   return sources;
 }
 
-// Collects bytes that will lie at `base` in the device's memory and may point at each other there.
+// Collects bytes for the device's memory. Where in it is known once there are all of them: until
+// `move`, what points at an item has its distance from the first byte.
 class Packer {
  public:
-  explicit Packer(char* base) : base_(base) {}
-
   template <class U>
   U* put(const U* items, size_t count) {
     bytes_.resize((bytes_.size() + 15) / 16 * 16);
     const size_t at = bytes_.size();
     bytes_.resize((at + count * sizeof(U) + 15) / 16 * 16);
     std::copy_n(reinterpret_cast<const char*>(items), count * sizeof(U), bytes_.begin() + at);
-    return reinterpret_cast<U*>(uintptr_t(base_) + at);
+    return reinterpret_cast<U*>(at);
   }
   template <class U>
   U* put(const std::vector<U>& items) {
@@ -246,31 +245,61 @@ class Packer {
   template <class T>
   Plan<T>* put(const OwnedPlan<T>& owned) {
     Plan<T> plan = owned.plan;
-    if (plan.kind == Kind::general) {
-      SparseMatrix<T>* both[2] = {&plan.forward_matrix, &plan.inverse_matrix};
-      for (int i = 0; i < 2; ++i) {
-        both[i]->start = put(owned.starts[i]);
-        both[i]->column = put(owned.columns[i]);
-        both[i]->value = put(owned.matrices[i]);
-      }
-    } else if (plan.kind != Kind::identity) {
-      plan.forward_axes.rows = put(owned.matrices[0]);
-      plan.forward_axes.columns = put(owned.matrices[1]);
-      plan.inverse_axes.rows = put(owned.matrices[2]);
-      plan.inverse_axes.columns = put(owned.matrices[3]);
+    SparseMatrix<T>* const sparse[2] = {&plan.forward_matrix, &plan.inverse_matrix};
+    Axes<T>* const axes[2] = {&plan.forward_axes, &plan.inverse_axes};
+    const int general = plan.kind == Kind::general ? 2 : 0;
+    const int separable = general || plan.kind == Kind::identity ? 0 : 2;
+    for (int i = 0; i < general; ++i) {
+      sparse[i]->start = put(owned.starts[i]);
+      sparse[i]->column = put(owned.columns[i]);
+      sparse[i]->value = put(owned.matrices[i]);
     }
-    return put(&plan, 1);
+    for (int i = 0; i < separable; ++i) {
+      axes[i]->rows = put(owned.matrices[2 * i]);
+      axes[i]->columns = put(owned.matrices[2 * i + 1]);
+    }
+    Plan<T>* const at = put(&plan, 1);
+    for (int i = 0; i < general; ++i) {
+      link(at, &plan, sparse[i]->start);
+      link(at, &plan, sparse[i]->column);
+      link(at, &plan, sparse[i]->value);
+    }
+    for (int i = 0; i < separable; ++i) {
+      link(at, &plan, axes[i]->rows);
+      link(at, &plan, axes[i]->columns);
+    }
+    return at;
   }
+
+  // Says that `pointer`, in items that were put from `items` to `at`, points at an item too.
+  template <class U, class P>
+  void link(const U* at, const U* items, P* const& pointer) {
+    links_.push_back(uintptr_t(at) + size_t(reinterpret_cast<const char*>(&pointer) -
+                                            reinterpret_cast<const char*>(items)));
+  }
+
+  // The bytes will lie at `base`; `roots` are the pointers of the caller.
+  template <class... Roots>
+  void move(char* base, Roots&... roots) {
+    for (const size_t at : links_) {
+      uintptr_t address;
+      std::memcpy(&address, bytes_.data() + at, sizeof address);
+      address += uintptr_t(base);
+      std::memcpy(bytes_.data() + at, &address, sizeof address);
+    }
+    ((roots = reinterpret_cast<Roots>(uintptr_t(base) + uintptr_t(roots))), ...);
+  }
+
   const std::vector<char>& bytes() const { return bytes_; }
 
  private:
-  char* base_;
   std::vector<char> bytes_;
+  std::vector<size_t> links_;
 };
 
 template <class T>
 struct Table {
-  std::vector<char> bytes;
+  Packer packer;
   Row<T>* rows;
   Job* jobs;
   int row_count = 0, blocks = 0;
@@ -280,11 +309,11 @@ struct Table {
   bool shares_words = false;
 };
 
-// The table for address 0: a row for each weight that has values and belongs to a job.
+// A row for each weight that has values and belongs to a job; not yet moved.
 template <class T>
 Table<T> table_of(const std::vector<Source<T>>& sources, std::vector<Job> jobs, int at_a_time) {
-  Packer packer(nullptr);
   Table<T> table;
+  Packer& packer = table.packer;
   std::vector<Row<T>> rows;
   std::vector<std::pair<const void*, const Plan<T>*>> sent;
   for (size_t w = 0; w < sources.size(); ++w) {
@@ -315,44 +344,10 @@ Table<T> table_of(const std::vector<Source<T>>& sources, std::vector<Job> jobs, 
   for (const Row<T>& row : rows)
     if (!jobs.empty()) jobs[row.job].blocks += row.blocks;
   table.rows = packer.put(rows);
+  for (const Row<T>& row : rows) packer.link(table.rows, rows.data(), row.plan);
   table.jobs = packer.put(jobs);
   table.row_count = int(rows.size());
-  table.bytes = packer.bytes();
   return table;
-}
-
-// Moves a table that was built for address 0 to where it will lie.
-template <class T>
-void move_table(char* base, Table<T>* table) {
-  const auto here = [table](auto* pointer) {
-    return reinterpret_cast<decltype(pointer)>(table->bytes.data() + uintptr_t(pointer));
-  };
-  const auto move = [base](auto*& pointer) {
-    pointer = reinterpret_cast<std::decay_t<decltype(pointer)>>(base + uintptr_t(pointer));
-  };
-  std::vector<const Plan<T>*> moved;
-  Row<T>* rows = here(table->rows);
-  for (int r = 0; r < table->row_count; ++r) {
-    if (std::find(moved.begin(), moved.end(), rows[r].plan) == moved.end()) {
-      moved.push_back(rows[r].plan);
-      Plan<T>* plan = const_cast<Plan<T>*>(here(rows[r].plan));
-      if (plan->kind == Kind::general) {
-        for (SparseMatrix<T>* matrix : {&plan->forward_matrix, &plan->inverse_matrix}) {
-          move(matrix->start);
-          move(matrix->column);
-          move(matrix->value);
-        }
-      } else if (plan->kind != Kind::identity) {
-        for (Axes<T>* axes : {&plan->forward_axes, &plan->inverse_axes}) {
-          move(axes->rows);
-          move(axes->columns);
-        }
-      }
-    }
-    move(rows[r].plan);
-  }
-  move(table->rows);
-  move(table->jobs);
 }
 
 // The table in the device's memory, with some room behind it.
@@ -369,11 +364,11 @@ template <class T>
 DeviceTable<T> device_table(const std::vector<Source<T>>& sources, const std::vector<Job>& jobs,
                             int blocks, size_t (*room)(const Table<T>&, size_t jobs)) {
   Table<T> table = table_of(sources, jobs, blocks * limits().multiprocessors);
-  const size_t size = table.bytes.size();
+  const size_t size = table.packer.bytes().size();
   Tensor memory = torch::stable::new_empty(
       sources[0].tensor, {int64_t(size + room(table, jobs.size()))}, ScalarType::Byte);
   char* base = static_cast<char*>(memory.data_ptr());
-  move_table(base, &table);
+  table.packer.move(base, table.rows, table.jobs);
   return {std::move(table), memory, base + size};
 }
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.support.packed import save_with_norms
 from wavprune import checkpoint
 from wavprune.checkpoint.unpacked import Unpacked
 from wavprune.errors import WavpruneError
@@ -29,6 +30,19 @@ def network() -> nn.Sequential:
 def inputs() -> list[torch.Tensor]:
     torch.manual_seed(1)
     return list(torch.split(torch.randn(16, 3, 8, 8), 8))
+
+
+def asked_for(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of tensors that the CPU decodes from now on."""
+    asked: list[str] = []
+    stored = Unpacked.stored
+
+    def counted(self: Unpacked, name: str) -> torch.Tensor:
+        asked.append(name)
+        return stored(self, name)
+
+    monkeypatch.setattr(Unpacked, "stored", counted)
+    return asked
 
 
 @pytest.mark.parametrize("how", ["trellis", "fold", "keep"])
@@ -59,21 +73,25 @@ def test_the_cache_keeps_what_was_used_last(
     net = network()
     path = tmp_path / "a.safetensors"
     checkpoint.save(net, path, coder="trellis", step=0.01)
-    asked: list[str] = []
-    tensor = Unpacked.tensor
-
-    def counted(self: Unpacked, name: str) -> torch.Tensor:
-        asked.append(name)
-        return tensor(self, name)
-
     size = 4 * 32 * 32 * 9
     memory = checkpoint.attach(net, path, cache_bytes=size + 100)
-    monkeypatch.setattr(Unpacked, "tensor", counted)
+    asked = asked_for(monkeypatch)
     with torch.no_grad():
         net(inputs()[0])
     # The tied one is decoded once; the small ones push it out.
     assert asked == ["0.weight", "3.weight", "5.weight"]
     assert memory.cached_bytes <= size + 100
+
+
+def test_each_layer_with_a_batch_norm_is_decoded_once_to_attach(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.safetensors"
+    net = save_with_norms(path)
+    asked = asked_for(monkeypatch)
+    checkpoint.attach(net, path)
+    assert asked.count("0.weight") == 1
+    assert asked.count("3.weight") == 0
 
 
 def test_files_of_other_models_leave_the_model_alone(tmp_path: Path) -> None:
@@ -91,3 +109,15 @@ def test_files_of_other_models_leave_the_model_alone(tmp_path: Path) -> None:
     assert isinstance(net[0].weight, nn.Parameter)
     with torch.no_grad():
         net(inputs()[0])
+
+
+def test_damage_beside_the_layers_names_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    net = network()
+    checkpoint.save(net, path, coder="trellis", step=0.01)
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(bytes(data))
+    with pytest.raises(WavpruneError, match=r"a\.safetensors: its checksum differs"):
+        checkpoint.attach(net, path)
+    assert isinstance(net[0].weight, nn.Parameter)

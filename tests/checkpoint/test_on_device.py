@@ -194,6 +194,23 @@ def test_an_attached_model_decodes_where_it_is(
     assert device.calls == 2 + 3 + 2
 
 
+def test_a_kept_batch_norm_costs_a_layer_one_stream_of_its_own(
+    tmp_path: Path, device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packed_layout, "STREAM", 500)
+    path = tmp_path / "a.safetensors"
+    net = save_with_norms(path)
+    expected = checkpoint.load(path)
+    device.use(monkeypatch)
+    memory = checkpoint.attach(net, path)
+    # Afterwards the host decodes nothing, neither a weight nor what its batch norm is made of.
+    monkeypatch.setattr(Unpacked, "stored", None)
+    for name in ("0.weight", "3.weight", "5.weight"):
+        before = device.calls
+        assert torch.equal(memory.weight(name), expected[name])
+        assert device.calls == before + 1
+
+
 def test_what_a_capture_decodes_is_not_kept(
     tmp_path: Path, device: Device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -385,7 +402,6 @@ class TestAnyBytes:
             ("matrices", lambda t: set_to(t, 6, 2**31), "kernels of matrix 0"),
             ("matrices", lambda t: set_to(t, 7, 11), "11 coefficients"),
             ("matrices", lambda t: set_to(t, 8, 7), "7 groups"),
-            ("matrices", lambda t: set_to(t, 10, 2000), "2000"),
             ("decoded", lambda t: t[:1], "2 matrices came with 1 tensors"),
             ("decoded", lambda t: [t[0], t[1][:-1]], "tensor 1 must have 405 elements"),
             ("decoded", lambda t: [t[0].int(), t[1]], "bfloat16"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from ..engine.device import is_capturing
 from ..engine.running import check_model
 from ..errors import WavpruneError
 from .loading import named, open_packed
+from .norms import divisor_of, scale_of, unfolded
 from .on_device import OnDevice, checked_on_device
 from .unpacked import Unpacked
 
@@ -59,7 +60,8 @@ class Attached:
 
     Attributes:
         compressed_bytes: what the compressed weights take on the devices that decode them, and the
-            file in the host's memory where the CPU decodes any.
+            file in the host's memory where the CPU decodes any; with the divisors that take batch
+            norms out of them.
         cached_bytes: what the decoded weights that are kept take now.
 
     Raises:
@@ -77,7 +79,15 @@ class Attached:
             placed = checked_on_device(data, own, device)
             if placed is not None:
                 self._placed[device] = placed
+        # By names of weights that have a batch norm folded in, where they are decoded.
+        self._divisors: dict[str, torch.Tensor] = {}
+        for name in devices.keys() & data.records.links.keys():
+            link = data.records.links[name]
+            scale = scale_of(link, data.stored(link.gamma), data.stored(link.var))
+            home = devices[name] if devices[name] in self._placed else "cpu"
+            self._divisors[name] = divisor_of(scale).to(home)
         self.compressed_bytes = sum(placed.nbytes for placed in self._placed.values())
+        self.compressed_bytes += sum(divisor.nbytes for divisor in self._divisors.values())
         if not devices or set(devices.values()) - self._placed.keys():
             self.compressed_bytes += data.size
         self.cached_bytes = 0
@@ -102,9 +112,11 @@ class Attached:
     def _decoded(self, name: str) -> torch.Tensor:
         device = self._devices[name]
         placed = self._placed.get(device)
-        if placed is None:
-            return self._data.tensor(name).to(device)
-        return placed.tensors([name])[name]
+        # Checked when all of them were decoded once.
+        weight = self._data.stored(name) if placed is None else placed.decode([name]).tensors[name]
+        if name in self._divisors:
+            weight = unfolded(weight, self._divisors[name])
+        return weight.to(device)
 
 
 def attach(model: nn.Module, path: str | os.PathLike[str], *, cache_bytes: int = 0) -> Attached:
@@ -165,15 +177,23 @@ def attach(model: nn.Module, path: str | os.PathLike[str], *, cache_bytes: int =
         if weight is not None and weight.ndim > 1 and data.is_matrix(stored):
             layers[name] = module, stored
             devices[stored] = weight.device
-    plain = {
-        name: data.tensor(data.aliases.get(name, name)) for name in data.names if name not in layers
-    }
     with neutral(), named(path):
+        plain = _plain(data, [name for name in data.names if name not in layers])
         attached = Attached(data, devices, cache_bytes)
     for module, stored in layers.values():
         _Hooks(attached, stored).install(module)
     model.load_state_dict(plain, strict=False)
     return attached
+
+
+def _plain(data: Unpacked, names: Sequence[str]) -> dict[str, torch.Tensor]:
+    """Tensors that are loaded as usual; each layer with a batch norm is decoded once for them."""
+    norms: dict[str, torch.Tensor] = {}
+    for link in data.links:
+        norms |= data.unfolded(link)
+        del norms[link.weight]
+    stored = {name: data.aliases.get(name, name) for name in names}
+    return {name: norms[own] if own in norms else data.tensor(own) for name, own in stored.items()}
 
 
 class _Hooks:

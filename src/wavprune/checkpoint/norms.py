@@ -122,17 +122,31 @@ def unfold(link: NormLink, tensors: Mapping[str, torch.Tensor]) -> dict[str, tor
     fits = weight.ndim > 1 and all(vector.shape == weight.shape[:1] for vector in vectors)
     if not fits or not all(t.is_floating_point() for t in (weight, *vectors)):
         raise WavpruneError(f"the batch norm of {link.weight!r} does not fit it")
-    # Not torch's root, which on some machines is not rounded to the nearest.
-    with np.errstate(invalid="ignore"):
-        deviation = np.sqrt((var.double() + link.eps).numpy())
-    scale = gamma.double() / torch.from_numpy(deviation)
-    divisor = torch.where(scale == 0, torch.ones_like(scale), scale)
-    divisor = divisor.to(weight.device, non_blocking=True)
-    axes = [-1] + [1] * (weight.ndim - 1)
+    scale = scale_of(link, gamma, var)
+    divisor = divisor_of(scale).to(weight.device, non_blocking=True)
     return {
-        link.weight: (weight.double() / divisor.view(axes)).to(weight.dtype),
+        link.weight: unfolded(weight, divisor),
         link.gamma: gamma,
         link.var: var,
         link.mean: mean,
         link.bias: (bias.double() + scale * mean.double()).to(bias.dtype),
     }
+
+
+def scale_of(link: NormLink, gamma: torch.Tensor, var: torch.Tensor) -> torch.Tensor:
+    """``s`` of a batch norm, float64, ``(outputs,)``; of vectors on the CPU."""
+    # Not torch's root, which on some machines is not rounded to the nearest.
+    with np.errstate(invalid="ignore"):
+        deviation = np.sqrt((var.double() + link.eps).numpy())
+    return gamma.double() / torch.from_numpy(deviation)
+
+
+def divisor_of(scale: torch.Tensor) -> torch.Tensor:
+    """What a folded weight is divided by, ``(outputs,)``: 1 where the scale is 0."""
+    return torch.where(scale == 0, torch.ones_like(scale), scale)
+
+
+def unfolded(weight: torch.Tensor, divisor: torch.Tensor) -> torch.Tensor:
+    """A folded weight without its batch norm, by what is on its device."""
+    axes = [-1] + [1] * (weight.ndim - 1)
+    return (weight.double() / divisor.view(axes)).to(weight.dtype)

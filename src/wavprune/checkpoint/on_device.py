@@ -26,9 +26,8 @@ from .unpacked import Unpacked
 ALIGNED = 16
 # Bytes behind a part that may be read in vain.
 PADDING = 4
-# Elements and coefficients of a matrix, and entries of a synthesis matrix.
+# What the operator counts in 32 bits: elements, coefficients, words, entries of a synthesis matrix.
 LARGEST = (1 << 31) - 1
-LARGEST_STREAM = LARGEST // 2
 
 
 class RefusedError(Exception):
@@ -111,8 +110,6 @@ class OnDevice:
                 bases[number] = parts.add(np.ascontiguousarray(synthesis).data)
         self._bases_at = bases
         self._coded, self._parts = coded.on(device), parts.on(device)
-        # Batch norms that were decoded: unfolding needs them on the host.
-        self._norms: dict[str, torch.Tensor] = {}
         self.nbytes = self._coded.numel() + self._parts.numel()
 
     def check(self) -> None:
@@ -121,23 +118,8 @@ class OnDevice:
         Raises:
             RefusedError: something is not as it should be.
         """
-        links = self._packed.records.links
-        parts = {part for link in links.values() for part in link.names if part != link.weight}
-        runs: list[Decoded] = []
-        for stream in self._streams:
-            run = self.decode(stream.names)
-            runs.append(run._replace(tensors={n: run.tensors[n] for n in parts & {*run.tensors}}))
-        for run in runs:
-            check(run.found, run.expected)
-            self._norms |= {name: tensor.cpu() for name, tensor in run.tensors.items()}
-
-    def tensors(self, names: Sequence[str]) -> dict[str, torch.Tensor]:
-        """Tensors of the file, of which nothing is checked any more and nothing waited for."""
-        matrices, others = stored_names(self._packed, names)
-        stored = {name: self._norms[name] for name in matrices if name in self._norms}
-        stored |= self.decode([name for name in matrices if name not in stored]).tensors
-        stored |= {name: self._packed.stored(name) for name in others}
-        return assembled(self._packed, names, stored, self._coded.device)
+        for found, expected in [self.decode(stream.names)[1:] for stream in self._streams]:
+            check(found, expected)
 
     def decode(self, names: Iterable[str]) -> Decoded:
         """Matrices as tensors, before a batch norm is taken out of them; nothing is waited for."""
@@ -248,7 +230,7 @@ def fits(packed: Unpacked, names: Iterable[str]) -> bool:
             entries = layout.rows * layout.columns
             if max(values, entries, layout.kernel * layout.coefficients) > LARGEST:
                 return False
-        if stream.words > LARGEST_STREAM:
+        if stream.words > LARGEST:
             return False
     return True
 
@@ -303,14 +285,13 @@ def tensors_on(
 
 
 def checked_on_device(
-    packed: Unpacked, names: Sequence[str], device: torch.device
+    packed: Unpacked, matrices: Sequence[str], device: torch.device
 ) -> OnDevice | None:
     """What decodes matrices on a device, after it was right for all of them; None without that.
 
     Raises:
         WavpruneError: the file is damaged.
     """
-    matrices, _ = stored_names(packed, names)
     if not can_decode(packed, matrices, device):
         return None
     try:

@@ -155,9 +155,15 @@ class Unpacked:
         """
         name = self.aliases.get(name, name)
         link = self.records.links.get(name)
-        if link is not None:
-            return unfold(link, {part: self.stored(part) for part in link.names})[name]
-        return self.stored(name)
+        return self.stored(name) if link is None else self.unfolded(link)[name]
+
+    def unfolded(self, link: NormLink) -> dict[str, torch.Tensor]:
+        """A layer's weight and the tensors of the batch norm that is taken out of it.
+
+        Raises:
+            WavpruneError: one is damaged, or they do not fit one another.
+        """
+        return unfold(link, {part: self.stored(part) for part in link.names})
 
     def stored(self, name: str) -> torch.Tensor:
         """A tensor as it is in the file, before a batch norm is taken out of it.
