@@ -75,7 +75,7 @@ def add_a_buffer(net: Net) -> None:
 
 
 def tie(net: Net) -> None:
-    net.norm.bias = net.up.bias
+    net.norm.bias = net.get_parameter("up.bias")
 
 
 @pytest.mark.parametrize(
