@@ -1,4 +1,4 @@
-"""Models that can be run: their networks, their inputs, and how far two networks agree."""
+"""Models that can be run: their networks and their inputs."""
 
 from __future__ import annotations
 
@@ -6,15 +6,9 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from ..calibration.network import tensor_of
 from ..checkpoint import load as load_tensors
 from ..checkpoint.formats import ONNX
-from ..common.loaders import batches, inputs_of
-from ..engine.running import running
 from ..errors import WavpruneError
-from ..evaluation.measures import divergence
 from ..onnx import decompress
 from ..sweep.inputs import load_inputs as load_files
 from ..sweep.models import load_model
@@ -27,8 +21,6 @@ if TYPE_CHECKING:
 
 # Inputs that say how far two networks agree, and from which one is calibrated.
 MOST_INPUTS = 2048
-# A class that is never answered has a divergence all the same.
-LEAST = 1e-30
 
 
 def load_network(source: Path) -> nn.Module:
@@ -89,51 +81,3 @@ def load_inputs(source: Path, folder: Path, settings: dict[str, Any]) -> Loader:
         std=settings.get("std", (1.0,)),
         limit=MOST_INPUTS,
     )
-
-
-def agreement(network: nn.Module, dense: nn.Module, inputs: Loader) -> dict[str, Any]:
-    """How far a network agrees with the one that it was made of.
-
-    Returns:
-        ``inputs``, how many there were; ``output_error``, the relative change of the outputs; and
-        of classifiers, whose outputs are ``(N, C)``: ``agreement``, the share of equal first
-        classes, and ``kl``, the mean divergence.
-
-    Raises:
-        WavpruneError: an output is not finite, or the inputs are not those of the networks.
-        TypeError: a network returns no tensor.
-    """
-    count = 0
-    change = norm = alike = kl = 0.0
-    are_classes = True
-    with running(network, None), running(dense, None):
-        for batch in batches(inputs, description="compare"):
-            x = inputs_of(batch)
-            ours, theirs = (_finite(tensor_of(model(x))) for model in (network, dense))
-            change += float((ours - theirs).square().sum())
-            norm += float(theirs.square().sum())
-            are_classes = are_classes and theirs.ndim == 2 and theirs.shape[1] > 1
-            if are_classes:
-                measures = divergence(_logits(ours), _logits(theirs))
-                alike += len(x) * measures["agreement"]
-                kl += len(x) * measures["kl"]
-            count += len(x)
-    result: dict[str, Any] = {"inputs": count, "output_error": (change / (norm or 1.0)) ** 0.5}
-    if are_classes:
-        result |= {"agreement": alike / count, "kl": kl / count}
-    return result
-
-
-def _finite(outputs: torch.Tensor) -> torch.Tensor:
-    wrong = outputs.numel() - int(torch.isfinite(outputs).sum())
-    if wrong:
-        raise WavpruneError(f"{wrong} of {outputs.numel()} outputs are NaN or infinite")
-    return outputs.double()
-
-
-def _logits(outputs: torch.Tensor) -> torch.Tensor:
-    """Logits ``(N, C)``: the outputs, or the logarithms of what are probabilities already."""
-    sums = outputs.sum(dim=1)
-    if outputs.min() >= 0 and torch.allclose(sums, torch.ones_like(sums), atol=1e-3):
-        return outputs.clamp_min(LEAST).log()
-    return outputs

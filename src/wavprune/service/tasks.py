@@ -25,6 +25,7 @@ from ..common.atomic import replaced
 from ..common.progress import Listener
 from ..config import PruneConfig
 from ..errors import WavpruneError
+from ..evaluation.unlabelled import distance
 from ..graph import GraphModule
 from ..onnx import save as save_graph
 from ..onnx.models import rewrite_changed
@@ -206,7 +207,7 @@ def _calibrate(
     else:
         update_directory(source, target, changed_since(network, before), report=pruned)
     facts = _finished(pruned, target, report)
-    return {**facts, **networks.agreement(network, networks.load_network(source), inputs)}
+    return {**facts, **distance(network, networks.load_network(source), inputs)._asdict()}
 
 
 def _compare(
@@ -219,7 +220,7 @@ def _compare(
     else:
         network = networks.load_network(made(result, source))
     inputs = networks.load_inputs(source, model / INPUTS, settings)
-    return networks.agreement(network, networks.load_network(source), inputs)
+    return distance(network, networks.load_network(source), inputs)._asdict()
 
 
 TASKS: dict[str, Callable[..., dict[str, Any]]] = {
