@@ -11,7 +11,7 @@ from ..checkpoint.formats import ONNX
 from ..errors import WavpruneError
 from ..onnx import decompress
 from ..sweep.inputs import load_inputs as load_files
-from ..sweep.models import load_model
+from ..sweep.models import check_complete, load_model
 from ..sweep.sources import DirectoryModel, OnnxModel
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def load_stored(source: Path, stored: Path, scratch: Path) -> nn.Module:
         scratch: a directory in which a graph is put together.
 
     Raises:
-        WavpruneError: the file is not that of this model.
+        WavpruneError: the file is not that of this model, or holds not all of its tensors.
     """
     if source.suffix in ONNX:
         with tempfile.TemporaryDirectory(dir=scratch) as folder:
@@ -54,9 +54,15 @@ def load_stored(source: Path, stored: Path, scratch: Path) -> nn.Module:
             decompress(stored, decompressed)
             return load_network(decompressed)
     network = load_network(source)
-    found = network.load_state_dict(load_tensors(stored), strict=False)
-    if found.unexpected_keys:
-        raise WavpruneError(f"the network has no tensor {min(found.unexpected_keys)!r}")
+    own = network.state_dict(keep_vars=True)
+    try:
+        found = network.load_state_dict(load_tensors(stored), strict=False)
+    except RuntimeError as error:
+        raise WavpruneError(f"{stored.name} has not the weights of the model: {error}") from error
+    # Files hold tied tensors once.
+    read = {id(tensor) for name, tensor in own.items() if name not in found.missing_keys}
+    missing = [name for name in found.missing_keys if id(own[name]) not in read]
+    check_complete(stored, missing, found.unexpected_keys)
     return network
 
 
