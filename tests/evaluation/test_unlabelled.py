@@ -137,6 +137,9 @@ def test_other_batches_than_were_answered_are_refused(
 
 
 def test_what_cannot_be_compared_is_said() -> None:
+    pairs = [{"pixel_values": images, "targets": images} for images in IMAGES]
+    with pytest.raises(TypeError, match="has targets, and there is no metric that compares"):
+        compare(classifier(), pairs, sparsities=[0.5])
     with pytest.raises(ValueError, match="has no labels, and the model returns no floating-point"):
         compare(Words(), IMAGES, sparsities=[0.5])
     with pytest.raises(ValueError, match="loader is empty"):
