@@ -295,6 +295,28 @@ def test_a_directory_is_pruned_into_a_zip(directory: Path) -> None:
         assert {"model/config.json", "model/model.safetensors"} <= set(archive.namelist())
 
 
+def unsupported() -> onnx.ModelProto:
+    """A graph with a convolution and an operator that torch has no form of."""
+    nodes = [
+        onnx.helper.make_node("Conv", ["x", "w"], ["a"]),
+        onnx.helper.make_node("Hardmax", ["a"], ["y"], "hard"),
+    ]
+    return graphs.model_of(nodes, {"w": (4, 3, 3, 3)})
+
+
+def test_what_cannot_be_run_is_said(model: Path, directory: Path, graph: Path) -> None:
+    def reason(folder: Path, kind: str) -> Any:
+        return tasks.analyze(folder, kind, MOST, ignore)["cannot_run"]
+
+    assert reason(model, ".safetensors") == "it has only its weights"
+    assert reason(directory, tasks.ZIP) is None
+    (directory / "source" / "config.json").unlink()
+    assert reason(directory, tasks.ZIP) == "it holds no config.json"
+    assert reason(graph, ".onnx") is None
+    onnx.save(unsupported(), graph / "source.onnx")
+    assert reason(graph, ".onnx").endswith("cannot be computed by torch: Hardmax (hard)")
+
+
 def test_a_pickle_is_not_unpickled(tmp_path: Path) -> None:
     class Evil:
         def __reduce__(self) -> tuple[Any, ...]:

@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from ..checkpoint import load as load_tensors
 from ..checkpoint.formats import ONNX
+from ..checkpoint.huggingface import CONFIG
 from ..errors import WavpruneError
+from ..graph import obstacle as graph_obstacle
+from ..graph import read_model
 from ..onnx import decompress
 from ..sweep.inputs import load_inputs as load_files
 from ..sweep.models import check_complete, load_model
@@ -35,6 +38,19 @@ def load_network(source: Path) -> nn.Module:
     if source.suffix in ONNX:
         return load_model(OnnxModel(onnx=source))
     return load_model(DirectoryModel.model_validate({"directory": source}))
+
+
+def obstacle(source: Path) -> str | None:
+    """Why the network of a model cannot be run, as far as that is seen without loading it.
+
+    Args:
+        source: a checkpoint, a directory, or an ``.onnx`` file; it has been read before.
+    """
+    if source.suffix in ONNX:
+        return graph_obstacle(read_model(source))
+    if not source.is_dir():
+        return "it has only its weights"
+    return None if (source / CONFIG).is_file() else f"it holds no {CONFIG}"
 
 
 def load_stored(source: Path, stored: Path, scratch: Path) -> nn.Module:
