@@ -310,7 +310,15 @@ def test_what_cannot_be_run_is_said(model: Path, directory: Path, graph: Path) -
 
     assert reason(model, ".safetensors") == "it has only its weights"
     assert reason(directory, tasks.ZIP) is None
-    (directory / "source" / "config.json").unlink()
+    config = directory / "source" / "config.json"
+    config.write_text(config.read_text().replace("ForImageClassification", "Backbone"))
+    assert reason(directory, tasks.ZIP) == (
+        "it is a ResNetBackbone; networks ForImageClassification run"
+    )
+    for text in ("[]", "{", "[" * 100_000):
+        config.write_text(text)
+        assert reason(directory, tasks.ZIP) == "its config.json is no JSON object"
+    config.unlink()
     assert reason(directory, tasks.ZIP) == "it holds no config.json"
     assert reason(graph, ".onnx") is None
     onnx.save(unsupported(), graph / "source.onnx")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
     from ..sweep.data import Loader
 
+# What the names of the networks have that transformers loads for the service.
+CLASSIFIER = "ForImageClassification"
 # Inputs that say how far two networks agree, and from which one is calibrated.
 MOST_INPUTS = 2048
 
@@ -50,7 +53,20 @@ def obstacle(source: Path) -> str | None:
         return graph_obstacle(read_model(source))
     if not source.is_dir():
         return "it has only its weights"
-    return None if (source / CONFIG).is_file() else f"it holds no {CONFIG}"
+    return _obstacle_in(source / CONFIG)
+
+
+def _obstacle_in(config: Path) -> str | None:
+    if not config.is_file():
+        return f"it holds no {CONFIG}"
+    try:
+        names = json.loads(config.read_text(encoding="utf-8")).get("architectures")
+    except (ValueError, AttributeError, RecursionError):
+        return f"its {CONFIG} is no JSON object"
+    # A configuration need not name any.
+    if isinstance(names, list) and names and not any(CLASSIFIER in str(name) for name in names):
+        return f"it is a {', '.join(map(str, names))}; networks {CLASSIFIER} run"
+    return None
 
 
 def load_stored(source: Path, stored: Path, scratch: Path) -> nn.Module:
