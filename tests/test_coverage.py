@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,53 @@ def test_a_second_call_has_the_coverage_of_its_own_selection() -> None:
         for targets in ("conv", "up", "conv", None)
     ]
     assert shares == [864, 2304, 864, 864 + 2304]
+
+
+def halve(net: Net) -> None:
+    net.fc.half()
+
+
+def replace_a_weight(net: Net) -> None:
+    net.fc.weight = nn.Parameter(torch.zeros(4, 99))
+
+
+def replace_values(net: Net) -> None:
+    net.words.weight.data = torch.zeros(999, 4)
+
+
+def widen_a_buffer(net: Net) -> None:
+    net.norm.running_var = torch.ones(8, dtype=torch.float64)
+
+
+def add_a_buffer(net: Net) -> None:
+    net.register_buffer("more", torch.zeros(5))
+
+
+def tie(net: Net) -> None:
+    net.norm.bias = net.get_parameter("up.bias")
+
+
+@pytest.mark.parametrize(
+    "change", [halve, replace_a_weight, replace_values, widen_a_buffer, add_a_buffer, tie]
+)
+def test_a_report_is_of_the_model_as_it_was_pruned(change: Callable[[Net], None]) -> None:
+    net = Net()
+    before = wavprune.fast.prune(net, targets="conv")
+    known = before.dense_bytes
+    change(net)
+    after = wavprune.fast.prune(net, targets="conv")
+    tensors = {id(t): t.numel() * t.element_size() for t in (*net.parameters(), *net.buffers())}
+    assert after.dense_bytes == sum(tensors.values())
+    assert after.coverage is not None
+    assert after.coverage.parameters == sum(p.numel() for p in net.parameters())
+    assert before.dense_bytes == known
+
+
+def test_a_model_with_a_sparse_buffer_is_pruned() -> None:
+    net = nn.Sequential(nn.Conv2d(4, 4, 3, bias=False))
+    net.register_buffer("graph", torch.eye(5).to_sparse())
+    for _ in range(2):
+        assert wavprune.fast.prune(net).dense_bytes == 4 * (144 + 25)
 
 
 def test_tied_weights_count_once_and_buffers_that_no_file_holds_not_at_all() -> None:

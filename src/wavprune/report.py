@@ -274,7 +274,8 @@ class PruneReport:
     def dense_bytes(self) -> int | None:
         """What all tensors of the model take in an ordinary file, pruned or not.
 
-        None for a report that does not know its model.
+        They are counted as they were when it was pruned; None for a report that does not know its
+        model.
         """
         return None if self.coverage is None else self.coverage.bytes
 

@@ -32,6 +32,10 @@ def inputs():
 def pairs():
     return [(x, x.mean((1, 2, 3))) for x in inputs()]
 
+def sounds():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv1d(2, 6, 9), nn.ReLU(), nn.Conv1d(6, 5, 24), nn.Flatten())
+
 def distance(outputs, targets):
     return (outputs.mean(1) - targets).abs()
 """
@@ -100,6 +104,18 @@ def test_subfolders_are_classes_where_that_is_said(capsys: pytest.CaptureFixture
     assert found["none"]["samples"] == 12
     few = compared(capsys, *line, "--class-folders", "--samples", "6")
     assert few["none"]["samples"] == 6
+
+
+def test_networks_of_one_axis_are_compared(capsys: pytest.CaptureFixture[str]) -> None:
+    sounds = np.random.default_rng(0).normal(size=(40, 2, 32)).astype(np.float32)
+    np.savez("sounds.npz", inputs=sounds, labels=np.arange(40) % 5)
+    np.savez("unlabelled.npz", inputs=sounds)
+    labelled = compared(capsys, "mine:sounds", "--data", "sounds.npz")
+    assert labelled["none"]["metric"] == "top1"
+    assert labelled["none"]["samples"] == 40
+    found = compared(capsys, "mine:sounds", "--data", "unlabelled.npz")
+    assert found["none"]["metric"] == "agreement"
+    assert found["dct"]["kl"] == pytest.approx(labelled["dct"]["kl"], rel=1e-4)
 
 
 def test_rows_from_inputs_and_other_metrics(capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,6 +12,7 @@ from torch import nn
 
 import wavprune
 from tests.support.cases import BACKENDS, bits, normal
+from wavprune.backends import native
 from wavprune.backends.eager import EagerBackend
 from wavprune.engine import plan as planning
 from wavprune.engine.interrupts import finish
@@ -125,6 +126,24 @@ def test_copies_are_taken_back_all_or_none(monkeypatch: pytest.MonkeyPatch) -> N
     model = net()
     with pytest.raises(KeyboardInterrupt):
         wavprune.fast.prune(model)
+    pairs = zip(model.parameters(), after.parameters(), strict=True)
+    assert all(torch.equal(ours, theirs) for ours, theirs in pairs)
+
+
+def test_weights_of_two_dtypes_are_pruned_all_or_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wavprune.ops")
+    after, model = net(), net()
+    for each in (after, model):
+        each[3].double()
+    wavprune.fast.prune(after, backend="native")
+
+    def interrupted(*_: Any) -> None:
+        # The compiled code takes the layers of one dtype after those of the other.
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(native, "mark_changed", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        wavprune.fast.prune(model, backend="native")
     pairs = zip(model.parameters(), after.parameters(), strict=True)
     assert all(torch.equal(ours, theirs) for ours, theirs in pairs)
 

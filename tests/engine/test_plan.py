@@ -3,6 +3,7 @@ from __future__ import annotations
 import gc
 import sys
 import weakref
+from dataclasses import replace
 from types import FrameType
 from typing import Any
 
@@ -142,6 +143,21 @@ def test_a_layer_that_moves_to_another_parent_has_another_name() -> None:
     assert wavprune.fast.prune(model).layers[0].name == "a.x"
     model["b"]["x"] = model["a"].pop("x")  # type: ignore[operator]
     assert wavprune.fast.prune(model).layers[0].name == "b.x"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"destination": torch.device("cuda", 1)},
+        {"compute_dtype": torch.float64},
+        {"seed": 3},
+    ],
+)
+def test_layers_that_no_single_call_takes_are_not_uniform(change: dict[str, Any]) -> None:
+    options = plan_model(net(), PruneConfig(wavelet="haar"))[1].options
+    assert planning.is_uniform(options)
+    (first,), (last,) = options
+    assert not planning.is_uniform([(first,), (replace(last, **change),)])
 
 
 def test_what_was_removed_from_a_model_is_let_go() -> None:

@@ -63,6 +63,14 @@ class Checkerboard(Rule):
         return masks
 
 
+class Blind(Rule):
+    """Keeps everything, without a look at any coefficient."""
+
+    def masks(self, job: Job, coefficients: Callable[[Layer], torch.Tensor]) -> list[torch.Tensor]:
+        sizes = [(layer.num_kernels, layer.num_coefficients) for layer in job.layers]
+        return [torch.ones(size, dtype=torch.bool) for size in sizes]
+
+
 class Hadamard(bases.Family):
     """Walsh-Hadamard, of kernels of 2 and 4 values a side."""
 
@@ -90,6 +98,7 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     register("smallest", SmallestFirst())
     register("checkerboard", Checkerboard())
     register("dice", Dice())
+    register("blind", Blind())
     bases.register("hadamard", Hadamard())
     module = ModuleType("loud_backend")
     module.__dict__["make"] = Loud
@@ -99,6 +108,7 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     RULES.unregister("smallest")
     RULES.unregister("checkerboard")
     RULES.unregister("dice")
+    RULES.unregister("blind")
     BASES.unregister("hadamard")
     backends.registry._REGISTRY.unregister("loud")
 
@@ -178,6 +188,21 @@ def test_a_rule_is_told_what_it_may_not() -> None:
     with torch.no_grad():
         weight_of(model)[0, 0, 0, 0] = 0
     assert bits(weight_of(model))[4:] == before[4:]
+
+
+@pytest.mark.parametrize("scope", ["layer", "global"])
+@pytest.mark.parametrize("method", ["smallest", "dice", "blind"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_coefficients_that_overflow_have_no_masks(method: str, scope: str, backend: str) -> None:
+    model = model_of(a=normal(2, 2, 4, 4), b=torch.full((2, 2, 4, 4), 3e38))
+    before = [bits(weight_of(model, name)) for name in "ab"]
+    settings = {"method": method, "sparsity": 0.5, "scope": scope, "backend": backend}
+    with pytest.raises(WavpruneError, match="layer 'b': the coefficients overflow although every"):
+        wavprune.fast.prune(model, wavelet="haar", **settings)  # type: ignore[arg-type]
+    assert [bits(weight_of(model, name)) for name in "ab"] == before
+    # In no basis there is no sum that could.
+    wavprune.fast.prune(model, wavelet="identity", **settings)  # type: ignore[arg-type]
+    assert weight_of(model, "b").isfinite().all()
 
 
 @pytest.mark.parametrize("backend", [*BACKENDS, "loud"])

@@ -260,6 +260,13 @@ X, Y = torch.arange(4), torch.tensor([0, 1, 2, 0])
         ([("x", Y)], TypeError, r"a batch \(str, Tensor\) has no input tensor"),
         ([{"image": X, "labels": Y}], TypeError, r"with the keys \['image', 'labels'\]"),
         ([{"pixel_values": X}], TypeError, r"\['pixel_values'\] has no labels"),
+        (
+            [{"pixel_values": X, "targets": Y}],
+            TypeError,
+            "has targets, and there is no metric .* m",
+        ),
+        ([{"pixel_values": X, "target": Y}], TypeError, r"'target'\] has targets, .* and 'labels'"),
+        ([(X, Y + 0.5)], TypeError, "other targets need a metric that compares .* metric= of eval"),
         ([(X, Y + 0.5)], TypeError, r"must be integers, .* not torch.float32; the first is \[0.5"),
         ([(X, Y > 0)], TypeError, "not torch.bool"),
         ([(X, Y[:3])], ValueError, r"4 samples has labels of shape \(3,\); allowed: \(4,\)"),

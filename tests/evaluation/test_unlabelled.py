@@ -10,7 +10,7 @@ from torch import nn
 import wavprune
 from tests.support import graphs
 from wavprune import PruneConfig, compare, evaluate, run_trial
-from wavprune.evaluation.unlabelled import answered, has_labels
+from wavprune.evaluation.unlabelled import answered, distance, has_labels
 
 IMAGES = list(torch.randn(2, 20, 1, 8, 8, generator=torch.Generator().manual_seed(0)))
 
@@ -137,10 +137,46 @@ def test_other_batches_than_were_answered_are_refused(
 
 
 def test_what_cannot_be_compared_is_said() -> None:
+    pairs = [{"pixel_values": images, "targets": images} for images in IMAGES]
+    with pytest.raises(TypeError, match="has targets, and there is no metric that compares"):
+        compare(classifier(), pairs, sparsities=[0.5])
     with pytest.raises(ValueError, match="has no labels, and the model returns no floating-point"):
         compare(Words(), IMAGES, sparsities=[0.5])
     with pytest.raises(ValueError, match="loader is empty"):
         answered(classifier(), [])
+
+
+@pytest.mark.parametrize("head", [nn.Identity(), nn.Softmax(1)], ids=["logits", "probabilities"])
+def test_how_far_a_network_is_from_another(head: nn.Module) -> None:
+    model = classifier()
+    pruned = copy.deepcopy(model)
+    wavprune.fast.prune(pruned, wavelet="dct", sparsity=0.9)
+    labels = [(images, model(images).argmax(1)) for images in IMAGES]
+    known = evaluate(pruned, labels, model, timing=False)
+    x = torch.cat(IMAGES)
+    with torch.no_grad():
+        ours, theirs = head(pruned(x)), head(model(x))
+    uneven = [x[:3], {"pixel_values": x[3:25]}, (x[25:],)]
+    found = distance(nn.Sequential(pruned, head), nn.Sequential(model, head), uneven)
+    assert found.inputs == 40
+    assert found.agreement == pytest.approx(known.agreement)
+    assert found.kl == pytest.approx(known.kl, rel=1e-4)
+    assert found.output_error == pytest.approx(float((ours - theirs).norm() / theirs.norm()))
+
+
+def test_how_far_a_network_is_that_is_no_classifier() -> None:
+    torch.manual_seed(0)
+    dense, other = nn.Conv2d(1, 2, 3), nn.Conv2d(1, 2, 3)
+    found = distance(other, dense, IMAGES)
+    assert (found.agreement, found.kl) == (None, None)
+    assert found.output_error > 0.5
+    with pytest.raises(
+        ValueError, match="the model returns a list; allowed: a floating-point tensor"
+    ):
+        distance(Words(), dense, IMAGES)
+    nn.init.constant_(other.get_parameter("bias"), torch.nan)
+    with pytest.raises(ValueError, match="1440 of 1440 outputs are NaN or infinite"):
+        distance(other, dense, IMAGES)
 
 
 def test_biases_of_a_graph_take_up_what_pruning_shifts() -> None:

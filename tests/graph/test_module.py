@@ -11,7 +11,7 @@ from torch import nn
 import wavprune
 from onnx import helper, numpy_helper
 from tests.support import graphs
-from wavprune.graph import GraphModule
+from wavprune.graph import GraphModule, as_model, obstacle
 
 
 def assert_runs_like_onnxruntime(
@@ -227,6 +227,15 @@ def test_operators_without_a_form_in_torch_are_named() -> None:
     )
     with pytest.raises(ValueError, match=r"cannot be computed by torch: Hardmax.*Det.*allowed: "):
         GraphModule(model)
+
+
+def test_what_keeps_a_graph_from_running_is_said_without_its_weights() -> None:
+    assert obstacle(as_model(graphs.network())) is None
+    body = "net (float[2, 3] x) => (float[2, 3] y) { a = Hardmax(x) y = Det(a) }"
+    reason = "it has operators that cannot be computed by torch: Hardmax (Hardmax), Det (Det)"
+    assert obstacle(as_model(graphs.parse(body))) == reason
+    body = "net (float[2, 3] x, float[2, 3] z) => (float[2, 3] y) { y = Add(x, z) }"
+    assert obstacle(as_model(graphs.parse(body))) == "it has 2 inputs (x, z), not one"
 
 
 def test_an_operator_that_fails_is_named() -> None:

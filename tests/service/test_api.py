@@ -80,7 +80,25 @@ def test_a_file_that_is_none_is_refused_by_name(client: httpx.Client, tmp_path: 
 def test_what_cannot_run_is_not_calibrated(client: httpx.Client, model: str) -> None:
     answer = client.post(f"/api/v1/models/{model}/jobs", json={"kind": "calibrate"})
     assert answer.status_code == 409
-    assert "has only its weights" in answer.json()["detail"]
+    assert "cannot be run: it has only its weights" in answer.json()["detail"]
+
+
+def test_a_graph_of_other_operators_is_pruned_and_not_run(
+    client: httpx.Client, tmp_path: Path
+) -> None:
+    nodes = [
+        onnx.helper.make_node("Conv", ["x", "w"], ["a"]),
+        onnx.helper.make_node("Hardmax", ["a"], ["y"], "hard"),
+    ]
+    onnx.save(graphs.model_of(nodes, {"w": (4, 3, 3, 3)}), tmp_path / "net.onnx")
+    found = upload(client, tmp_path / "net.onnx")
+    assert found["state"] == "ready"
+    assert not found["runs"]
+    assert "torch: Hardmax (hard)" in found["cannot_run"]
+    answer = client.post(f"/api/v1/models/{found['id']}/jobs", json={"kind": "calibrate"})
+    assert answer.status_code == 409
+    assert "torch: Hardmax (hard); allowed" in answer.json()["detail"]
+    assert job(client, found["id"], kind="prune", basis="dct", sparsity=0.5)["state"] == "done"
 
 
 def test_a_graph_is_calibrated_from_images_and_compared(

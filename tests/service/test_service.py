@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import sqlite3
 from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,8 @@ import httpx
 import numpy as np
 import pytest
 
-from wavprune.service import analysis, answers, tasks
+from wavprune.errors import WavpruneError
+from wavprune.service import analysis, answers, store, tasks
 from wavprune.service.app import create_app
 from wavprune.service.guard import Guard
 from wavprune.service.limits import Limits, Settings
@@ -256,6 +259,31 @@ def test_a_model_is_removed_by_several_while_jobs_come_and_go(tmp_path: Path) ->
         assert list((tmp_path / "jobs").iterdir()) == []
 
     served(tmp_path, test, workers=2)
+
+
+def test_models_of_the_first_version_are_measured_again(tmp_path: Path) -> None:
+    """Whether they can be run was not known then."""
+    path = tmp_path / "service.db"
+    with contextlib.closing(sqlite3.connect(path)) as old:
+        old.executescript(store.SCHEMA.replace(",\n    cannot_run TEXT", ""))
+        old.execute("PRAGMA user_version = 1")
+        rows = [("a", "ready"), ("b", "refused")]
+        insert = "INSERT INTO models VALUES (?, 'net.onnx', '.onnx', 1, ?, NULL, 2, 3, 4)"
+        old.executemany(insert, rows)
+        old.commit()
+    for _ in range(2):
+        opened = store.Store(path)
+        assert {model.id: model.state for model in opened.models()} == {
+            "a": WAITING,
+            "b": "refused",
+        }
+        assert opened.model("a").inputs == 2
+        assert not opened.model("a").runs
+        opened.close()
+    with contextlib.closing(sqlite3.connect(path)) as later:
+        later.execute("PRAGMA user_version = 9")
+    with pytest.raises(WavpruneError, match="is of version 9; allowed: up to 2, or another dir"):
+        store.Store(path)
 
 
 @pytest.mark.parametrize(("version", "state"), [(analysis.VERSION, READY), (1, WAITING)])

@@ -6,6 +6,7 @@ import json
 import shutil
 import warnings
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -196,6 +197,49 @@ def test_a_compressed_directory_is_compared_as_it_decodes(directory: Path) -> No
     assert 0 < compared["output_error"] < 0.05
 
 
+def without_a_bias(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: value for name, value in state.items() if name != "classifier.1.bias"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (without_a_bias, "1 of the network's tensors are not in it: 'classifier.1.bias'; allowed"),
+        (lambda state: {**state, "more": torch.ones(2)}, "are not the network's: 'more'; allowed"),
+        (
+            lambda state: {**state, "classifier.1.bias": torch.ones(7)},
+            r"a\.safetensors has not the weights of the model: .*size mismatch for classifier",
+        ),
+    ],
+    ids=["fewer", "more", "another size"],
+)
+def test_a_compressed_file_of_another_network_is_refused(
+    directory: Path, tmp_path: Path, change: Callable[[Any], Any], message: str
+) -> None:
+    state = load_file(directory / "source" / "model.safetensors")
+    checkpoint.save(change(state), tmp_path / "a.safetensors")
+    with pytest.raises(WavpruneError, match=f"(?s){message}"):
+        networks.load_stored(directory / "source", tmp_path / "a.safetensors", tmp_path)
+
+
+def test_files_hold_tied_tensors_once_and_may_lack_counters(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def network(_: Path) -> torch.nn.Module:
+        found = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.BatchNorm1d(3))
+        found.append(torch.nn.Linear(3, 3))
+        found[2].weight = found[0].weight
+        return found
+
+    monkeypatch.setattr(networks, "load_network", network)
+    state = network(tmp_path).state_dict()
+    del state["2.weight"], state["1.num_batches_tracked"]
+    checkpoint.save(state, tmp_path / "a.safetensors", targets="*")
+    loaded = networks.load_stored(tmp_path, tmp_path / "a.safetensors", tmp_path)
+    stored = checkpoint.load(tmp_path / "a.safetensors")["0.weight"]
+    assert torch.equal(loaded.get_parameter("2.weight"), stored)
+
+
 def inputs_of(source: Path, folder: Path, **settings: Any) -> torch.Tensor:
     (batch,) = networks.load_inputs(source, folder, settings)
     found = loaders.inputs_of(batch)
@@ -249,6 +293,36 @@ def test_a_directory_is_pruned_into_a_zip(directory: Path) -> None:
     with zipfile.ZipFile(made / result["file"]) as archive:
         assert archive.testzip() is None
         assert {"model/config.json", "model/model.safetensors"} <= set(archive.namelist())
+
+
+def unsupported() -> onnx.ModelProto:
+    """A graph with a convolution and an operator that torch has no form of."""
+    nodes = [
+        onnx.helper.make_node("Conv", ["x", "w"], ["a"]),
+        onnx.helper.make_node("Hardmax", ["a"], ["y"], "hard"),
+    ]
+    return graphs.model_of(nodes, {"w": (4, 3, 3, 3)})
+
+
+def test_what_cannot_be_run_is_said(model: Path, directory: Path, graph: Path) -> None:
+    def reason(folder: Path, kind: str) -> Any:
+        return tasks.analyze(folder, kind, MOST, ignore)["cannot_run"]
+
+    assert reason(model, ".safetensors") == "it has only its weights"
+    assert reason(directory, tasks.ZIP) is None
+    config = directory / "source" / "config.json"
+    config.write_text(config.read_text().replace("ForImageClassification", "Backbone"))
+    assert reason(directory, tasks.ZIP) == (
+        "it is a ResNetBackbone; networks ForImageClassification run"
+    )
+    for text in ("[]", "{", "[" * 100_000):
+        config.write_text(text)
+        assert reason(directory, tasks.ZIP) == "its config.json is no JSON object"
+    config.unlink()
+    assert reason(directory, tasks.ZIP) == "it holds no config.json"
+    assert reason(graph, ".onnx") is None
+    onnx.save(unsupported(), graph / "source.onnx")
+    assert reason(graph, ".onnx").endswith("cannot be computed by torch: Hardmax (hard)")
 
 
 def test_a_pickle_is_not_unpickled(tmp_path: Path) -> None:

@@ -106,7 +106,7 @@ def test_the_demo_has_its_two_splits(root: Path) -> None:
         ({"images": "images", "mean": [0.5, 0.5]}, "mean has 2 values for images of 3 channels"),
         ({"npz": "none.npz"}, r"none\.npz does not exist; allowed: an \.npz file"),
         ({"npz": "module.py"}, r"module\.py cannot be read as an \.npz file"),
-        ({"npz": "half.npz"}, "holds images; needed: images and labels"),
+        ({"npz": "half.npz"}, "holds images; needed: images or inputs, and labels"),
         ({"npz": "odd.npz"}, r"images are \(4, 2\) and labels \(4,\); allowed: \(N, C, H, W\)"),
         ({"npz": "floats.npz"}, "labels are float64; allowed: integers"),
         ({"npz": "pickled.npz"}, "cannot be read as an .npz file: Object arrays cannot be loaded"),
@@ -143,22 +143,25 @@ def test_the_identity_is_of_the_contents_and_their_preparation(root: Path, tmp_p
     assert len(ids) == 3
 
 
-def lying_npz(path: Path, shape: tuple[int, ...]) -> None:
+def lying_npz(path: Path, shape: tuple[int, ...], name: str = "images") -> None:
     """A file whose header promises more than it holds."""
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(
         header, {"descr": "|u1", "fortran_order": False, "shape": shape}
     )
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("images.npy", header.getvalue() + bytes(100))
+        archive.writestr(f"{name}.npy", header.getvalue() + bytes(100))
         labels = io.BytesIO()
         np.save(labels, np.zeros(1, np.int64))
         archive.writestr("labels.npy", labels.getvalue())
 
 
+@pytest.mark.parametrize("name", ["images", "inputs"])
 @pytest.mark.parametrize("shape", [(1 << 40, 1, 8, 8), (2, 1, 8, 8), (1 << 62,)])
-def test_an_npz_whose_header_lies_is_one_error(tmp_path: Path, shape: tuple[int, ...]) -> None:
-    lying_npz(tmp_path / "data.npz", shape)
+def test_an_npz_whose_header_lies_is_one_error(
+    tmp_path: Path, shape: tuple[int, ...], name: str
+) -> None:
+    lying_npz(tmp_path / "data.npz", shape, name)
     told = source(tmp_path, {"npz": "data.npz"})
-    with pytest.raises(WavpruneError, match=r"data.npz cannot be read .*images.npy says .* less"):
+    with pytest.raises(WavpruneError, match=rf"data.npz cannot be read .*{name}.npy says .* less"):
         load_data(told, 8)

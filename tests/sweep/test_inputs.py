@@ -69,6 +69,22 @@ def test_arrays_need_no_size(folder: Path) -> None:
     import numpy as np
 
     model = graph(folder.parent / "net.onnx", (4, 2, 3), ("N", 2, 9))
-    np.savez(folder / "inputs.npz", images=torch.zeros(2, 2, 1, 9).numpy())
-    (batch,) = load_inputs(str(folder / "inputs.npz"), model=model)
-    assert batch[0].shape == (2, 2, 1, 9)
+    values = torch.randn(6, 2, 9, generator=torch.Generator().manual_seed(0))
+    np.savez(folder / "inputs.npz", inputs=values.numpy(), labels=np.arange(6))
+    told = {"model": model, "mean": (1.0, 2.0), "std": (3.0, 4.0)}
+    (batch,) = load_inputs(str(folder / "inputs.npz"), **told)  # type: ignore[arg-type]
+    expected = (values - torch.tensor([[1.0], [2.0]])) / torch.tensor([[3.0], [4.0]])
+    assert len(batch) == 1
+    torch.testing.assert_close(batch[0], expected)
+    (found,) = load_inputs(str(folder / "inputs.npz"), model=model, labels=True, limit=3)
+    assert found[1].tolist() == [0, 2, 4]
+    np.savez(folder / "images.npz", images=values.numpy())
+    message = r"images\.npz gives inputs \(6, 1, 2, 9\), .*net\.onnx reads \?x2x9; allowed: inputs"
+    with pytest.raises(WavpruneError, match=message):
+        load_inputs(str(folder / "images.npz"), model=model)
+    np.savez(folder / "both.npz", images=values.numpy(), inputs=values.numpy())
+    with pytest.raises(WavpruneError, match="holds images, inputs; needed: images or inputs"):
+        load_inputs(str(folder / "both.npz"), model=model)
+    np.savez(folder / "flat.npz", inputs=np.zeros(9))
+    with pytest.raises(WavpruneError, match=r"inputs are \(9,\); allowed: \(N, C, \.\.\.\)"):
+        load_inputs(str(folder / "flat.npz"))

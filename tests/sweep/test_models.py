@@ -92,9 +92,12 @@ def without(part: str) -> Any:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (without("classifier"), r"2 of the network's tensors are not in it, such as 'classifier"),
+        (
+            without("classifier"),
+            r"2 of the network's tensors are not in it: 'classifier.1.bias'",
+        ),
         (without("stages.1.layers.0.layer.0.convolution"), "1 of the network's tensors are not"),
-        (renamed, r"tensors in it are not the network's, such as 'module\."),
+        (renamed, r"tensors in it are not the network's: 'module\."),
         (lambda state: {**state, "extra": torch.zeros(1)}, "1 tensors in it are not .* 'extra'"),
         (lambda state: {**state, "classifier.1.bias": torch.zeros(9)}, "cannot be loaded: .*size"),
     ],

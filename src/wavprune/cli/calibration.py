@@ -113,8 +113,8 @@ _OPTIONS = {
     "calibration": click.option(
         "--calibration",
         metavar="INPUTS",
-        help="Learn from a few unlabelled inputs: a folder of images, an .npz file with images, or "
-        "package.module:function that returns a loader.",
+        help="Learn from a few unlabelled inputs: a folder of images, an .npz file with images or "
+        "inputs, or package.module:function that returns a loader.",
     ),
     "calibration_level": click.option(
         "--calibration-level",
@@ -164,8 +164,8 @@ def data_options(command: Callable[..., None]) -> Callable[..., None]:
         "--data",
         metavar="INPUTS",
         required=True,
-        help="What to measure on: a folder of images, an .npz file with images and perhaps labels, "
-        "or package.module:function that returns a loader.",
+        help="What to measure on: a folder of images, an .npz file with images or inputs and "
+        "perhaps labels, or package.module:function that returns a loader.",
     )
     calibration = click.option(
         "--calibration",

@@ -112,17 +112,22 @@ def inputs_and_labels(batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
     else:
         labels = batch[1] if isinstance(batch, tuple | list) and len(batch) > 1 else None
     if labels is None:
-        raise TypeError(
-            f"loader: a batch {_described(batch)} has no labels; allowed: (inputs, labels), or a "
-            f"mapping with {INPUTS!r} and {LABELS[0]!r}"
-        )
+        allowed = f"(inputs, labels), or a mapping with {INPUTS!r} and {LABELS[0]!r}"
+        if has_targets(batch):
+            raise TypeError(
+                f"loader: a batch {_described(batch)} has targets, and there is no metric that "
+                f"compares outputs with them; allowed: metric= of evaluate and compare, or the "
+                f"labels of a classifier: {allowed}"
+            )
+        raise TypeError(f"loader: a batch {_described(batch)} has no labels; allowed: {allowed}")
     if not isinstance(labels, torch.Tensor):
         # Not on torch's default device, which may hold no values.
         labels = torch.as_tensor(labels, device="cpu")
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise TypeError(
             f"loader: labels must be integers, class indices, not {labels.dtype}; the first is "
-            f"{labels.flatten()[:1].tolist()}"
+            f"{labels.flatten()[:1].tolist()}; other targets need a metric that compares outputs "
+            "with them: metric= of evaluate and compare"
         )
     if labels.shape != (len(inputs),):
         raise WavpruneError(

@@ -183,6 +183,14 @@ def check_finite(ref: LayerRef) -> None:
         )
 
 
+def overflow(name: str | None = None) -> WavpruneError:
+    """What is raised where finite weights have coefficients that are not, of a layer if known."""
+    where = "" if name is None else f"layer {name!r}: "
+    return WavpruneError(
+        f"{where}the coefficients overflow although every weight is finite; scale the weights down"
+    )
+
+
 def _matched(parameter: str, patterns: Iterable[str], names: Sequence[str]) -> set[str]:
     result: set[str] = set()
     for pattern in patterns:

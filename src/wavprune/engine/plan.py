@@ -325,10 +325,16 @@ def _unchanged(known: _Known) -> list[LayerRef] | None:
 
 
 def _structure(model: nn.Module) -> list[object]:
-    """The names and identities of all modules: what names and types of layers follow from."""
+    """What names and types of layers follow from, and how much of the model a selection is.
+
+    Names and identities of all modules, identities of parameters, which may be tied, and bytes of
+    tensors; empty where those are not known.
+    """
     result: list[object] = [type(model)]
     seen = {id(model)}
     pending: list[Iterable[tuple[str, nn.Module | None]]] = [model._modules.items()]
+    parameters: list[torch.Tensor | None] = [*model._parameters.values()]
+    tensors: list[torch.Tensor | None] = [*model._buffers.values()]
     while pending:
         for name, module in pending.pop():
             if module is None:
@@ -343,6 +349,15 @@ def _structure(model: nn.Module) -> list[object]:
                 seen.add(identity)
                 if module._modules:
                     pending.append(module._modules.items())
+                parameters += module._parameters.values()
+                tensors += module._buffers.values()
+    result += map(id, parameters)
+    tensors += parameters
+    try:
+        result += [tensor.nbytes for tensor in tensors if tensor is not None]
+    except RuntimeError:
+        # Sparse tensors do not say.
+        return []
     return result
 
 

@@ -14,10 +14,9 @@ from ..backends import Backend, Layer
 from ..bases import Basis
 from ..bases.axes import Axis, DenseMap
 from ..config import PruneConfig
-from ..errors import WavpruneError
 from .ambient import neutral
 from .interrupts import cannot_be_interrupted
-from .layers import LayerRef, check_finite
+from .layers import LayerRef, check_finite, overflow
 from .plan import Plan, is_uniform, plan_layers
 from .sharding import group_of, local_part
 from .undo import undone_on_error
@@ -143,12 +142,9 @@ def _project_copies(
     if layers and (group := layers[0].group) is not None:
         overflows = overflows.to(layers[0].weight.device)
         torch.distributed.all_reduce(overflows, torch.distributed.ReduceOp.MAX, group=group)
-    for layer, overflow in zip(layers, overflows.tolist(), strict=True):
-        if overflow:
-            raise WavpruneError(
-                f"layer {layer.name!r}: the coefficients overflow although every weight is finite; "
-                "scale the weights down"
-            )
+    for layer, has_overflown in zip(layers, overflows.tolist(), strict=True):
+        if has_overflown:
+            raise overflow(layer.name)
     with undone_on_error([layer.weight for layer in layers]) if copies else nullcontext():
         for layer, copy in zip(layers, copies, strict=True):
             layer.weight.copy_(copy.weight)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -21,7 +22,7 @@ from .auto import Choice, choose, rounds
 from .clock import Clock
 from .device import is_capturing
 from .interrupts import cannot_be_interrupted, finish
-from .layers import LayerRef, check_finite
+from .layers import LayerRef, check_finite, overflow
 from .outcome import LayerFacts, outcome_of
 from .plan import Plan, plan_again, plan_model
 from .rules import packed_masks
@@ -231,6 +232,9 @@ class _Run:
         for ref in self._refs:
             check_finite(ref)
         layers = self._stage.present()
+        # Weights that are their own coefficients have been looked at.
+        transformed = [[i for i in call if not _is_identity(layers[i])] for call in indices]
+        self._check_coefficients([call for call in transformed if call], layers)
         masks = packed_masks(self._plan.rule, layers, budget, _coefficients)
         unknown = [torch.full((len(call),), torch.nan, dtype=torch.float64) for call in indices]
         chosen = [[masks[i] for i in call] for call in indices]
@@ -244,8 +248,7 @@ class _Run:
         Ranked are copies that have those masks already. In an expansive basis a part of what is
         kept leaks into what is not, and ranks too: fewer coefficients than asked may be kept.
         """
-        jobs = _single_jobs([replace(layer, budget=Budget(keep=1)) for layer in self._layers])
-        self._check_finite([_Call([], self._backend.threshold(jobs))])
+        self._check_coefficients(indices, self._layers)
         copies = [replace(layer, weight=layer.weight.clone()) for layer in self._layers]
         self._backend.project_([replace(copy, seed=None) for copy in copies], within)
         budget, calls = self._plan.budget, []
@@ -294,6 +297,21 @@ class _Run:
         with self._clock.timed(call.indices, layers[0].device):
             selection = call.thresholds if call.masks is None else call.masks
             return self._backend.apply_(layers, selection)
+
+    def _check_coefficients(self, calls: Sequence[list[int]], layers: Sequence[Layer]) -> None:
+        """Check what has not been ranked; on a device this waits for it.
+
+        Raises:
+            WavpruneError: a coefficient is not finite.
+        """
+        for call in calls:
+            # The largest of each layer tells; random numbers would not.
+            members = [replace(layers[i], budget=Budget(keep=1), seed=None) for i in call]
+            largest = self._backend.threshold(_single_jobs(members)).tolist()
+            for i, value in zip(call, largest, strict=True):
+                if math.isnan(value):
+                    check_finite(self._refs[i])
+                    raise overflow(self._refs[i].name)
 
     def _check_finite(self, calls: Sequence[_Call]) -> None:
         if any(bool(call.thresholds.isnan().any()) for call in calls):
@@ -370,9 +388,12 @@ def raise_non_finite(refs: Sequence[LayerRef]) -> None:
     """
     for ref in refs:
         check_finite(ref)
-    raise WavpruneError(
-        "the coefficients overflow although every weight is finite; scale the weights down"
-    )
+    raise overflow()
+
+
+def _is_identity(layer: Layer) -> bool:
+    factors = layer.basis.factors
+    return factors is not None and factors.is_identity
 
 
 def _single_jobs(layers: Sequence[Layer]) -> list[Job]:

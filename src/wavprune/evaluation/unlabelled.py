@@ -14,8 +14,11 @@ from ..engine.moments import BatchKey
 from ..engine.running import running
 from ..errors import WavpruneError
 from .measure import Measure, default_output
+from .measures import divergence
 
 AGREEMENT, CHANGE = "agreement", "output change"
+# A class that is never answered has a divergence all the same.
+LEAST = 1e-30
 
 
 class Answer(NamedTuple):
@@ -97,8 +100,8 @@ def answered(
     with running(model, device) as run_device:
         for batch in batches(loader, progress, "predict"):
             inputs = inputs_of(batch)
-            output = default_output(model(inputs.to(run_device)))
-            if not isinstance(output, torch.Tensor) or not output.is_floating_point():
+            output = _tensor_in(model(inputs.to(run_device)))
+            if output is None:
                 raise WavpruneError(
                     "loader: it has no labels, and the model returns no floating-point tensor that "
                     "could be compared; give targets and metric="
@@ -109,8 +112,7 @@ def answered(
                     f"{len(inputs)} inputs; allowed: an output for each, or targets and metric="
                 )
             if measure is None:
-                is_classifier = output.ndim == 2 and output.shape[1] >= 2
-                measure = _agreement() if is_classifier else _change()
+                measure = _agreement() if _are_classes(output) else _change()
             answer = (output.argmax(1) if measure.logits else output.float()).cpu()
             answers.append(Answer(BatchKey.of(inputs), _norms(inputs), answer))
     assert measure is not None
@@ -125,6 +127,91 @@ def has_labels(loader: Iterable[Any]) -> bool:
         WavpruneError: the loader is empty.
     """
     return has_targets(next(batches(loader)))
+
+
+class Distance(NamedTuple):
+    """How far a network is from the one that it was made of.
+
+    Attributes:
+        inputs: on how many that was measured.
+        output_error: the norm of the change of all outputs over that of the outputs.
+        agreement: of classifiers, the share of the inputs that get the same class; else None.
+        kl: of classifiers, the mean divergence of the outputs in nats; else None.
+    """
+
+    inputs: int
+    output_error: float
+    agreement: float | None
+    kl: float | None
+
+
+def distance(model: nn.Module, dense: nn.Module, loader: Iterable[Any]) -> Distance:
+    """How far a network is from the one that it was made of, without labels.
+
+    Answers ``(N, C)``, C at least 2, are those of a classifier, as logits or as probabilities. No
+    output is kept in memory.
+
+    Args:
+        model: the network, where ``dense`` lives too.
+        dense: the unpruned one.
+        loader: can be read more than once.
+
+    Raises:
+        TypeError: a batch has no input tensor.
+        WavpruneError: the loader is empty, or an output is no tensor or not finite.
+
+    Example:
+        >>> dense = nn.Linear(4, 3)
+        >>> distance(dense, dense, [torch.randn(8, 4)])
+        Distance(inputs=8, output_error=0.0, agreement=1.0, kl=0.0)
+    """
+    count = 0
+    change = norm = alike = kl = 0.0
+    are_classes = True
+    with running(model, None) as device, running(dense, None):
+        for batch in batches(loader, description="compare"):
+            inputs = inputs_of(batch).to(device)
+            ours, theirs = (_finite(network(inputs)) for network in (model, dense))
+            change += float((ours - theirs).square().sum())
+            norm += float(theirs.square().sum())
+            are_classes = are_classes and _are_classes(theirs)
+            if are_classes:
+                measures = divergence(_logits(ours), _logits(theirs))
+                alike += len(inputs) * measures["agreement"]
+                kl += len(inputs) * measures["kl"]
+            count += len(inputs)
+    shares = (alike / count, kl / count) if are_classes else (None, None)
+    return Distance(count, (change / (norm or 1.0)) ** 0.5, *shares)
+
+
+def _tensor_in(returned: Any) -> torch.Tensor | None:
+    output = default_output(returned)
+    is_one = isinstance(output, torch.Tensor) and output.is_floating_point()
+    return output if is_one else None
+
+
+def _are_classes(output: torch.Tensor) -> bool:
+    return output.ndim == 2 and output.shape[1] >= 2
+
+
+def _finite(returned: Any) -> torch.Tensor:
+    output = _tensor_in(returned)
+    if output is None:
+        raise WavpruneError(
+            f"the model returns a {type(returned).__name__}; allowed: a floating-point tensor"
+        )
+    wrong = output.numel() - int(torch.isfinite(output).sum())
+    if wrong:
+        raise WavpruneError(f"{wrong} of {output.numel()} outputs are NaN or infinite")
+    return output.double()
+
+
+def _logits(output: torch.Tensor) -> torch.Tensor:
+    """Logits ``(N, C)``: the output, or the logarithms of what are probabilities already."""
+    sums = output.sum(dim=1)
+    if output.min() >= 0 and torch.allclose(sums, torch.ones_like(sums), atol=1e-3):
+        return output.clamp_min(LEAST).log()
+    return output
 
 
 def _norms(batch: torch.Tensor) -> torch.Tensor:

@@ -6,7 +6,7 @@ transposed, and how many groups they have.
 
 from .layers import GraphWeight, find_weights, orders, parameters
 from .model import Model, as_model, check_valid, read_model
-from .module import GraphModule, as_module
+from .module import GraphModule, as_module, obstacle
 
 __all__ = [
     "GraphModule",
@@ -16,6 +16,7 @@ __all__ = [
     "as_module",
     "check_valid",
     "find_weights",
+    "obstacle",
     "orders",
     "parameters",
     "read_model",

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+# Operators that are no functions.
+LAYERS = ("Conv", "ConvTranspose", "Constant")
 # The module of the tensors that are no layer's.
 CONSTANTS = "graph_constants"
 assert shapes  # It registers operators.
@@ -112,21 +114,23 @@ class Builder:
         self._batch = _fixed_batch(self._graph, self.inputs)
         self._computed = _computed(self._graph, self.inputs)
 
-    def check_operators(self) -> None:
-        """Raise WavpruneError for operators that have no form in torch, naming all of them."""
-        layers = ("Conv", "ConvTranspose", "Constant")
+    def missing_operators(self) -> str:
+        """The operators that have no form in torch, each with one of its nodes, or nothing."""
         missing: dict[str, str] = {}
         for node in self._graph.node:
             name = node.op_type
             if node.domain not in STANDARD:
                 name = f"{node.domain}.{name}"
-            if name not in OPERATORS and name not in layers:
+            if name not in OPERATORS and name not in LAYERS:
                 missing.setdefault(name, node.name or name)
-        if missing:
-            shown = ", ".join(f"{name} ({node})" for name, node in missing.items())
+        return ", ".join(f"{name} ({node})" for name, node in missing.items())
+
+    def check_operators(self) -> None:
+        """Raise WavpruneError for operators that have no form in torch, naming all of them."""
+        if missing := self.missing_operators():
             raise WavpruneError(
-                f"the graph has operators that cannot be computed by torch: {shown}; allowed: "
-                f"{', '.join(sorted({*OPERATORS, *layers}))}; pruning and compression without "
+                f"the graph has operators that cannot be computed by torch: {missing}; allowed: "
+                f"{', '.join(sorted({*OPERATORS, *LAYERS}))}; pruning and compression without "
                 "calibration need none of them"
             )
 

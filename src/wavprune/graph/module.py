@@ -33,6 +33,23 @@ def as_module(model: nn.Module | ModelProto) -> nn.Module:
     return GraphModule(model) if is_onnx(model) else model
 
 
+def obstacle(model: Model) -> str | None:
+    """Why a graph cannot be run on batches of one kind of input, as far as no weight is read.
+
+    Args:
+        model: the graph.
+
+    Returns:
+        The reason, or None; other ones ``GraphModule`` finds.
+    """
+    builder = Builder(nn.Module(), model)
+    if missing := builder.missing_operators():
+        return f"it has operators that cannot be computed by torch: {missing}"
+    if len(builder.inputs) != 1:
+        return f"it has {len(builder.inputs)} inputs ({', '.join(builder.inputs)}), not one"
+    return None
+
+
 class GraphModule(nn.Module):
     """The network of an ONNX graph.
 

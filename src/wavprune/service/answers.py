@@ -10,7 +10,6 @@ from typing import Any
 
 from fastapi.responses import StreamingResponse
 
-from . import tasks
 from .service import Service
 from .shapes import JobShape, ModelShape, Shape
 from .state import Progress
@@ -39,7 +38,8 @@ def model_shape(service: Service, model: Model) -> ModelShape:
     return ModelShape(
         **{name: values[name] for name in ("id", "name", "kind", "bytes", "state", "error")},
         inputs=model.inputs,
-        runs=model.kind in tasks.RUN,
+        runs=model.runs,
+        cannot_run=model.cannot_run,
         stage=progress.stage if is_open else None,
         share=progress.share if is_open else None,
     )

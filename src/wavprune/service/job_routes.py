@@ -34,11 +34,12 @@ async def add_job(model: Named, asked: JobAsked, service: Served) -> JobShape:
     """
     check(service.models.curves(model), asked.basis)
     if asked.kind in ("calibrate", "compare"):
-        if model.kind not in tasks.RUN:
+        if not model.runs:
             raise HTTPException(
                 409,
-                f"{asked.kind} runs the network, and {model.name} has only its weights; upload an "
-                ".onnx file, or a zip of a Hugging Face directory",
+                f"{asked.kind} runs the network, and {model.name} cannot be run: "
+                f"{model.cannot_run}; allowed: an .onnx file of operators that torch computes, or "
+                "a zip of a Hugging Face directory",
             )
         if not model.inputs:
             raise HTTPException(409, f"{asked.kind} needs inputs; upload some for the model first")

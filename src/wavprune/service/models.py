@@ -185,5 +185,6 @@ class Models:
             self._store.update_model(model.id, state=REFUSED, error=message["error"])
             tasks.remove(self._state.model_directory(model.id))
         else:
-            self._store.update_model(model.id, state=READY)
+            cannot_run = message["done"]["cannot_run"]
+            self._store.update_model(model.id, state=READY, cannot_run=cannot_run)
         self._state.changed()

@@ -1,23 +1,21 @@
-"""Models that can be run: their networks, their inputs, and how far two networks agree."""
+"""Models that can be run: their networks and their inputs."""
 
 from __future__ import annotations
 
+import json
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from ..calibration.network import tensor_of
 from ..checkpoint import load as load_tensors
 from ..checkpoint.formats import ONNX
-from ..common.loaders import batches, inputs_of
-from ..engine.running import running
+from ..checkpoint.huggingface import CONFIG
 from ..errors import WavpruneError
-from ..evaluation.measures import divergence
+from ..graph import obstacle as graph_obstacle
+from ..graph import read_model
 from ..onnx import decompress
 from ..sweep.inputs import load_inputs as load_files
-from ..sweep.models import load_model
+from ..sweep.models import check_complete, load_model
 from ..sweep.sources import DirectoryModel, OnnxModel
 
 if TYPE_CHECKING:
@@ -25,10 +23,10 @@ if TYPE_CHECKING:
 
     from ..sweep.data import Loader
 
+# What the names of the networks have that transformers loads for the service.
+CLASSIFIER = "ForImageClassification"
 # Inputs that say how far two networks agree, and from which one is calibrated.
 MOST_INPUTS = 2048
-# A class that is never answered has a divergence all the same.
-LEAST = 1e-30
 
 
 def load_network(source: Path) -> nn.Module:
@@ -45,6 +43,32 @@ def load_network(source: Path) -> nn.Module:
     return load_model(DirectoryModel.model_validate({"directory": source}))
 
 
+def obstacle(source: Path) -> str | None:
+    """Why the network of a model cannot be run, as far as that is seen without loading it.
+
+    Args:
+        source: a checkpoint, a directory, or an ``.onnx`` file; it has been read before.
+    """
+    if source.suffix in ONNX:
+        return graph_obstacle(read_model(source))
+    if not source.is_dir():
+        return "it has only its weights"
+    return _obstacle_in(source / CONFIG)
+
+
+def _obstacle_in(config: Path) -> str | None:
+    if not config.is_file():
+        return f"it holds no {CONFIG}"
+    try:
+        names = json.loads(config.read_text(encoding="utf-8")).get("architectures")
+    except (ValueError, AttributeError, RecursionError):
+        return f"its {CONFIG} is no JSON object"
+    # A configuration need not name any.
+    if isinstance(names, list) and names and not any(CLASSIFIER in str(name) for name in names):
+        return f"it is a {', '.join(map(str, names))}; networks {CLASSIFIER} run"
+    return None
+
+
 def load_stored(source: Path, stored: Path, scratch: Path) -> nn.Module:
     """The network of a model with the weights of a compressed file of it.
 
@@ -54,7 +78,7 @@ def load_stored(source: Path, stored: Path, scratch: Path) -> nn.Module:
         scratch: a directory in which a graph is put together.
 
     Raises:
-        WavpruneError: the file is not that of this model.
+        WavpruneError: the file is not that of this model, or holds not all of its tensors.
     """
     if source.suffix in ONNX:
         with tempfile.TemporaryDirectory(dir=scratch) as folder:
@@ -62,9 +86,15 @@ def load_stored(source: Path, stored: Path, scratch: Path) -> nn.Module:
             decompress(stored, decompressed)
             return load_network(decompressed)
     network = load_network(source)
-    found = network.load_state_dict(load_tensors(stored), strict=False)
-    if found.unexpected_keys:
-        raise WavpruneError(f"the network has no tensor {min(found.unexpected_keys)!r}")
+    own = network.state_dict(keep_vars=True)
+    try:
+        found = network.load_state_dict(load_tensors(stored), strict=False)
+    except RuntimeError as error:
+        raise WavpruneError(f"{stored.name} has not the weights of the model: {error}") from error
+    # Files hold tied tensors once.
+    read = {id(tensor) for name, tensor in own.items() if name not in found.missing_keys}
+    missing = [name for name in found.missing_keys if id(own[name]) not in read]
+    check_complete(stored, missing, found.unexpected_keys)
     return network
 
 
@@ -89,51 +119,3 @@ def load_inputs(source: Path, folder: Path, settings: dict[str, Any]) -> Loader:
         std=settings.get("std", (1.0,)),
         limit=MOST_INPUTS,
     )
-
-
-def agreement(network: nn.Module, dense: nn.Module, inputs: Loader) -> dict[str, Any]:
-    """How far a network agrees with the one that it was made of.
-
-    Returns:
-        ``inputs``, how many there were; ``output_error``, the relative change of the outputs; and
-        of classifiers, whose outputs are ``(N, C)``: ``agreement``, the share of equal first
-        classes, and ``kl``, the mean divergence.
-
-    Raises:
-        WavpruneError: an output is not finite, or the inputs are not those of the networks.
-        TypeError: a network returns no tensor.
-    """
-    count = 0
-    change = norm = alike = kl = 0.0
-    are_classes = True
-    with running(network, None), running(dense, None):
-        for batch in batches(inputs, description="compare"):
-            x = inputs_of(batch)
-            ours, theirs = (_finite(tensor_of(model(x))) for model in (network, dense))
-            change += float((ours - theirs).square().sum())
-            norm += float(theirs.square().sum())
-            are_classes = are_classes and theirs.ndim == 2 and theirs.shape[1] > 1
-            if are_classes:
-                measures = divergence(_logits(ours), _logits(theirs))
-                alike += len(x) * measures["agreement"]
-                kl += len(x) * measures["kl"]
-            count += len(x)
-    result: dict[str, Any] = {"inputs": count, "output_error": (change / (norm or 1.0)) ** 0.5}
-    if are_classes:
-        result |= {"agreement": alike / count, "kl": kl / count}
-    return result
-
-
-def _finite(outputs: torch.Tensor) -> torch.Tensor:
-    wrong = outputs.numel() - int(torch.isfinite(outputs).sum())
-    if wrong:
-        raise WavpruneError(f"{wrong} of {outputs.numel()} outputs are NaN or infinite")
-    return outputs.double()
-
-
-def _logits(outputs: torch.Tensor) -> torch.Tensor:
-    """Logits ``(N, C)``: the outputs, or the logarithms of what are probabilities already."""
-    sums = outputs.sum(dim=1)
-    if outputs.min() >= 0 and torch.allclose(sums, torch.ones_like(sums), atol=1e-3):
-        return outputs.clamp_min(LEAST).log()
-    return outputs

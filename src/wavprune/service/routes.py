@@ -115,7 +115,9 @@ async def remove_model(model: Named, service: Served) -> None:
 async def upload_inputs(
     name: FileName, model: Named, request: Request, service: Served
 ) -> ModelShape:
-    """Add calibration inputs: an `.npz` file with `images` `(N, C, H, W)`, or one image.
+    """Add calibration inputs: an `.npz` file, or one image.
+
+    The file has `images`, `(N, C, H, W)` or `(N, H, W)`, or `inputs`, `(N, C, ...)`.
 
     No labels are needed. The last `.npz` file is used, or all images.
     """

@@ -51,7 +51,10 @@ class ModelShape(Shape):
     state: Literal["waiting", "ready", "refused"]
     error: str | None = Field(description="why it was refused")
     inputs: int = Field(description="files of calibration inputs that were uploaded for it")
-    runs: bool = Field(description="whether the service can run it, to calibrate and to compare")
+    runs: bool = Field(
+        description="once it is ready: whether the service can run it, to calibrate and to compare"
+    )
+    cannot_run: str | None = Field(None, description="once it is ready: why it cannot be run")
     stage: str | None = Field(description="what is being done to it")
     share: float | None = Field(description="how much of that is done, from 0 to 1")
 

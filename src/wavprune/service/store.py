@@ -12,12 +12,13 @@ from typing import Any
 
 from ..errors import WavpruneError
 
-VERSION = 1
+VERSION = 2
 SCHEMA = """
 CREATE TABLE models (
     id TEXT PRIMARY KEY, name TEXT NOT NULL, kind TEXT NOT NULL, bytes INTEGER NOT NULL,
     state TEXT NOT NULL, error TEXT, inputs INTEGER NOT NULL DEFAULT 0,
-    created REAL NOT NULL, used REAL NOT NULL
+    created REAL NOT NULL, used REAL NOT NULL,
+    cannot_run TEXT
 );
 CREATE TABLE jobs (
     id TEXT PRIMARY KEY, model TEXT NOT NULL REFERENCES models (id) ON DELETE CASCADE,
@@ -25,6 +26,11 @@ CREATE TABLE jobs (
     attempts INTEGER NOT NULL DEFAULT 0, created REAL NOT NULL, started REAL, finished REAL
 );
 CREATE INDEX jobs_by_model ON jobs (model);
+"""
+# From version 1: what was measured before is measured again, which says whether it can be run.
+UPGRADE = """
+ALTER TABLE models ADD COLUMN cannot_run TEXT;
+UPDATE models SET state = 'waiting' WHERE state = 'ready';
 """
 # States of a model and of a job.
 WAITING, READY, REFUSED = "waiting", "ready", "refused"
@@ -34,7 +40,10 @@ OPEN = (QUEUED, RUNNING)
 
 @dataclass(frozen=True)
 class Model:
-    """An uploaded model; see the table of that name."""
+    """An uploaded model; see the table of that name.
+
+    ``cannot_run`` is why the service cannot run it; None before it was measured, or where it can.
+    """
 
     id: str
     name: str
@@ -45,6 +54,12 @@ class Model:
     inputs: int
     created: float
     used: float
+    cannot_run: str | None
+
+    @property
+    def runs(self) -> bool:
+        """True where the service can run it, as far as measuring it has told."""
+        return self.state == READY and self.cannot_run is None
 
 
 @dataclass(frozen=True)
@@ -93,14 +108,16 @@ class Store:
         # A job that was reported as done is done after a power cut, too.
         self._run("PRAGMA synchronous = FULL")
         (version,) = self._run("PRAGMA user_version")[0]
-        if version == 0:
+        if version in (0, 1):
+            change = UPGRADE if version else SCHEMA
             self._connection.executescript(
-                f"BEGIN; {SCHEMA} PRAGMA user_version = {VERSION}; COMMIT;"
+                f"BEGIN; {change} PRAGMA user_version = {VERSION}; COMMIT;"
             )
         elif version != VERSION:
             self.close()
             raise WavpruneError(
-                f"{self.path} is of version {version}; allowed: {VERSION}, or another directory"
+                f"{self.path} is of version {version}; allowed: up to {VERSION}, or another "
+                "directory"
             )
 
     def close(self) -> None:

@@ -25,6 +25,7 @@ from ..common.atomic import replaced
 from ..common.progress import Listener
 from ..config import PruneConfig
 from ..errors import WavpruneError
+from ..evaluation.unlabelled import distance
 from ..graph import GraphModule
 from ..onnx import save as save_graph
 from ..onnx.models import rewrite_changed
@@ -33,8 +34,8 @@ from . import analysis, networks
 from .archives import unpack
 
 ZIP = ".zip"
-# Kinds of models that come with what runs them: a graph, or a configuration.
-RUN = (ZIP, *ONNX)
+# Of a sentence that says why a model cannot be run.
+LONGEST_REASON = 400
 CURVES, INPUTS, RESULT, REPORT = "curves.npz", "inputs", "result.json", "report.json"
 # What is made of a directory: itself, and a zip of it to download.
 DIRECTORY, PACKED = "model", "model.zip"
@@ -77,7 +78,7 @@ def analyze(model: Path, kind: str, most: int, report: Listener) -> dict[str, An
         report: is told how far it is.
 
     Returns:
-        What is said of the model.
+        What is said of the model; ``cannot_run`` is why the service cannot run it, or None.
 
     Raises:
         WavpruneError: it cannot be used; the message says why.
@@ -92,7 +93,12 @@ def analyze(model: Path, kind: str, most: int, report: Listener) -> dict[str, An
         uploaded(model, kind).unlink()
     curves = analysis.analyze(source, lambda share: report("measure", share))
     analysis.save(curves, model / CURVES)
-    return {"layers": len(curves.layers), "left_out": [name[:200] for name in left_out[:64]]}
+    reason = networks.obstacle(source)
+    return {
+        "layers": len(curves.layers),
+        "left_out": [name[:200] for name in left_out[:64]],
+        "cannot_run": None if reason is None else reason[:LONGEST_REASON],
+    }
 
 
 def run(
@@ -206,7 +212,7 @@ def _calibrate(
     else:
         update_directory(source, target, changed_since(network, before), report=pruned)
     facts = _finished(pruned, target, report)
-    return {**facts, **networks.agreement(network, networks.load_network(source), inputs)}
+    return {**facts, **distance(network, networks.load_network(source), inputs)._asdict()}
 
 
 def _compare(
@@ -219,7 +225,7 @@ def _compare(
     else:
         network = networks.load_network(made(result, source))
     inputs = networks.load_inputs(source, model / INPUTS, settings)
-    return networks.agreement(network, networks.load_network(source), inputs)
+    return distance(network, networks.load_network(source), inputs)._asdict()
 
 
 TASKS: dict[str, Callable[..., dict[str, Any]]] = {

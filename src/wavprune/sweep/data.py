@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ Loader = Iterable[Any]
 
 # Bytes of an array of an .npz file, unpacked.
 LARGEST_ARRAY = 1 << 34
+# What an .npz file has one of, and its shape.
+SHAPES = {"images": "(N, C, H, W) or (N, H, W)", "inputs": "(N, C, ...)"}
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
 
@@ -54,7 +56,7 @@ def load_data(source: Data, batch_size: int) -> Loader:
             )
         return data
     if isinstance(source, NpzData):
-        return DataLoader(limited(_arrays(source), source.limit), batch_size)
+        return DataLoader(limited(arrays_of(source, labels=True), source.limit), batch_size)
     folder = Folder(source, labelled_files(source.images))
     return DataLoader(limited(folder, source.limit), batch_size)
 
@@ -157,74 +159,71 @@ def labelled_files(folder: Path) -> list[tuple[Path, int]]:
     return samples
 
 
-def _arrays(source: NpzData) -> Dataset[Any]:
-    return _labelled(source, _read_arrays(source.npz, ("images", "labels")))
-
-
-def _labelled(source: NpzData, arrays: Mapping[str, np.ndarray[Any, Any]]) -> Dataset[Any]:
-    path, images, labels = source.npz, arrays["images"], arrays["labels"]
-    if images.ndim not in (3, 4) or labels.shape != (len(images),):
-        raise WavpruneError(
-            f"{path}: images are {images.shape} and labels {labels.shape}; allowed: "
-            "(N, C, H, W) or (N, H, W), and (N,)"
-        )
-    if labels.dtype.kind not in "iu":
-        raise WavpruneError(f"{path}: labels are {labels.dtype}; allowed: integers")
-    values = _normalized(source, images)
-    return TensorDataset(values, torch.from_numpy(labels.astype(np.int64)))
-
-
-def images_of(source: NpzData, *, labels: bool = False) -> Dataset[Any]:
-    """The images of an ``.npz`` file, which needs no labels.
+def arrays_of(source: NpzData, *, labels: bool | None = None) -> TensorDataset:
+    """The images or other inputs of an ``.npz`` file, perhaps with their labels.
 
     Args:
-        source: the file, and how images are normalized.
-        labels: read them too, where it has some.
+        source: the file, and how its values are normalized.
+        labels: read them too; None where it has some, True says that it must.
 
     Raises:
-        WavpruneError: it cannot be read, or holds no images.
+        WavpruneError: it cannot be read, holds no inputs, or they are of a shape or dtype that is
+            not allowed.
     """
-    arrays = _read_arrays(source.npz, ("images",), ("labels",) if labels else ())
-    if "labels" in arrays:
-        return _labelled(source, arrays)
-    images = arrays["images"]
-    if images.ndim not in (3, 4):
+    names = [*SHAPES] if labels is False else [*SHAPES, "labels"]
+    arrays = _read_arrays(source.npz, names, bool(labels))
+    (name,) = arrays.keys() - {"labels"}
+    inputs = arrays[name]
+    if "labels" not in arrays:
+        if not _has_shape(name, inputs):
+            raise WavpruneError(f"{source.npz}: {name} are {inputs.shape}; allowed: {SHAPES[name]}")
+        return TensorDataset(_normalized(source, name, inputs))
+    classes = arrays["labels"]
+    if not _has_shape(name, inputs) or classes.shape != (len(inputs),):
         raise WavpruneError(
-            f"{source.npz}: images are {images.shape}; allowed: (N, C, H, W) or (N, H, W)"
+            f"{source.npz}: {name} are {inputs.shape} and labels {classes.shape}; allowed: "
+            f"{SHAPES[name]}, and (N,)"
         )
-    return TensorDataset(_normalized(source, images))
+    if classes.dtype.kind not in "iu":
+        raise WavpruneError(f"{source.npz}: labels are {classes.dtype}; allowed: integers")
+    values = _normalized(source, name, inputs)
+    return TensorDataset(values, torch.from_numpy(classes.astype(np.int64)))
+
+
+def _has_shape(name: str, inputs: np.ndarray[Any, Any]) -> bool:
+    return inputs.ndim in (3, 4) if name == "images" else inputs.ndim >= 2
 
 
 def _read_arrays(
-    path: Path, needed: Sequence[str], optional: Sequence[str] = ()
+    path: Path, names: Sequence[str], needs_labels: bool
 ) -> dict[str, np.ndarray[Any, Any]]:
+    """One of ``SHAPES``, and the labels where there are some."""
     _check_file(path)
     try:
         _check_sizes(path)
         with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in (*needed, *optional) if name in file}
-            names = list(file)
+            arrays = {name: file[name] for name in names if name in file}
+            held = list(file)
     except (ValueError, OSError, zipfile.BadZipFile, AttributeError, TypeError) as error:
         raise WavpruneError(f"{path} cannot be read as an .npz file: {error}") from error
-    if not arrays.keys() >= set(needed):
-        raise WavpruneError(
-            f"{path} holds {', '.join(names) or 'nothing'}; needed: {' and '.join(needed)}"
-        )
+    if len(arrays.keys() - {"labels"}) != 1 or (needs_labels and "labels" not in arrays):
+        needed = " or ".join(SHAPES) + (", and labels" if needs_labels else "")
+        raise WavpruneError(f"{path} holds {', '.join(held) or 'nothing'}; needed: {needed}")
     return arrays
 
 
-def _normalized(source: NpzData, images: np.ndarray[Any, Any]) -> torch.Tensor:
-    """``(N, C, H, W)``."""
-    if images.dtype != np.uint8 and images.dtype.kind != "f":
+def _normalized(source: NpzData, name: str, inputs: np.ndarray[Any, Any]) -> torch.Tensor:
+    """``(N, C, ...)``."""
+    if inputs.dtype != np.uint8 and inputs.dtype.kind != "f":
         raise WavpruneError(
-            f"{source.npz}: images are {images.dtype}; allowed: uint8 or floating point"
+            f"{source.npz}: {name} are {inputs.dtype}; allowed: uint8 or floating point"
         )
-    if images.ndim == 3:
-        images = images[:, None]
-    values = torch.from_numpy(images.astype(np.float32))
-    if images.dtype == np.uint8:
+    if name == "images" and inputs.ndim == 3:
+        inputs = inputs[:, None]
+    values = torch.from_numpy(inputs.astype(np.float32))
+    if inputs.dtype == np.uint8:
         values /= 255
-    mean, std = _normalization(source, images.shape[1])
+    mean, std = _normalization(source, inputs.shape[1], inputs.ndim - 2)
     return (values - mean) / std
 
 
@@ -232,7 +231,7 @@ def _check_sizes(path: Path) -> None:
     """Raise where an array is larger than its file says or than anything that is evaluated here."""
     with zipfile.ZipFile(path) as archive:
         for entry in archive.infolist():
-            if entry.filename not in ("images.npy", "labels.npy"):
+            if entry.filename not in ("images.npy", "inputs.npy", "labels.npy"):
                 continue
             with archive.open(entry) as file:
                 version = np.lib.format.read_magic(file)
@@ -250,7 +249,7 @@ def _check_sizes(path: Path) -> None:
 
 
 def _normalization(
-    source: FolderData | NpzData, channels: int
+    source: FolderData | NpzData, channels: int, axes: int = 2
 ) -> tuple[torch.Tensor, torch.Tensor]:
     for name, values in (("mean", source.mean), ("std", source.std)):
         if len(values) not in (1, channels):
@@ -258,7 +257,8 @@ def _normalization(
                 f"{name} has {len(values)} values for images of {channels} channels; allowed: "
                 f"1 or {channels}"
             )
-    return torch.tensor(source.mean)[:, None, None], torch.tensor(source.std)[:, None, None]
+    shape = (-1,) + (1,) * axes
+    return torch.tensor(source.mean).view(shape), torch.tensor(source.std).view(shape)
 
 
 def limited(dataset: Dataset[Any], limit: int | None) -> Dataset[Any]:

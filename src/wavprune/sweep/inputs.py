@@ -14,7 +14,7 @@ from ..checkpoint.formats import ONNX
 from ..common.optional import require
 from ..errors import WavpruneError
 from ..graph import read_model
-from .data import SUFFIXES, Folder, Loader, images_of, labelled_files, limited, load_data
+from .data import SUFFIXES, Folder, Loader, arrays_of, labelled_files, limited, load_data
 from .sources import FACTORY, FactoryData, FolderData, NpzData
 
 PROCESSOR = "preprocessor_config.json"
@@ -36,8 +36,9 @@ def load_inputs(
 
     Args:
         source: a folder, whose images are taken with those of its subfolders; an ``.npz`` file with
-            ``images``, ``(N, C, H, W)`` or ``(N, H, W)``, uint8 or floating point; or
-            ``package.module:function``, which returns a loader of batches or a dataset.
+            ``images``, ``(N, C, H, W)`` or ``(N, H, W)``, or ``inputs``, ``(N, C, ...)``, uint8 or
+            floating point; or ``package.module:function``, which returns a loader of batches or a
+            dataset.
         model: a Hugging Face directory: its own image processor prepares the images of a folder
             where ``size`` is not given. Or an ``.onnx`` file: its input says how many channels
             images have, and where it is of a fixed size, what ``size`` is if it is not given.
@@ -60,7 +61,10 @@ def load_inputs(
     prepared = {"mean": tuple(mean), "std": tuple(std), "limit": limit}
     if path.suffix.lower() == ".npz":
         npz = NpzData.model_validate({"npz": path, **prepared})
-        return DataLoader(limited(images_of(npz, labels=labels), limit), batch_size)
+        arrays = arrays_of(npz, labels=None if labels else False)
+        if model is not None and model.suffix.lower() in ONNX:
+            _check_axes(path, arrays.tensors[0], model)
+        return DataLoader(limited(arrays, limit), batch_size)
     if path.is_dir():
         files = labelled_files(path) if class_folders else _unlabelled_files(path)
         return DataLoader(limited(_folder(path, files, model, size, prepared), limit), batch_size)
@@ -69,6 +73,20 @@ def load_inputs(
     raise WavpruneError(
         f"{source} is neither a folder of images, nor an .npz file, nor package.module:function"
     )
+
+
+def _check_axes(path: Path, inputs: torch.Tensor, model: Path) -> None:
+    """Raise WavpruneError where a graph reads inputs of another number of axes."""
+    shape = read_model(model).input_shape()
+    if shape and len(shape) != inputs.ndim:
+        raise WavpruneError(
+            f"{path} gives inputs {tuple(inputs.shape)}, and {model} reads {_shown(shape)}; "
+            "allowed: inputs, in place of images, of the shape that the network reads"
+        )
+
+
+def _shown(shape: Sequence[int | None]) -> str:
+    return "x".join("?" if size is None else str(size) for size in shape)
 
 
 def _unlabelled_files(path: Path) -> list[tuple[Path, None]]:
@@ -109,10 +127,9 @@ def _of_graph(model: Path) -> tuple[int, tuple[int, int] | None]:
     shape = read_model(model).input_shape()
     channels = shape[1] if len(shape) == 4 else None
     if channels not in (1, 3):
-        shown = "x".join("?" if size is None else str(size) for size in shape)
         raise WavpruneError(
-            f"{model} reads {shown or 'no tensor'}, no images (N, 1, H, W) or (N, 3, H, W); give "
-            "an .npz file"
+            f"{model} reads {_shown(shape) or 'no tensor'}, no images (N, 1, H, W) or "
+            "(N, 3, H, W); give an .npz file"
         )
     height, width = shape[2:]
     return channels, None if height is None or width is None else (height, width)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -17,6 +17,9 @@ from ..errors import WavpruneError
 from ..onnx import to_torch
 from .factories import call_factory, factory_digest
 from .sources import BuiltinModel, DirectoryModel, FactoryModel, Model, OnnxModel
+
+# Tensors that a message names.
+MOST_NAMED = 8
 
 
 def load_model(source: Model) -> nn.Module:
@@ -110,35 +113,43 @@ def _directory(path: Path) -> nn.Module:
             model, loaded = classifier.from_config(config), {}
     except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
         raise WavpruneError(f"{path} cannot be loaded: {error}") from error
-    _check_complete(path, loaded)
+    missing, unexpected = (loaded.get(f"{kind}_keys", ()) for kind in ("missing", "unexpected"))
+    check_complete(path, missing, unexpected, ", or its config alone for random weights")
     assert isinstance(model, nn.Module)
     return model
 
 
-def _check_complete(path: Path, loaded: Mapping[str, Iterable[str]]) -> None:
-    """Raise unless the files hold the network's own tensors, all of them.
+def check_complete(
+    path: Path, missing: Iterable[str], unexpected: Iterable[str], otherwise: str = ""
+) -> None:
+    """Raise WavpruneError unless files hold the network's own tensors, all of them.
 
     Args:
-        path: the directory.
-        loaded: transformers' account of the ``missing_keys`` and ``unexpected_keys``.
+        path: where they are.
+        missing: tensors of the network that are not in them.
+        unexpected: tensors in them that are not the network's.
+        otherwise: what else is allowed.
     """
     # num_batches_tracked is a counter that only training reads; older files lack it.
-    missing = [k for k in loaded.get("missing_keys", ()) if not k.endswith("num_batches_tracked")]
-    unexpected = list(loaded.get("unexpected_keys", ()))
+    missing = sorted(name for name in missing if not name.endswith("num_batches_tracked"))
+    unexpected = sorted(unexpected)
     problems = []
     if missing:
-        problems.append(
-            f"{len(missing)} of the network's tensors are not in it, such as {min(missing)!r}"
-        )
+        problems.append(f"{len(missing)} of the network's tensors are not in it: {_named(missing)}")
     if unexpected:
         problems.append(
-            f"{len(unexpected)} tensors in it are not the network's, such as {min(unexpected)!r}"
+            f"{len(unexpected)} tensors in it are not the network's: {_named(unexpected)}"
         )
     if problems:
         raise WavpruneError(
             f"{path} is not a complete model: {'; '.join(problems)}; allowed: exactly the tensors "
-            "of the network, or its config alone for random weights"
+            f"of the network{otherwise}"
         )
+
+
+def _named(names: Sequence[str]) -> str:
+    more = len(names) - MOST_NAMED
+    return ", ".join(map(repr, names[:MOST_NAMED])) + (f" and {more} more" if more > 0 else "")
 
 
 def _from_factory(source: FactoryModel) -> nn.Module:

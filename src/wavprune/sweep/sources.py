@@ -218,8 +218,9 @@ class NpzData(_Images):
     """Arrays of an ``.npz`` file.
 
     Attributes:
-        npz: the file. Its ``images`` are ``(N, C, H, W)`` or ``(N, H, W)``, floating point, or
-            uint8, which is divided by 255; its ``labels`` are ``(N,)`` integers.
+        npz: the file. Its ``images`` are ``(N, C, H, W)`` or ``(N, H, W)``, or its ``inputs`` of
+            any shape ``(N, C, ...)`` that the network reads, such as ``(N, C, L)``; floating point,
+            or uint8, which is divided by 255. Its ``labels`` are ``(N,)`` integers.
     """
 
     npz: FilePath

@@ -132,7 +132,7 @@ function showModel() {
   const { model, layers } = state;
   find("#model").hidden = false;
   find("#name").textContent = model.name;
-  find("#facts").textContent = `${layers.layers.length} convolutions with ${count(layers.weights)} weights, ${bytes(layers.bytes)} of tensors`;
+  find("#facts").textContent = `${layers.layers.length} convolutions with ${count(layers.weights)} weights, ${bytes(layers.bytes)} of tensors${model.cannot_run ? `. It can be pruned, not run: ${model.cannot_run}` : ""}`;
   find("#megabytes").value = +((layers.bytes / 12) / 1e6).toPrecision(2);
   find("#running").hidden = !model.runs;
   find("#inputs-text").textContent = model.inputs ? inputFiles(model) : "Choose inputs";
