@@ -132,10 +132,28 @@ def test_errors_are_not_made_up_for_where_that_harms(
     assert saved.bytes < other.bytes
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_two_inputs_will_do(tmp_path: Path, seed: int) -> None:
+    # One is measured on; what errors do to the other cannot vary.
+    torch.manual_seed(seed)
+    net = nn.Sequential(
+        *(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.ReLU()),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5)),
+    )
+    saved = checkpoint.save(
+        net, tmp_path / PATH, calibration=[torch.randn(2, 3, 8, 8)], target_kl=1e-2
+    )
+    assert saved.measured_kl is not None
+    assert saved.measured_kl < 0.011
+
+
 def test_bytes_are_reached(tmp_path: Path) -> None:
     saved = checkpoint.save(network(), tmp_path / PATH, calibration=inputs(), target_bytes=1700)
     assert saved.bytes == pytest.approx(1700, rel=0.01)
     assert saved.measured_kl is not None
+    assert saved.predicted_kl is not None
+    # What was measured of a file says nothing about its own prediction.
+    assert saved.predicted_kl != saved.measured_kl
 
 
 def test_a_trained_network_takes_a_third_of_the_bytes(tmp_path: Path) -> None:
@@ -294,6 +312,27 @@ def test_logarithms_come_back() -> None:
             {"calibration": [torch.ones(4, 3, 8, 8)], "held_out": [], "target_kl": 0.1},
             "held_out is empty",
         ),
+        (
+            {
+                "calibration": [torch.ones(4, 3, 8, 8)],
+                "held_out": torch.ones(4, 3, 8, 8),
+                "target_kl": 0.1,
+            },
+            r"held_out: a batch is torch.float32 \(3, 8, 8\); allowed: batches like torch.float32 "
+            r"\(4, 3, 8, 8\)",
+        ),
+        (
+            {
+                "calibration": [torch.ones(4, 3, 8, 8)],
+                "held_out": [torch.full((4, 3, 8, 8), torch.nan)],
+                "target_kl": 0.1,
+            },
+            "held_out: 40 of 40 outputs",
+        ),
+        (
+            {"calibration": [torch.ones(4, 3, 8, 8)], "held_out": ["a"], "target_kl": 0.1},
+            "held_out: a batch",
+        ),
         ({"calibration": [torch.ones(4, 3, 8, 8)]}, "give target_kl, target_bytes or"),
         (
             {"calibration": [torch.ones(4, 3, 8, 8)], "target_kl": 0.1, "target_bytes": 9},
@@ -312,7 +351,7 @@ def test_logarithms_come_back() -> None:
 def test_errors_come_before_anything_is_written(
     tmp_path: Path, options: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(WavpruneError, match=message):
+    with pytest.raises((WavpruneError, TypeError), match=message):
         checkpoint.save(network(), tmp_path / PATH, **options)
     assert not list(tmp_path.iterdir())
 

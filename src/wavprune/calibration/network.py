@@ -305,12 +305,17 @@ class _Survey(Tap):
         return Site(rows, len(calls), num_positions(first), norm, own_bias, centered)
 
 
-def check_outputs(outputs: Iterable[torch.Tensor]) -> None:
-    """Raise WavpruneError where an output of the unpruned model is not finite."""
+def check_outputs(outputs: Iterable[torch.Tensor], name: str = "calibration") -> None:
+    """Raise WavpruneError where an output of the unpruned model is not finite.
+
+    Args:
+        outputs: for the batches of a loader.
+        name: of the parameter that was the loader, for the message.
+    """
     for index, out in enumerate(outputs):
         bad = int(out.numel() - torch.isfinite(out).sum())
         if bad:
             raise WavpruneError(
-                f"calibration: {bad} of {out.numel()} outputs of the unpruned model for batch "
+                f"{name}: {bad} of {out.numel()} outputs of the unpruned model for batch "
                 f"{index} are NaN or infinite"
             )

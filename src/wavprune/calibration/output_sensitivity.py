@@ -280,7 +280,8 @@ def _shrunk(matrix: torch.Tensor, share: float) -> torch.Tensor:
 
 
 def _positive(matrix: torch.Tensor) -> torch.Tensor:
-    """With a diagonal that is never 0, for inputs that never are anything else."""
+    """With a diagonal above 0: of inputs that always are 0 or alike it may be, or rounded below."""
     diagonal = matrix.diagonal(dim1=1, dim2=2)
-    least = float(diagonal.mean()) * 1e-9 or 1e-30
-    return matrix + torch.diag_embed(torch.full_like(diagonal, least))
+    wanted = diagonal.clamp_min(0)
+    least = float(wanted.mean()) * 1e-9 or 1e-30
+    return matrix + torch.diag_embed(wanted - diagonal + least)

@@ -27,7 +27,7 @@ from .plan import Plan
 from .report import SaveReport
 from .search import Search
 from .study import Study, study_of
-from .ways import QuantisedNetwork, Tried, Way, best_way, by_themselves
+from .ways import QuantisedNetwork, Tried, Way, best_ways, by_themselves
 
 # Inputs that are held back to measure on, of those there are.
 HELD, MOST_HELD = 0.25, 256
@@ -83,6 +83,12 @@ def save_calibrated(
     begin = time.perf_counter()
     samples = _inputs(calibration, "calibration")
     others = None if held_out is None else _inputs(held_out, "held_out")
+    for batch in others or []:
+        if batch.ndim != samples[0].ndim or batch.dtype != samples[0].dtype:
+            given, usual = (f"{one.dtype} {tuple(one.shape)}" for one in (batch, samples[0]))
+            raise WavpruneError(
+                f"held_out: a batch is {given}; allowed: batches like {usual}, of calibration"
+            )
     # The copy is changed, and runs what was quantised.
     network_model = copy.deepcopy(model)
     with running(network_model, None) as device:
@@ -90,6 +96,7 @@ def save_calibrated(
         fit, held = ([batch.to(device) for batch in part] for part in (fit, held))
         study = study_of(
             *(model, network_model, fit, held),
+            held_of="calibration" if others is None else "held_out",
             plan=plan,
             explicit=explicit,
             batchnorm=batchnorm,
@@ -109,7 +116,7 @@ def save_calibrated(
 
 
 def _inputs(loader: Iterable[Any], name: str) -> list[torch.Tensor]:
-    return [inputs_of(batch).detach() for batch in batches(loader, name=name)]
+    return [inputs_of(batch, name).detach() for batch in batches(loader, name=name)]
 
 
 def _parts(
@@ -145,20 +152,17 @@ def _search(study: Study, target: Target, folder: Path) -> tuple[Tried, Model]:
         # All ways come to about the same bytes, and this one is fast.
         with suppress(WavpruneError):
             c, _, _ = _at_bytes(Way(study, by_themselves), target.bytes, c, folder)
-    way, tried = best_way(study, c, folder)
-    if way.quantise is not by_themselves:
-        # Where it fails at other steps, the other way may not.
+    *ways, last = best_ways(study, c, folder)
+    for way in ways:
         with suppress(WavpruneError):
-            return _reached(way, tried, target, folder)
-        way = Way(study, by_themselves)
-        tried = way.measured(tried.c, way.at(tried.c))
-    return _reached(way, tried, target, folder)
+            return _reached(*way, target, folder)
+    return _reached(*last, target, folder)
 
 
 def _reached(way: Way, tried: Tried, target: Target, folder: Path) -> tuple[Tried, Model]:
     if target.bytes is not None:
         c, network, packed = _at_bytes(way, target.bytes, tried.c, folder)
-        return way.measured(c, network, tried), packed
+        return tried if c == tried.c else way.measured(c, network, tried), packed
     assert target.kl is not None
     # The divergence is quadratic in the errors, and these in the step.
     search = Search(math.log(target.kl), KL_AIM, tried.c, lambda _: 2.0)
@@ -168,7 +172,7 @@ def _reached(way: Way, tried: Tried, target: Target, folder: Path) -> tuple[Trie
         if tried.measured <= (1 + KL_TOLERANCE) * target.kl and (best is None or tried.c > best.c):
             best = tried
         nearest = min(nearest, tried, key=lambda one: one.measured)
-        search.report(math.log(max(tried.measured, 1e-12)))
+        search.report(tried.level)
         if search.step is None or (best is not None and len(search.tried) >= KL_ROUNDS):
             break
         tried = way.measured(search.step, way.at(search.step), tried)

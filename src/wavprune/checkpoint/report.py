@@ -82,8 +82,8 @@ class SaveReport:
         left_out: entries of a nested checkpoint that are not in the file: what is no tensor, or
             lies beside the state dict.
         predicted_kl: with calibration: the divergence of the outputs, in nats a sample, that was
-            expected: what the errors add up to by the sensitivity of the outputs, and, if a step
-            was tried before, in the proportion in which that one's came true.
+            expected: what the errors add up to by the sensitivity of the outputs, and, if
+            another step was tried before, in the proportion in which that one's came true.
         measured_kl: with calibration: the divergence on inputs that were held back.
     """
 

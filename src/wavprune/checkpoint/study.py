@@ -92,6 +92,7 @@ def study_of(
     network_model: nn.Module,
     fit: list[torch.Tensor],
     held: list[torch.Tensor],
+    held_of: str,
     plan: Plan,
     explicit: bool,
     batchnorm: str,
@@ -105,6 +106,7 @@ def study_of(
         network_model: a copy, which is.
         fit: inputs to learn from.
         held: inputs to measure on.
+        held_of: the parameter that they come from, for messages.
         plan: what is pruned, and in which basis.
         explicit: True where the plan names the layers; else all that are called are compressed.
         batchnorm: ``"fold"`` or ``"keep"``.
@@ -118,7 +120,7 @@ def study_of(
     refs = _refs(network_model)
     network = Network(network_model, refs)
     dense = network.outputs(held)
-    check_outputs(dense)
+    check_outputs(dense, held_of)
     sites = network.sites(fit[0][:1])
     chosen = _chosen(original, plan, explicit, sites)
     if not chosen:

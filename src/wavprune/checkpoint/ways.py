@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -27,12 +27,16 @@ class QuantisedNetwork(NamedTuple):
     Attributes:
         quantised: its weights and biases, by name.
         changed: other tensors that took up a shift, by name.
-        predicted: the divergence that all errors add up to, if no layer makes up for others.
+        predicted: the divergence that all errors add up to, as if no layer made up for others.
     """
 
     quantised: dict[str, Quantised]
     changed: dict[str, torch.Tensor]
     predicted: float
+
+
+# Divergences that are none, and that are as large as can be.
+LEAST, MOST = 1e-12, 1e12
 
 
 class Tried(NamedTuple):
@@ -57,12 +61,18 @@ class Tried(NamedTuple):
 
     @property
     def measured(self) -> float:
-        """The mean divergence."""
-        return float(self.divergence.mean())
+        """The mean divergence; infinite where outputs are no numbers."""
+        mean = float(self.divergence.mean())
+        return math.inf if math.isnan(mean) else mean
+
+    @property
+    def level(self) -> float:
+        """Its logarithm, within bounds."""
+        return math.log(min(max(self.measured, LEAST), MOST))
 
 
-# A divergence that is none, and inputs of which nothing is known of their spread.
-LEAST, FEW = 1e-12, 8
+# Inputs of which nothing is known of their spread.
+FEW = 8
 
 Quantise = Callable[[Study, float], QuantisedNetwork]
 
@@ -105,7 +115,8 @@ class Way(NamedTuple):
             for name, tensor in own.items():
                 state[name].copy_(tensor)
         correction = 1.0
-        if before is not None and before.network.predicted > 0:
+        # Of nothing, or without bounds, no proportion follows.
+        if before is not None and before.network.predicted > 0 and LEAST < before.measured < MOST:
             correction = before.measured / before.network.predicted
         return Tried(c, network, study.direction.divergence(study.dense, after), correction)
 
@@ -115,32 +126,48 @@ class Way(NamedTuple):
         return pack(study.source, network.quantised, folder, network.changed, study.norms)
 
 
-def best_way(study: Study, c: float, folder: Path) -> tuple[Way, Tried]:
+def best_ways(study: Study, c: float, folder: Path) -> list[tuple[Way, Tried]]:
     """The way that takes the fewest bytes for a divergence, as measured at ``c``.
 
     That a basis takes fewer bytes follows from what is predicted of all its errors; where many
     weights have one, it is measured too. So are errors that no weight makes up for: what making up
     gains follows from the inputs, and inputs that are measured on may be of another kind. Where
-    the inputs cannot tell, layers make up for others.
+    the inputs cannot tell, the way is taken that makes up for more.
+
+    Returns:
+        That way and, if layers make up for others in it, the best one of the rest: where the first
+        fails at other steps, that one may not.
     """
-    ways = [Way(study, by_themselves), Way(study.without_feedback(), by_themselves)]
-    # Networks that mix the samples of a batch have that way only.
+    # By how much is made up for: other layers' errors, those of a layer, none.
+    kinds = [[], [Way(study, by_themselves)], [Way(study.without_feedback(), by_themselves)]]
+    # Networks that mix the samples of a batch have the last two only.
     if study.together is not None:
         studies = [one for one in (study, study.without_bases()) if one is not None]
-        ways = [Way(one, in_sequence) for one in studies] + ways
+        kinds[0] = [Way(one, in_sequence) for one in studies]
     tries: list[_Try] = []
-    for way in ways:
-        # Twice the inputs may be too many for the network, or for the memory.
-        with suppress(*(() if way.quantise is by_themselves else (WavpruneError, RuntimeError))):
-            tried = way.measured(c, way.at(c))
-            tries.append(_Try(way, tried, way.packed(tried.network, folder).packed.size))
-    best = min(tries, key=_Try.cost)
-    others = [one for one in tries if one.way.quantise is not by_themselves]
-    if others and best.way.quantise is by_themselves:
-        other = min(others, key=_Try.cost)
-        if other.cost() - best.cost() <= other.uncertainty(best):
-            best = other
-    return best.way, best.tried
+    for kind in kinds:
+        of_kind: list[_Try] = []
+        for way in kind:
+            # Twice the inputs may be too many for the network, or for the memory.
+            errors = () if way.quantise is by_themselves else (WavpruneError, RuntimeError)
+            with suppress(*errors):
+                tried = way.measured(c, way.at(c))
+                of_kind.append(_Try(way, tried, way.packed(tried.network, folder).packed.size))
+        if of_kind:
+            tries.append(min(of_kind, key=_Try.cost))
+    best = _preferred(tries)
+    ways = [best]
+    if best.way.quantise is not by_themselves:
+        ways.append(_preferred([one for one in tries if one is not best]))
+    return [(one.way, one.tried) for one in ways]
+
+
+def _preferred(tries: Sequence[_Try]) -> _Try:
+    """The first one that the inputs cannot tell from the cheapest."""
+    least = min(tries, key=_Try.cost)
+    return next(
+        one for one in tries if one is least or one.cost() - least.cost() <= one.uncertainty(least)
+    )
 
 
 class _Try(NamedTuple):

@@ -70,11 +70,12 @@ def check_loader(loader: object, name: str = "loader") -> None:
         )
 
 
-def inputs_of(batch: Any) -> torch.Tensor:
+def inputs_of(batch: Any, name: str = "loader") -> torch.Tensor:
     """The inputs ``(N, ...)`` of a batch.
 
     Args:
         batch: a tensor, a tuple or list that begins with one, or a mapping with ``pixel_values``.
+        name: of the parameter that was its loader, for messages.
 
     Raises:
         TypeError: the batch is something else.
@@ -88,11 +89,11 @@ def inputs_of(batch: Any) -> torch.Tensor:
         inputs = batch
     if not isinstance(inputs, torch.Tensor):
         raise TypeError(
-            f"loader: a batch {_described(batch)} has no input tensor; allowed: a tensor, "
+            f"{name}: a batch {_described(batch)} has no input tensor; allowed: a tensor, "
             f"(inputs, labels), or a mapping with {INPUTS!r} and {LABELS[0]!r}"
         )
     if inputs.ndim == 0 or len(inputs) == 0:
-        raise WavpruneError(f"loader: a batch of shape {tuple(inputs.shape)} holds no sample")
+        raise WavpruneError(f"{name}: a batch of shape {tuple(inputs.shape)} holds no sample")
     return inputs
 
 
