@@ -127,16 +127,13 @@ class Way(NamedTuple):
 
 
 def best_ways(study: Study, c: float, folder: Path) -> list[tuple[Way, Tried]]:
-    """The way that takes the fewest bytes for a divergence, as measured at ``c``.
+    """Ways, those first that take the fewest bytes for a divergence, as measured at ``c``.
 
     That a basis takes fewer bytes follows from what is predicted of all its errors; where many
     weights have one, it is measured too. So are errors that no weight makes up for: what making up
     gains follows from the inputs, and inputs that are measured on may be of another kind. Where
-    the inputs cannot tell, the way is taken that makes up for more.
-
-    Returns:
-        That way and, if layers make up for others in it, the best one of the rest: where the first
-        fails at other steps, that one may not.
+    the inputs cannot tell, the way comes first that makes up for more. Where one fails at other
+    steps, the next may not.
     """
     # By how much is made up for: other layers' errors, those of a layer, none.
     kinds = [[], [Way(study, by_themselves)], [Way(study.without_feedback(), by_themselves)]]
@@ -155,11 +152,12 @@ def best_ways(study: Study, c: float, folder: Path) -> list[tuple[Way, Tried]]:
                 of_kind.append(_Try(way, tried, way.packed(tried.network, folder).packed.size))
         if of_kind:
             tries.append(min(of_kind, key=_Try.cost))
-    best = _preferred(tries)
-    ways = [best]
-    if best.way.quantise is not by_themselves:
-        ways.append(_preferred([one for one in tries if one is not best]))
-    return [(one.way, one.tried) for one in ways]
+    ways = []
+    while tries:
+        best = _preferred(tries)
+        ways.append((best.way, best.tried))
+        tries = [one for one in tries if one is not best]
+    return ways
 
 
 def _preferred(tries: Sequence[_Try]) -> _Try:
