@@ -1,6 +1,6 @@
 // Decoding packed checkpoints on CUDA: what a call is checked for, and its tables. What a file may
 // say is checked when it is read, and src/wavprune/checkpoint/on_device.py says which files a device
-// decodes; checked here is what keeps every address within its memory.
+// decodes; checked here is what keeps every address within its memory, and every number exact.
 //
 // Bytes: two a word are read, four a weight are written, and read and written again where a tensor
 // is not its values; a checksum reads it once more.
@@ -41,6 +41,8 @@ enum OfMatrix {
 
 // What a CUDA kernel counts in 32 bits.
 constexpr int64_t kLargest = std::numeric_limits<int32_t>::max();
+// Powers of two up to which both halves are numbers of float64.
+constexpr int64_t kLargestExponent = 1100;
 
 template <class T>
 const T* numbers_of(const Tensor& tensor, ScalarType dtype, int64_t width, const char* name) {
@@ -97,7 +99,7 @@ std::vector<uint32_t> codes_of(const int32_t* frequencies, int64_t table) {
 
 CodedStream stream_of(const int64_t* given, int64_t index, int64_t before, int64_t matrices,
                       const Bytes& coded, const Bytes& parts) {
-  STD_TORCH_CHECK(given[kWords] >= 0 && given[kWords] <= kLargest && given[kEscapeCount] >= 0 &&
+  STD_TORCH_CHECK(given[kWords] >= 0 && given[kWords] <= kLargest / 2 && given[kEscapeCount] >= 0 &&
                       given[kEscapeCount] <= kLargest,
                   "wavprune: stream ", index, " of ", given[kWords], " words with ",
                   given[kEscapeCount], " escapes");
@@ -136,9 +138,11 @@ CodedMatrix matrix_of(const int64_t* given, int64_t index, const Tensor& decoded
   const int64_t groups = given[kGroups];
   STD_TORCH_CHECK(values >= 1 && coefficients >= 1 && columns % coefficients == 0 &&
                       values <= kLargest / (rows * (columns / coefficients)) && groups >= 1 &&
-                      rows % groups == 0,
+                      rows % groups == 0 && given[kExponent] >= -kLargestExponent &&
+                      given[kExponent] <= kLargestExponent,
                   "wavprune: kernels of matrix ", index, " have ", values, " values, ",
-                  coefficients, " coefficients and ", groups, " groups");
+                  coefficients, " coefficients and ", groups, " groups, times 2 to the power of ",
+                  given[kExponent]);
   STD_TORCH_CHECK(given[kSynthesis] >= 0 || values == coefficients,
                   "wavprune: matrix ", index, " has no synthesis");
   if (given[kSynthesis] >= 0) {

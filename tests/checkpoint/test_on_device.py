@@ -402,6 +402,7 @@ class TestAnyBytes:
             ("matrices", lambda t: set_to(t, 6, 2**31), "kernels of matrix 0"),
             ("matrices", lambda t: set_to(t, 7, 11), "11 coefficients"),
             ("matrices", lambda t: set_to(t, 8, 7), "7 groups"),
+            ("matrices", lambda t: set_to(t, 10, 2000), "2000"),
             ("decoded", lambda t: t[:1], "2 matrices came with 1 tensors"),
             ("decoded", lambda t: [t[0], t[1][:-1]], "tensor 1 must have 405 elements"),
             ("decoded", lambda t: [t[0].int(), t[1]], "bfloat16"),

@@ -26,8 +26,9 @@ from .unpacked import Unpacked
 ALIGNED = 16
 # Bytes behind a part that may be read in vain.
 PADDING = 4
-# What the operator counts in 32 bits: elements, coefficients, words, entries of a synthesis matrix.
+# What the operator counts in 32 bits: elements, coefficients, entries of a synthesis matrix.
 LARGEST = (1 << 31) - 1
+LARGEST_STREAM = LARGEST // 2
 
 
 class RefusedError(Exception):
@@ -230,7 +231,7 @@ def fits(packed: Unpacked, names: Iterable[str]) -> bool:
             entries = layout.rows * layout.columns
             if max(values, entries, layout.kernel * layout.coefficients) > LARGEST:
                 return False
-        if stream.words > LARGEST:
+        if stream.words > LARGEST_STREAM:
             return False
     return True
 
