@@ -184,11 +184,12 @@ def _restoring(name: str) -> Callable[[Path], Case]:
 def _crepe(folder: Path) -> Case:
     """What is held back are recordings of other instruments, as windows of one are alike."""
     case = _restoring("crepe")(folder)
-    x, _, programs = frames()
+    x = torch.cat(case.inputs["usual"])
+    _, _, programs = frames()
     own = programs[programs % 2 == 1]
     held = torch.isin(own, torch.tensor(sorted(set(own.tolist()))[::4]))
-    parts = [list(torch.split(x[programs % 2 == 1][chosen], 16)) for chosen in (~held, held)]
-    return replace(case, inputs={"usual": parts[0]}, held_out=parts[1])
+    fit, held_out = (list(torch.split(x[chosen], 16)) for chosen in (~held, held))
+    return replace(case, inputs={"usual": fit}, held_out=held_out)
 
 
 CASES: dict[str, Callable[[Path], Case]] = {

@@ -250,6 +250,11 @@ class Basis:
         return int(np.count_nonzero(~self.structural))
 
     @property
+    def is_identity(self) -> bool:
+        """True where coefficients are the weights themselves."""
+        return self.factors is not None and self.factors.is_identity
+
+    @property
     def expansive(self) -> bool:
         """True where a kernel has more coefficients than weights."""
         return self.coefficients > self.num_values
@@ -299,7 +304,7 @@ class Basis:
             rows=np.flatnonzero(used),
             scale=frozen(scale),
             dropped=int(np.count_nonzero(~used)),
-            identity=self.factors is not None and self.factors.is_identity,
+            identity=self.is_identity,
             axes=axes,
             form=None if axes is None else axes.form,
         )

@@ -161,7 +161,7 @@ def _search(study: Study, target: Target, folder: Path) -> tuple[Tried, Model]:
 
 def _reached(way: Way, tried: Tried, target: Target, folder: Path) -> tuple[Tried, Model]:
     if target.bytes is not None:
-        c, network, packed = _at_bytes(way, target.bytes, tried.c, folder)
+        c, network, packed = _at_bytes(way, target.bytes, tried.c, folder, tried.network)
         return tried if c == tried.c else way.measured(c, network, tried), packed
     assert target.kl is not None
     # The divergence is quadratic in the errors, and these in the step.
@@ -185,15 +185,23 @@ def _reached(way: Way, tried: Tried, target: Target, folder: Path) -> tuple[Trie
 
 
 def _at_bytes(
-    way: Way, wanted: float, c: float, folder: Path
+    way: Way, wanted: float, first: float, folder: Path, known: QuantisedNetwork | None = None
 ) -> tuple[float, QuantisedNetwork, Model]:
-    """The number at which a file has some bytes, its network and its contents."""
+    """The number at which a file has some bytes, its network and its contents.
+
+    Args:
+        way: how to quantise.
+        wanted: the bytes.
+        first: the first number to try.
+        folder: where large streams wait on disk.
+        known: the network at ``first``, where there is one already.
+    """
     network: QuantisedNetwork
 
     def pack_at(c: float) -> Model:
         nonlocal network
-        network = way.at(c)
+        network = known if known is not None and c == first else way.at(c)
         return way.packed(network, folder)
 
-    c, packed = reach_bytes(pack_at, wanted, c, way.study.weights)
+    c, packed = reach_bytes(pack_at, wanted, first, way.study.weights)
     return c, network, packed

@@ -48,10 +48,10 @@ def factor_of(hessian: Doubles, feedback: bool = True) -> Factor:
     order = np.arange(d)
     if groups == 1:
         order = np.argsort(np.diagonal(hessian[0]), kind="stable")
-    ordered = hessian[:, order][:, :, order]
-    diagonals = np.diagonal(ordered, axis1=1, axis2=2)
+    diagonals = np.diagonal(hessian, axis1=1, axis2=2)[:, order]
     if not feedback:
         return Factor(hessian, order, None, diagonals, float(diagonals.mean()))
+    ordered = hessian[:, order][:, :, order]
     mean = diagonals.mean(axis=1)[:, None, None]
     for damping in DAMPING:
         damped = torch.from_numpy(ordered + damping * mean * np.eye(d))

@@ -24,7 +24,6 @@ class Search:
         first: the first step to try.
         slope: of the value in the logarithm of the step, at a step; of one sign everywhere.
         bounds: of the step.
-        rounds: how many steps are tried at most.
 
     Attributes:
         step: the next to try; None after one that was close enough, or after the last round.
@@ -38,9 +37,8 @@ class Search:
         first: float,
         slope: Callable[[float], float],
         bounds: tuple[float, float] = (0.0, math.inf),
-        rounds: int = ROUNDS,
     ) -> None:
-        self.goal, self.close, self._rounds = goal, close, rounds
+        self.goal, self.close = goal, close
         self._slope, self._bounds = slope, bounds
         self.step: float | None = first
         self.tried: list[tuple[float, float]] = []
@@ -54,7 +52,7 @@ class Search:
         """Say what the value of ``step`` is."""
         assert self.step is not None
         self.tried.append((self.step, value))
-        if self.found or len(self.tried) == self._rounds:
+        if self.found or len(self.tried) == ROUNDS:
             self.step = None
             return
         low, high = self._bounds

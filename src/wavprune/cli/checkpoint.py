@@ -145,7 +145,7 @@ def compress(
     check_factory(source, factory)
     if inputs is not None and not is_graph:
         model, place, metadata = load_network(source, factory, "--calibration", WITHOUT_CALIBRATION)
-    elif factory is not None and not is_graph:
+    elif factory is not None:
         raise WavpruneError(f"--model {factory} without --calibration: nothing runs the network")
     config = None
     if sparsity is not None:

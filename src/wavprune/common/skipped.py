@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 
 class SkippedLayerWarning(UserWarning):
@@ -19,5 +19,10 @@ def warn_skipped(path: object, skipped: Mapping[str, str]) -> None:
 
 def describe_skipped(skipped: Mapping[str, str], most: int = 8) -> str:
     """Skipped layers and why, in one line."""
-    shown = [f"{name} ({reason})" for name, reason in list(skipped.items())[:most]]
-    return ", ".join(shown) + (f" and {len(skipped) - most} more" if len(skipped) > most else "")
+    return first_of([f"{name} ({reason})" for name, reason in skipped.items()], most)
+
+
+def first_of(entries: Sequence[str], most: int = 8) -> str:
+    """The first of some entries, and how many more there are."""
+    more = len(entries) - most
+    return ", ".join(entries[:most]) + (f" and {more} more" if more > 0 else "")

@@ -233,7 +233,7 @@ class _Run:
             check_finite(ref)
         layers = self._stage.present()
         # Weights that are their own coefficients have been looked at.
-        transformed = [[i for i in call if not _is_identity(layers[i])] for call in indices]
+        transformed = [[i for i in call if not layers[i].basis.is_identity] for call in indices]
         self._check_coefficients([call for call in transformed if call], layers)
         masks = packed_masks(self._plan.rule, layers, budget, _coefficients)
         unknown = [torch.full((len(call),), torch.nan, dtype=torch.float64) for call in indices]
@@ -389,11 +389,6 @@ def raise_non_finite(refs: Sequence[LayerRef]) -> None:
     for ref in refs:
         check_finite(ref)
     raise overflow()
-
-
-def _is_identity(layer: Layer) -> bool:
-    factors = layer.basis.factors
-    return factors is not None and factors.is_identity
 
 
 def _single_jobs(layers: Sequence[Layer]) -> list[Job]:

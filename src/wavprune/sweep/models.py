@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -13,13 +13,11 @@ from safetensors.torch import load_file
 from torch import nn
 
 from ..common.optional import require
+from ..common.skipped import first_of
 from ..errors import WavpruneError
 from ..onnx import to_torch
 from .factories import call_factory, factory_digest
 from .sources import BuiltinModel, DirectoryModel, FactoryModel, Model, OnnxModel
-
-# Tensors that a message names.
-MOST_NAMED = 8
 
 
 def load_model(source: Model) -> nn.Module:
@@ -131,25 +129,22 @@ def check_complete(
         otherwise: what else is allowed.
     """
     # num_batches_tracked is a counter that only training reads; older files lack it.
-    missing = sorted(name for name in missing if not name.endswith("num_batches_tracked"))
-    unexpected = sorted(unexpected)
+    missing = [name for name in missing if not name.endswith("num_batches_tracked")]
+    missing, unexpected = (list(map(repr, sorted(names))) for names in (missing, unexpected))
     problems = []
     if missing:
-        problems.append(f"{len(missing)} of the network's tensors are not in it: {_named(missing)}")
+        problems.append(
+            f"{len(missing)} of the network's tensors are not in it: {first_of(missing)}"
+        )
     if unexpected:
         problems.append(
-            f"{len(unexpected)} tensors in it are not the network's: {_named(unexpected)}"
+            f"{len(unexpected)} tensors in it are not the network's: {first_of(unexpected)}"
         )
     if problems:
         raise WavpruneError(
             f"{path} is not a complete model: {'; '.join(problems)}; allowed: exactly the tensors "
             f"of the network{otherwise}"
         )
-
-
-def _named(names: Sequence[str]) -> str:
-    more = len(names) - MOST_NAMED
-    return ", ".join(map(repr, names[:MOST_NAMED])) + (f" and {more} more" if more > 0 else "")
 
 
 def _from_factory(source: FactoryModel) -> nn.Module:
