@@ -12,8 +12,9 @@ from torch import nn
 
 import wavprune
 from tests.support.cases import BACKENDS, bits, normal
+from tests.support.interrupts import interrupted
 from wavprune import LayerRef, PruneConfig
-from wavprune.engine.ambient import neutral
+from wavprune.engine.ambient import neutral, without_gradients
 
 
 @contextmanager
@@ -119,21 +120,23 @@ def test_weights_of_inference_mode_are_pruned_like_others(backend: str) -> None:
         assert bits(one) == bits(two)
 
 
+def seen() -> list[object]:
+    """What a caller has switched on."""
+    return [
+        torch.is_autocast_enabled("cpu"),
+        torch.is_grad_enabled(),
+        torch.is_inference_mode_enabled(),
+        torch.get_default_dtype(),
+        torch.get_default_device(),
+        torch.are_deterministic_algorithms_enabled(),
+        MATMUL.fp32_precision,
+        float.fromhex("0x1p-1074") * float("1"),
+        torch.get_num_threads(),
+    ]
+
+
 @pytest.mark.parametrize("state", STATES)
 def test_the_state_of_the_caller_is_as_it_was(state: str) -> None:
-    def seen() -> list[object]:
-        return [
-            torch.is_autocast_enabled("cpu"),
-            torch.is_grad_enabled(),
-            torch.is_inference_mode_enabled(),
-            torch.get_default_dtype(),
-            torch.get_default_device(),
-            torch.are_deterministic_algorithms_enabled(),
-            MATMUL.fp32_precision,
-            float.fromhex("0x1p-1074") * float("1"),
-            torch.get_num_threads(),
-        ]
-
     with STATES[state]():
         before = seen()
         with neutral():
@@ -142,6 +145,32 @@ def test_the_state_of_the_caller_is_as_it_was(state: str) -> None:
         with pytest.raises(RuntimeError), neutral():
             raise RuntimeError
         assert seen() == before
+
+
+def nested() -> None:
+    with neutral(), without_gradients(), neutral():
+        pass
+
+
+# Under a default device torch's own functions, interrupted, lose it.
+@pytest.mark.parametrize(
+    ("entry", "state"),
+    [(nested, state) for state in STATES]
+    + [(pruned, state) for state in STATES if state != "meta device"],
+    ids=lambda value: getattr(value, "__name__", value),
+)
+def test_the_state_of_the_caller_is_as_it_was_after_an_interrupt(entry: Any, state: str) -> None:
+    model = net()
+    arguments = (model, "eager") if entry is pruned else ()
+    with STATES[state]():
+        before = seen()
+        points = interrupted(lambda: entry(*arguments), at=0)
+        assert points is not None
+        cut_short = 0
+        for at in range(1, points, points // 250 + 1):
+            cut_short += interrupted(lambda: entry(*arguments), at) is None
+            assert seen() == before, at
+        assert cut_short >= 90
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is one here")

@@ -1,9 +1,6 @@
 from __future__ import annotations
 
-import os
 import signal
-import threading
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -15,69 +12,7 @@ from tests.support.cases import BACKENDS, bits, normal
 from wavprune.backends import native
 from wavprune.backends.eager import EagerBackend
 from wavprune.engine import plan as planning
-from wavprune.engine.interrupts import finish
 from wavprune.engine.staging import Stage
-
-
-@pytest.fixture
-def alarm() -> Iterator[Any]:
-    """Raises KeyboardInterrupt in the main thread after so many seconds."""
-
-    def fire(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGALRM, fire)
-    yield lambda seconds: signal.setitimer(signal.ITIMER_REAL, seconds)
-    signal.setitimer(signal.ITIMER_REAL, 0)
-    signal.signal(signal.SIGALRM, before)
-
-
-def test_an_interruption_waits_for_the_end(alarm: Any) -> None:
-    done: list[int] = []
-
-    def work() -> None:
-        for i in range(20):
-            threading.Event().wait(0.01)
-            done.append(i)
-
-    alarm(0.03)
-    with pytest.raises(KeyboardInterrupt):
-        finish(work)
-    assert done == list(range(20))
-
-
-def test_what_the_work_raises_is_raised() -> None:
-    def work() -> None:
-        raise MemoryError("all gone")
-
-    with pytest.raises(MemoryError, match="all gone"):
-        finish(work)
-
-
-def test_handlers_are_as_they_were_and_hear_of_every_signal(alarm: Any) -> None:
-    heard: list[int] = []
-    before = signal.signal(signal.SIGUSR1, lambda number, _: heard.append(number))
-    mine = signal.getsignal(signal.SIGUSR1)
-    try:
-
-        def work() -> list[int]:
-            os.kill(os.getpid(), signal.SIGUSR1)
-            os.kill(os.getpid(), signal.SIGUSR1)
-            return list(heard)
-
-        assert finish(work) == []
-        assert heard
-        assert signal.getsignal(signal.SIGUSR1) is mine
-    finally:
-        signal.signal(signal.SIGUSR1, before)
-
-
-def test_in_another_thread_nothing_is_held_back() -> None:
-    results: list[int] = []
-    thread = threading.Thread(target=lambda: results.append(finish(lambda: 3)))
-    thread.start()
-    thread.join()
-    assert results == [3]
 
 
 def net() -> nn.Sequential:

@@ -1,9 +1,7 @@
 from __future__ import annotations
 
 import copy
-import sys
 from collections.abc import Callable, Iterator
-from types import FrameType
 from typing import Any
 
 import pytest
@@ -11,6 +9,7 @@ import torch
 from torch import nn
 
 import wavprune
+from tests.support.interrupts import interrupted
 from wavprune import batchnorm_statistics, compare, evaluate, match_batchnorm, predict, run_trial
 from wavprune.engine.running import private_buffers, running, write_all
 
@@ -73,35 +72,6 @@ class State:
         )
 
 
-def interrupted(action: Callable[[], object], at: int) -> int | None:
-    """Call ``action`` with Ctrl-C at one of the points where Python looks for signals.
-
-    Returns:
-        None if it was interrupted, else how many such points there were.
-    """
-    points = 0
-
-    def profile(frame: FrameType, event: str, argument: object) -> None:
-        nonlocal points
-        del frame, argument
-        if event in ("call", "c_return"):
-            points += 1
-            if points == at:
-                sys.setprofile(None)
-                raise KeyboardInterrupt
-
-    sys.setprofile(profile)
-    try:
-        action()
-    except KeyboardInterrupt:
-        return None
-    finally:
-        sys.setprofile(None)
-        # Interrupted in torch.no_grad itself, it stays off.
-        torch.set_grad_enabled(True)
-    return points
-
-
 @pytest.mark.parametrize("name", ACTIONS)
 def test_an_interrupt_anywhere_leaves_the_model_as_it_was(name: str) -> None:
     action = ACTIONS[name]
@@ -116,6 +86,7 @@ def test_an_interrupt_anywhere_leaves_the_model_as_it_was(name: str) -> None:
         if interrupted(lambda model=model: action(model), at) is None:  # type: ignore[misc]  # bound now
             assert before.holds_for(model), at
             assert dense.holds_for(DENSE), at
+            assert torch.is_grad_enabled(), at
 
 
 def test_an_interrupt_while_results_are_written_undoes_it() -> None:

@@ -12,8 +12,9 @@ from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 from torch.utils.hooks import RemovableHandle
 
 from ..common.clock import Part, timed
+from ..common.interrupts import always
 from ..errors import WavpruneError
-from .running import always
+from .ambient import without_autocast
 
 # Values of a block.
 BLOCK = 1 << 16
@@ -111,7 +112,7 @@ def observe(
         for handle in handles:
             handle.remove()
 
-    with always(remove), torch.autocast(inputs.device.type, enabled=False), timed(part):
+    with always(remove), without_autocast(inputs.device.type), timed(part):
         for name, norm in batch_norms(model).items():
 
             def hook(module: nn.Module, args: tuple[Any, ...], name: str = name) -> None:

@@ -13,6 +13,7 @@ from torch import nn
 
 from ..backends import Backend, Budget, Job, Layer, capturable
 from ..backends.eager import EagerBackend
+from ..common.interrupts import finish
 from ..common.progress import progress_bar
 from ..config import AUTO, PruneConfig, RunSettings
 from ..errors import WavpruneError
@@ -21,7 +22,7 @@ from .ambient import neutral
 from .auto import Choice, choose, rounds
 from .clock import Clock
 from .device import is_capturing
-from .interrupts import cannot_be_interrupted, finish
+from .interrupts import cannot_be_interrupted
 from .layers import LayerRef, check_finite, overflow
 from .outcome import LayerFacts, outcome_of
 from .plan import Plan, plan_again, plan_model

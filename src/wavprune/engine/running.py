@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..common.interrupts import always
 from ..errors import WavpruneError
+from .ambient import without_gradients
 from .device import compute_device
 
 
@@ -42,7 +44,7 @@ def running(model: nn.Module, device: str | torch.device | None) -> Iterator[tor
             "out to run it where it is"
         )
     home = next(iter(homes), torch.device("cpu"))
-    with always(_modes(model)), torch.no_grad():
+    with always(_modes(model)), without_gradients():
         if requested is None or requested == home:
             model.eval()
             yield home
@@ -97,23 +99,6 @@ def write_all(values: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
     except BaseException:
         _write(previous)
         raise
-
-
-@contextmanager
-def always(undo: Callable[[], None]) -> Iterator[None]:
-    """Call ``undo`` at the end, and once more where an interrupt cut it short.
-
-    Args:
-        undo: may be called twice.
-    """
-    try:
-        yield
-    finally:
-        try:
-            undo()
-        except BaseException:
-            undo()
-            raise
 
 
 def _modes(model: nn.Module) -> Callable[[], None]:

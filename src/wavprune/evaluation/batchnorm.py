@@ -19,7 +19,9 @@ from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 from torch.optim.swa_utils import update_bn
 
 from ..common.clock import Part, timed
+from ..common.interrupts import always
 from ..common.loaders import batches, check_loader, inputs_of
+from ..engine.ambient import without_autocast
 from ..engine.matching import (
     ModelStatistics,
     all_matched,
@@ -28,7 +30,7 @@ from ..engine.matching import (
     running_statistics,
 )
 from ..engine.moments import BatchMoments, Moments, batch_norms, moments_of, observe, pooled
-from ..engine.running import always, check_model, private_buffers, running, write_all
+from ..engine.running import check_model, private_buffers, running, write_all
 from ..errors import WavpruneError
 from .joining import Group, OtherBatchesError, joined_inputs, measured, replayed
 
@@ -254,7 +256,7 @@ def update_batchnorm(
         private_buffers(model.modules()),
         always(restore_momenta),
         running(model, device) as run_device,
-        torch.autocast(run_device.type, enabled=False),
+        without_autocast(run_device.type),
     ):
         inputs = (
             inputs_of(batch).to(run_device) for batch in batches(loader, progress, "batch norm")
