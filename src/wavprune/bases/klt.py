@@ -119,17 +119,7 @@ def klt_matrices(weights: Sequence[torch.Tensor]) -> list[Matrix]:
         matrix if _in_range(matrix) else _rescaled(weight)
         for matrix, weight in zip(gram_matrices(weights), weights, strict=True)
     ]
-    by_size: dict[int, list[int]] = {}
-    for i, matrix in enumerate(grams):
-        by_size.setdefault(len(matrix), []).append(i)
-    result: dict[int, Matrix] = {}
-    for members in by_size.values():
-        # By torch: numpy's threads would go on spinning, on the cores that prune next.
-        stacked = torch.from_numpy(np.stack([grams[i] for i in members]))
-        columns = torch.linalg.eigh(stacked).eigenvectors.numpy()
-        vectors = _oriented(columns[..., ::-1].swapaxes(-1, -2))
-        result.update(zip(members, map(frozen, vectors), strict=True))
-    return [result[i] for i in range(len(grams))]
+    return [frozen(_vectors(gram)) for gram in grams]
 
 
 def gram_matrices(weights: Sequence[torch.Tensor]) -> list[Array]:
@@ -188,6 +178,15 @@ def _rescaled(weight: torch.Tensor) -> Array:
     # In two steps: the power alone may leave the range.
     scaled = weight.detach().to(torch.float64) * 2.0 ** (-exponent // 2)
     return gram_matrices([scaled * 2.0 ** (-exponent - -exponent // 2)])[0]
+
+
+def _vectors(gram: Array) -> Array:
+    """The eigenvectors of a Gram matrix, the strongest first, as rows."""
+    # One matrix at a time: the last bits depend on where in memory a matrix starts, and within a
+    # batch that depends on the others. By torch: numpy's threads would go on spinning, on the cores
+    # that prune next.
+    columns: Array = torch.linalg.eigh(torch.from_numpy(gram)).eigenvectors.numpy()
+    return _oriented(columns[:, ::-1].T)
 
 
 def _oriented(vectors: Array) -> Array:
