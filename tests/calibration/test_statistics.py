@@ -217,7 +217,10 @@ def test_blocks_are_the_diagonal_of_the_whole() -> None:
     blocks = parts.statistics().covariance.view(2, 3, 4, 4)
     for block in range(3):
         part = slice(4 * block, 4 * block + 4)
-        torch.testing.assert_close(blocks[:, block], covariance[:, part, part])
+        # Products are summed in float32, in an order of its own for each shape.
+        torch.testing.assert_close(
+            blocks[:, block], covariance[:, part, part], rtol=1e-5, atol=1e-6
+        )
 
 
 def test_the_largest_layer_is_cut_until_all_fit() -> None:

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional
 
+from ..common.outputs import are_logits
+
 MAGNITUDE = "magnitude"
 
 
@@ -23,7 +25,7 @@ class Reference:
 
     def __init__(self, outputs: Sequence[torch.Tensor]) -> None:
         self._outputs = [out.detach().float() for out in outputs]
-        self.measure = "kl" if all(map(_are_logits, self._outputs)) else "relative error"
+        self.measure = "kl" if are_logits(self._outputs) else "relative error"
 
     def losses(self, outputs: Sequence[torch.Tensor]) -> torch.Tensor:
         """One for each sample, float64 on the CPU: KL, or the squared relative error."""
@@ -89,13 +91,6 @@ def decide(losses: Mapping[str, torch.Tensor]) -> Verdict:
         reason = f"the gain of {best}, {gain:.3g}, is within its standard error {errors[best]:.3g}"
         return Verdict(MAGNITUDE, reason, means, errors)
     return Verdict(best, "smallest loss", means, errors)
-
-
-def _are_logits(outputs: torch.Tensor) -> bool:
-    """True for ``(N, C)`` that are no probabilities already."""
-    if outputs.ndim != 2 or outputs.shape[1] < 2:
-        return False
-    return bool(outputs.min() < 0) or bool(outputs.max() > 1)
 
 
 def _kl(outputs: torch.Tensor, dense: torch.Tensor) -> torch.Tensor:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from ..common.outputs import logits_of
 from ..engine.layers import LayerRef, named_layers, unwrapped
 from ..engine.matching import RunningStatistics
 from ..engine.moments import Moments, batch_norms, moments_of
@@ -228,6 +229,8 @@ def channel_moments(name: str, call: Call, outputs: torch.Tensor) -> Moments:
 def tensor_of(output: Any) -> torch.Tensor:
     """The tensor in what a model returns: itself, ``.logits``, or the first of several.
 
+    Probabilities become logits.
+
     Raises:
         TypeError: there is none.
     """
@@ -241,7 +244,7 @@ def tensor_of(output: Any) -> torch.Tensor:
             f"the model returned a {type(output).__name__}; allowed: a floating-point tensor, "
             "alone, first of several, or as .logits"
         )
-    return value
+    return logits_of(value)
 
 
 def _own_biases(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> dict[str, nn.Parameter]:

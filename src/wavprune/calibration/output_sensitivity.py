@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import torch
 
+from ..common.outputs import are_logits
 from ..common.progress import progress_bar
 from ..errors import WavpruneError
 from .calls import Call
@@ -61,12 +62,12 @@ class Direction:
         seed: of the directions.
 
     Attributes:
-        logits: True where outputs ``(N, classes)`` are taken as logits; others as values with
+        logits: True where outputs are taken as logits (``are_logits``); others as values with
             normal errors, in units of their standard deviation.
     """
 
     def __init__(self, outputs: Sequence[torch.Tensor], seed: int = 0) -> None:
-        self.logits = all(out.ndim == 2 and out.shape[1] > 1 for out in outputs)
+        self.logits = are_logits(outputs)
         self._generator = generator_of(seed, "output sensitivity")
         self.temperature = 1.0
         self.scale = 1.0

@@ -121,8 +121,8 @@ def save(
         calibration: batches of inputs without labels, as ``calibrate`` takes them; the model must
             be a module. Without ``targets``, ``report`` and ``config``, all layers that the inputs
             reach are compressed, ``nn.Linear`` among them.
-        target_kl: with ``calibration``, above 0. Outputs that are no logits ``(N, classes)`` count
-            as half their mean squared change in units of their variance.
+        target_kl: with ``calibration``, above 0. Outputs other than logits or probabilities
+            ``(N, classes)`` count as half their mean squared change in units of their variance.
         batchnorm: with ``calibration``: ``"fold"`` (the default) takes batch norms into the layers
             before them, which gives the same inference and cannot be fine-tuned; ``"keep"`` stores
             them as they are, but for the mean of the errors.

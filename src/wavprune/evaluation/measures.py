@@ -1,4 +1,4 @@
-"""The measures of a classifier, from its logits.
+"""The measures of a classifier, from its logits or from probabilities.
 
 Averages over classes are those of torchmetrics 1.9 to the last bit: counts are divided in float32,
 and classes that neither occur nor are predicted are left out.
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from ..common.outputs import logits_of
 from ..errors import WavpruneError
 from .predictions import Predictions
 from .spread import Parts
@@ -25,12 +26,12 @@ def against_labels(predictions: Predictions) -> dict[str, Any]:
     """The measures of predictions against labels, by their names in ``Evaluation``.
 
     Args:
-        predictions: logits ``(N, C)`` and labels ``(N,)``, which are classes.
+        predictions: logits or probabilities ``(N, C)``, and labels ``(N,)``, which are classes.
     """
     samples, classes = predictions.logits.shape
     confusion = torch.zeros(classes * classes, dtype=torch.int64, device="cpu")
     among_top, loss = torch.zeros((), dtype=torch.int64, device="cpu"), 0.0
-    for logits, labels in _chunks(*predictions):
+    for logits, labels in _chunks(logits_of(predictions.logits), predictions.labels):
         single = logits.float()
         confusion += torch.bincount(
             labels * classes + single.argmax(1), minlength=classes * classes
@@ -75,10 +76,10 @@ def against_reference(
 
 
 def divergence(logits: torch.Tensor, expected: torch.Tensor) -> dict[str, Any]:
-    """Agreement and KL(reference || model) of logits ``(N, C)``, by their names in ``Evaluation``.
+    """Agreement and KL(reference || model), by their names in ``Evaluation``.
 
     Args:
-        logits: the model's.
+        logits: the model's, ``(N, C)``, or its probabilities.
         expected: the reference's.
 
     Raises:
@@ -89,7 +90,7 @@ def divergence(logits: torch.Tensor, expected: torch.Tensor) -> dict[str, Any]:
             f"reference: its logits are {tuple(expected.shape)}, the model's {tuple(logits.shape)}"
         )
     alike, total = 0, 0.0
-    for found, wanted in _chunks(logits, expected.detach().cpu()):
+    for found, wanted in _chunks(logits_of(logits), logits_of(expected.detach().cpu())):
         alike += int((found.argmax(1) == wanted.argmax(1)).sum())
         log_p, log_q = (functional.log_softmax(values.double(), 1) for values in (wanted, found))
         total += float(functional.kl_div(log_q, log_p, reduction="sum", log_target=True))

@@ -175,9 +175,10 @@ def evaluate(
     float64 whatever is switched on.
 
     Args:
-        model: returns logits ``(N, C)``, or an object with them as ``.logits``, as Hugging Face
-            models do; or an ``onnx.ModelProto``; with ``metric``, whatever that takes. It is in
-            evaluation mode while it runs, and every module gets its own training flag back.
+        model: returns logits or probabilities ``(N, C)``, or an object with them as ``.logits``,
+            as Hugging Face models do; or an ``onnx.ModelProto``; with ``metric``, whatever that
+            takes. It is in evaluation mode while it runs, and every module gets its own training
+            flag back.
         loader: yields ``(inputs, labels)``, or mappings with ``pixel_values`` and ``labels``; with
             ``metric``, ``(inputs, targets)`` of any kind. It can be read more than once.
         reference: what ``agreement``, ``kl`` and ``change_spread`` compare with: the unpruned

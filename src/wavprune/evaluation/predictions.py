@@ -37,15 +37,15 @@ def predict(
     Under ``torch.autocast`` the model runs with autocast, as it does outside of this function.
 
     Args:
-        model: returns logits ``(N, C)``, or an object with them as ``.logits``. It is in
-            evaluation mode while it runs.
+        model: returns logits or probabilities ``(N, C)``, or an object with them as ``.logits``.
+            It is in evaluation mode while it runs.
         loader: yields ``(inputs, labels)``, or mappings with ``pixel_values`` and ``labels``;
             it can be read more than once.
         device: where to run; None means where the model lives.
         progress: show a progress bar on standard error.
 
     Returns:
-        The logits and labels, a pair of tensors.
+        What it returned and the labels, a pair of tensors.
 
     Raises:
         TypeError: the loader, a batch or an output is of another kind; the message says which.

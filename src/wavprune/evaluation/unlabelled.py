@@ -17,8 +17,6 @@ from .measure import Measure, default_output
 from .measures import divergence
 
 AGREEMENT, CHANGE = "agreement", "output change"
-# A class that is never answered has a divergence all the same.
-LEAST = 1e-30
 
 
 class Answer(NamedTuple):
@@ -176,7 +174,7 @@ def distance(model: nn.Module, dense: nn.Module, loader: Iterable[Any]) -> Dista
             norm += float(theirs.square().sum())
             are_classes = are_classes and _are_classes(theirs)
             if are_classes:
-                measures = divergence(_logits(ours), _logits(theirs))
+                measures = divergence(ours, theirs)
                 alike += len(inputs) * measures["agreement"]
                 kl += len(inputs) * measures["kl"]
             count += len(inputs)
@@ -204,14 +202,6 @@ def _finite(returned: Any) -> torch.Tensor:
     if wrong:
         raise WavpruneError(f"{wrong} of {output.numel()} outputs are NaN or infinite")
     return output.double()
-
-
-def _logits(output: torch.Tensor) -> torch.Tensor:
-    """Logits ``(N, C)``: the output, or the logarithms of what are probabilities already."""
-    sums = output.sum(dim=1)
-    if output.min() >= 0 and torch.allclose(sums, torch.ones_like(sums), atol=1e-3):
-        return output.clamp_min(LEAST).log()
-    return output
 
 
 def _norms(batch: torch.Tensor) -> torch.Tensor:
