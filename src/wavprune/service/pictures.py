@@ -16,6 +16,8 @@ from .curves import Floats
 from .preview import preview, thresholds
 
 CELL, GAP, TITLE = 8, 12, 18
+# Of a coefficient, relative to its kernel.
+ROUNDING = 8 * float(np.finfo(np.float32).eps)
 
 
 class Kernels(NamedTuple):
@@ -70,7 +72,9 @@ def kernels(model: ModelCurves, layer: int, basis: str, sparsity: float, scope: 
         return Kernels(facts.name, basis, kernel, kernel, before, before, mask, before)
     analysis, synthesis, grid, rows = _matrices(model, layer, basis)
     inner = before @ analysis.T.astype(np.float32)
-    inner_kept = np.abs(inner) >= max(threshold, np.finfo(np.float32).tiny)
+    # The threshold is one of the coefficients, summed in another order when it was found.
+    rounding = ROUNDING * np.linalg.norm(before, axis=1, keepdims=True)
+    inner_kept = np.abs(inner) >= np.maximum(threshold - rounding, np.finfo(np.float32).tiny)
     after = (inner * inner_kept) @ synthesis.T
     count = grid[0] * grid[1]
     coefficients = np.zeros((len(before), count), dtype=np.float32)
