@@ -33,8 +33,9 @@ def test_a_class_of_probability_0_has_a_finite_logit() -> None:
         torch.ones(4, 1),
         torch.full((2, 2, 2), 0.5),
         torch.empty(0, 3),
+        torch.tensor([[0, 1], [1, 0]]),
     ],
-    ids=["logits", "sigmoid", "sums", "signs", "one column", "three axes", "empty"],
+    ids=["logits", "sigmoid", "sums", "signs", "one column", "three axes", "empty", "integers"],
 )
 def test_other_outputs_stay_as_they_are(outputs: torch.Tensor) -> None:
     assert logits_of(outputs) is outputs

@@ -44,14 +44,15 @@ def are_logits(outputs: Sequence[torch.Tensor]) -> bool:
     Args:
         outputs: of each batch.
     """
-    return all(
-        out.ndim == 2 and out.shape[1] >= 2 and bool((out.min() < 0) | (out.max() > 1))
-        for out in outputs
-    )
+    return all(_are_of_classes(out) and bool((out.min() < 0) | (out.max() > 1)) for out in outputs)
+
+
+def _are_of_classes(outputs: torch.Tensor) -> bool:
+    return outputs.ndim == 2 and outputs.shape[1] >= 2
 
 
 def _are_probabilities(outputs: torch.Tensor) -> bool:
-    if outputs.ndim != 2 or outputs.shape[1] < 2 or not len(outputs):
+    if not (_are_of_classes(outputs) and outputs.is_floating_point() and len(outputs)):
         return False
     # Half precision rounds each probability.
     tolerance = max(SUMS_TO_1, torch.finfo(outputs.dtype).eps)
