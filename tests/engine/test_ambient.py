@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torchmetrics
 from torch import nn
 
 import wavprune
@@ -164,6 +167,8 @@ def test_the_state_of_the_caller_is_as_it_was_after_an_interrupt(entry: Any, sta
     arguments = (model, "eager") if entry is pruned else ()
     with STATES[state]():
         before = seen()
+        # The first call does more.
+        entry(*arguments)
         points = interrupted(lambda: entry(*arguments), at=0)
         assert points is not None
         cut_short = 0
@@ -171,6 +176,57 @@ def test_the_state_of_the_caller_is_as_it_was_after_an_interrupt(entry: Any, sta
             cut_short += interrupted(lambda: entry(*arguments), at) is None
             assert seen() == before, at
         assert cut_short >= 90
+
+
+INPUTS = normal(12, 2, 7, 7)
+
+
+def calibrated(network: nn.Module, path: Path) -> None:
+    del path
+    wavprune.fast.prune(network, sparsity=0.5, calibration=[INPUTS])
+
+
+def saved(network: nn.Module, path: Path) -> None:
+    file = path / "small.safetensors"
+    wavprune.checkpoint.save(network, file, calibration=[INPUTS], target_kl=0.1)
+    wavprune.checkpoint.attach(network, file)
+    network(INPUTS)
+
+
+METRIC = wavprune.Measure(torchmetrics.MeanSquaredError(), logits=False)
+
+
+def tried(network: nn.Module, path: Path) -> None:
+    del path
+    loader = [(INPUTS, torch.zeros(12, 4))]
+    wavprune.run_trial(network, loader, PruneConfig(), metric=METRIC, timing=False)
+
+
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("entry", [calibrated, saved, tried], ids=lambda entry: entry.__name__)
+def test_gradients_are_as_they_were_after_an_interrupt(
+    entry: Any, mode: Any, tmp_path: Path
+) -> None:
+    layers = [nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(100, 4)]
+    network = nn.Sequential(*layers).eval()
+    switching = ("ambient.py", "contextlib.py", "grad_mode.py")
+
+    def cut_short(at: int) -> int | None:
+        model = copy.deepcopy(network)
+        with mode():
+            before = seen()
+            # Torch, interrupted where it had put its function mode aside, has an error of its own.
+            points = None
+            with suppress(RuntimeError):
+                points = interrupted(lambda: entry(model, tmp_path), at, switching)
+            assert seen() == before, at
+        return points
+
+    cut_short(0)
+    points = cut_short(0)
+    assert points is not None
+    ended = [cut_short(at) for at in range(1, points, points // 20 + 1)]
+    assert ended.count(None) >= 10
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is one here")

@@ -8,8 +8,15 @@ from collections.abc import Callable
 from types import FrameType
 
 
-def interrupted(action: Callable[[], object], at: int) -> int | None:
+def interrupted(
+    action: Callable[[], object], at: int, files: tuple[str, ...] = ("",)
+) -> int | None:
     """Call ``action`` with Ctrl-C at one of the points where Python looks for signals.
+
+    Args:
+        action: what is interrupted.
+        at: which point, from 1; 0 interrupts nothing.
+        files: how the names of the files end whose points count.
 
     Returns:
         None if it was interrupted, else how many such points there were.
@@ -18,8 +25,8 @@ def interrupted(action: Callable[[], object], at: int) -> int | None:
 
     def profile(frame: FrameType, event: str, argument: object) -> None:
         nonlocal points
-        del frame, argument
-        if event in ("call", "c_return"):
+        del argument
+        if event in ("call", "c_return") and frame.f_code.co_filename.endswith(files):
             points += 1
             if points == at:
                 sys.setprofile(None)

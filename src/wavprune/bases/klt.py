@@ -190,11 +190,11 @@ def _vectors(gram: Array) -> Array:
 
 
 def _oriented(vectors: Array) -> Array:
-    """Vectors ``(..., K)``, turned so that the largest entry is positive."""
+    """Rows ``(K, K)``, each turned so that its largest entry is positive."""
     sizes = np.abs(vectors)
     # Entries equal but for rounding count as equal: the first of them decides.
-    peak = (sizes >= (1 - 1e-6) * sizes.max(axis=-1, keepdims=True)).argmax(axis=-1)
-    peaks = np.take_along_axis(vectors, peak[..., None], axis=-1)
+    peak = (sizes >= (1 - 1e-6) * sizes.max(axis=1, keepdims=True)).argmax(axis=1)
+    peaks = np.take_along_axis(vectors, peak[:, None], axis=1)
     return np.where(peaks < 0, -vectors, vectors)
 
 

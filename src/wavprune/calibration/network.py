@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from ..common.outputs import logits_of
+from ..common.outputs import are_probabilities, log_of
 from ..engine.layers import LayerRef, named_layers, unwrapped
 from ..engine.matching import RunningStatistics
 from ..engine.moments import Moments, batch_norms, moments_of
@@ -75,6 +75,7 @@ class Network:
         means = {name: norm.running_mean for name, norm in self.norms.items()}
         self.watched = Watched(self.weights, {n: m for n, m in means.items() if m is not None})
         self.biases = _own_biases(model, self.weights)
+        self._returns_probabilities: bool | None = None
         self.running = {
             name: RunningStatistics(norm.running_mean.double(), norm.running_var.double(), norm.eps)
             for name, norm in self.norms.items()
@@ -82,9 +83,13 @@ class Network:
         }
 
     def run(self, tap: Tap, inputs: torch.Tensor) -> torch.Tensor:
-        """The outputs of the model for a batch while a tap is active."""
+        """The outputs of the model for a batch while a tap is active; probabilities as logits."""
         with _without_compiler(), tap:
-            return tensor_of(self.model(inputs))
+            outputs = tensor_of(self.model(inputs))
+        if self._returns_probabilities is None:
+            # Once, as what is no softmax may come close to it in some batches.
+            self._returns_probabilities = are_probabilities(outputs.detach())
+        return log_of(outputs) if self._returns_probabilities else outputs
 
     def outputs(self, batches: Sequence[torch.Tensor], values: Values | None = None) -> list[Any]:
         """The outputs of each batch, with these values in place of the model's."""
@@ -229,8 +234,6 @@ def channel_moments(name: str, call: Call, outputs: torch.Tensor) -> Moments:
 def tensor_of(output: Any) -> torch.Tensor:
     """The tensor in what a model returns: itself, ``.logits``, or the first of several.
 
-    Probabilities become logits.
-
     Raises:
         TypeError: there is none.
     """
@@ -244,7 +247,7 @@ def tensor_of(output: Any) -> torch.Tensor:
             f"the model returned a {type(output).__name__}; allowed: a floating-point tensor, "
             "alone, first of several, or as .logits"
         )
-    return logits_of(value)
+    return value
 
 
 def _own_biases(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> dict[str, nn.Parameter]:

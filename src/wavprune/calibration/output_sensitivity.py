@@ -20,6 +20,7 @@ import torch
 
 from ..common.outputs import are_logits
 from ..common.progress import progress_bar
+from ..engine.ambient import with_gradients
 from ..errors import WavpruneError
 from .calls import Call
 from .network import Network, Site
@@ -171,7 +172,7 @@ def output_sensitivity(
     with progress_bar("calibrate", sum(map(len, batches)), "inputs", progress) as advance:
         for batch in batches:
             tap = Recorder(network)
-            with torch.inference_mode(False), torch.enable_grad():
+            with with_gradients():
                 inputs = batch.clone()
                 if inputs.is_floating_point():
                     inputs.requires_grad_(True)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from ..engine.ambient import with_gradients
 from .calls import Call, Tap
 from .network import Network, Site
 from .statistics import generator_of
@@ -41,7 +42,7 @@ def gauss_newton(
     for batch in batches:
         tap = Recorder(network)
         # Modules such as those of Hugging Face may hold inference tensors from an earlier run.
-        with torch.inference_mode(False), torch.enable_grad():
+        with with_gradients():
             outputs = network.run(tap, batch)
             if not outputs.requires_grad:
                 return None

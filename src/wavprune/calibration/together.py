@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import torch
 
+from ..engine.ambient import with_gradients
 from ..engine.matching import RunningStatistics
 from .calls import Call, Counting, NormCall
 from .candidates import Candidate, stored
@@ -83,7 +84,7 @@ def refine(
     """
     if any(weight.is_inference() for weight in network.model.parameters()):
         return None
-    with torch.inference_mode(False), torch.enable_grad():
+    with with_gradients():
         variables = _Variables(network, calibration, problems, start)
         if not _descend(network, calibration, variables, inputs, steps):
             return None

@@ -13,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from ..engine.ambient import inference_mode
+
 Floats = npt.NDArray[np.float32]
 
 try:
@@ -43,7 +45,7 @@ def synthesise(coefficients: Floats, matrix: Floats, *, compiled: bool = True) -
     planned = matrix.size <= LARGEST_PLAN and bool(matrix.any(axis=1).all())
     if compiled and ops is not None and planned:
         # Inference tensors do not pass through autograd's part of the operator.
-        with torch.inference_mode():
+        with inference_mode(True):
             rows = torch.from_numpy(np.ascontiguousarray(coefficients.T, dtype=np.float64))
             plan = _plan(matrix.tobytes(), *matrix.shape)
             kernels: torch.Tensor = torch.ops.wavprune.idwt2(rows, plan, len(matrix))

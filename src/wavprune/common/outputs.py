@@ -1,4 +1,4 @@
-"""What classifiers return: logits, or probabilities already."""
+"""What classifiers return: logits, or probabilities already, as many do that end in a softmax."""
 
 from __future__ import annotations
 
@@ -8,53 +8,56 @@ import torch
 
 # A class that is never answered has a divergence all the same.
 LEAST = 1e-30
-SUMS_TO_1 = 1e-3
+# How far the sums of a softmax are from 1, at most: in float32, and in roundings of half precision.
+SUMS, ROUNDINGS = 1e-5, 2
+ROWS = 4096
 
 
-def logits_of(outputs: torch.Tensor) -> torch.Tensor:
-    """Logits of a classifier that ends in a softmax, as many do in ONNX; other outputs as they are.
+def are_probabilities(outputs: torch.Tensor) -> bool:
+    """Whether outputs are ``(N, C)``, C at least 2, without negatives, each sample's sum being 1.
 
-    Outputs ``(N, C)``, C at least 2, are probabilities where none is negative and those of each
-    sample sum to 1. Their logarithms are logits of the same probabilities, so that what follows
-    need not know which of the two a network returns.
+    Ask once for all that are compared with each other: what is no softmax may come close to it in
+    some samples.
 
     Args:
-        outputs: of any shape and dtype. Gradients pass.
+        outputs: of any shape and dtype.
 
     Example:
         >>> logits = torch.tensor([[2.0, 0.0, -1.0]])
-        >>> torch.allclose(logits_of(logits.softmax(1)).softmax(1), logits.softmax(1))
-        True
-        >>> logits_of(logits) is logits
-        True
+        >>> are_probabilities(logits), are_probabilities(logits.softmax(1))
+        (False, True)
     """
-    if not _are_probabilities(outputs.detach()):
-        return outputs
+    if not (_are_of_classes(outputs) and outputs.is_floating_point() and len(outputs)):
+        return False
+    if outputs.min() < 0:
+        return False
+    tolerance = max(SUMS, ROUNDINGS * torch.finfo(outputs.dtype).eps)
+    # A sum in half precision would be rounded once more.
+    wide = torch.float64 if outputs.dtype == torch.float64 else torch.float32
+    sums = [part.sum(dim=1, dtype=wide) for part in torch.split(outputs, ROWS)]
+    return bool((torch.cat(sums) - 1).abs().max() <= tolerance)
+
+
+def log_of(probabilities: torch.Tensor) -> torch.Tensor:
+    """Logits of these probabilities; gradients pass."""
     # In half precision the least one is 0.
-    wide = outputs if outputs.dtype == torch.float64 else outputs.float()
+    wide = probabilities if probabilities.dtype == torch.float64 else probabilities.float()
     return wide.clamp_min(LEAST).log()
 
 
 def are_logits(outputs: Sequence[torch.Tensor]) -> bool:
-    """Whether outputs are those of a classifier of exclusive classes, by ``logits_of``.
+    """Whether outputs are logits of exclusive classes.
 
-    They are ``(N, C)``, C at least 2. Values that all lie in 0 to 1, and are not what ``logits_of``
-    changes, are answers of their own each, as those of a sigmoid.
+    They are ``(N, C)``, C at least 2. Where all values lie in 0 to 1, they are answers of their own
+    each, as those of a sigmoid.
 
     Args:
-        outputs: of each batch.
+        outputs: of each batch; ``log_of`` them, where they are probabilities.
     """
-    return all(_are_of_classes(out) and bool((out.min() < 0) | (out.max() > 1)) for out in outputs)
+    if not all(map(_are_of_classes, outputs)):
+        return False
+    return any(bool((out.min() < 0) | (out.max() > 1)) for out in outputs if len(out))
 
 
 def _are_of_classes(outputs: torch.Tensor) -> bool:
     return outputs.ndim == 2 and outputs.shape[1] >= 2
-
-
-def _are_probabilities(outputs: torch.Tensor) -> bool:
-    if not (_are_of_classes(outputs) and outputs.is_floating_point() and len(outputs)):
-        return False
-    # Half precision rounds each probability.
-    tolerance = max(SUMS_TO_1, torch.finfo(outputs.dtype).eps)
-    off = (outputs.sum(dim=1, dtype=torch.float64) - 1).abs().max()
-    return bool((outputs.min() >= 0) & (off <= tolerance))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -11,7 +12,7 @@ from torch import nn
 
 from ..common.interrupts import always
 from ..errors import WavpruneError
-from .ambient import without_gradients
+from .ambient import inference_mode, without_gradients
 from .device import compute_device
 
 
@@ -59,6 +60,13 @@ def check_model(model: object) -> None:
     """Raise TypeError unless ``model`` is a module."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, not {type(model).__name__}")
+
+
+def copy_of(model: nn.Module, device: torch.device | None) -> nn.Module:
+    """A copy of a model, on another device unless that is None."""
+    # One that is made in inference mode could not be trained afterwards.
+    with inference_mode(False):
+        return copy.deepcopy(model).to(device)
 
 
 @contextmanager
@@ -137,7 +145,7 @@ def _tensors(model: nn.Module, home: torch.device) -> Callable[[], None]:
 def _write(values: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
     # Inference tensors can be written to in inference mode alone, other tensors in either mode.
     inference = any(tensor.is_inference() for tensor, _ in values)
-    with torch.inference_mode(inference or torch.is_inference_mode_enabled()), torch.no_grad():
+    with inference_mode(inference or torch.is_inference_mode_enabled()), without_gradients():
         for tensor, new in values:
             tensor.copy_(new)
 

@@ -21,7 +21,7 @@ from ..common.loaders import (
     num_samples,
     on_device,
 )
-from ..engine.ambient import neutral
+from ..engine.ambient import inference_mode, neutral
 from ..engine.running import running
 from ..errors import WavpruneError
 from .measure import Measure
@@ -90,7 +90,7 @@ class MetricTally:
         self._whole: Any = None
         self._groups: list[Any] = []
         if measure.has_state:
-            with timed("metrics"), torch.inference_mode(False):
+            with timed("metrics"), inference_mode(False):
                 self._whole = _fresh(measure.metric)
                 groups = 0 if _holds_network(measure.metric) else GROUPS
                 self._groups = [_fresh(self._whole) for _ in range(groups)]

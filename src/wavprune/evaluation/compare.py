@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from ..config import METHODS, PruneConfig
 from ..engine.device import compute_device
 from ..engine.layers import select_layers
 from ..engine.rules import rule_for
+from ..engine.running import copy_of
 from ..errors import WavpruneError
 from ..graph import as_module
 from .comparison import Comparison
@@ -134,7 +134,7 @@ def compare(
     select_layers(model, plan[0][0])
     run_device = compute_device(device)
     with kept_memory():
-        base = model if run_device is None else copy.deepcopy(model).to(run_device)
+        base = model if run_device is None else copy_of(model, run_device)
         labels = measure is not None or has_labels(loader)
         if not labels:
             loader, measure = answered(base, loader, progress=progress)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from ..common.outputs import logits_of
+from ..common.outputs import are_probabilities, log_of
 from ..errors import WavpruneError
 from .predictions import Predictions
 from .spread import Parts
@@ -31,14 +31,16 @@ def against_labels(predictions: Predictions) -> dict[str, Any]:
     samples, classes = predictions.logits.shape
     confusion = torch.zeros(classes * classes, dtype=torch.int64, device="cpu")
     among_top, loss = torch.zeros((), dtype=torch.int64, device="cpu"), 0.0
-    for logits, labels in _chunks(logits_of(predictions.logits), predictions.labels):
-        single = logits.float()
+    probabilities = are_probabilities(predictions.logits)
+    for outputs, labels in _chunks(*predictions):
+        single = outputs.float()
         confusion += torch.bincount(
             labels * classes + single.argmax(1), minlength=classes * classes
         )
         best = single.topk(min(TOP, classes)).indices
         among_top += (best == labels[:, None]).sum()
-        loss += float(functional.cross_entropy(logits.double(), labels, reduction="sum"))
+        logits = log_of(outputs.double()) if probabilities else outputs.double()
+        loss += float(functional.cross_entropy(logits, labels, reduction="sum"))
     confusion = confusion.view(classes, classes)
     hits = confusion.diag()
     return {
@@ -56,8 +58,8 @@ def against_reference(
     """Agreement with the reference and KL(reference || model), by their names in ``Evaluation``.
 
     Args:
-        predictions: logits ``(N, C)`` and labels ``(N,)``.
-        reference: those of the reference, or its logits alone.
+        predictions: logits or probabilities ``(N, C)``, and labels ``(N,)``.
+        reference: those of the reference, or its outputs alone.
 
     Raises:
         WavpruneError: the reference has other shapes or labels.
@@ -90,9 +92,14 @@ def divergence(logits: torch.Tensor, expected: torch.Tensor) -> dict[str, Any]:
             f"reference: its logits are {tuple(expected.shape)}, the model's {tuple(logits.shape)}"
         )
     alike, total = 0, 0.0
-    for found, wanted in _chunks(logits_of(logits), logits_of(expected.detach().cpu())):
+    logits, expected = logits.detach().cpu(), expected.detach().cpu()
+    probabilities = are_probabilities(expected) and are_probabilities(logits)
+    for found, wanted in _chunks(logits, expected):
         alike += int((found.argmax(1) == wanted.argmax(1)).sum())
-        log_p, log_q = (functional.log_softmax(values.double(), 1) for values in (wanted, found))
+        log_p, log_q = (
+            functional.log_softmax(log_of(values.double()) if probabilities else values.double(), 1)
+            for values in (wanted, found)
+        )
         total += float(functional.kl_div(log_q, log_p, reduction="sum", log_target=True))
     # Rounding can leave a sum that should be 0 a little below it.
     return {"agreement": alike / len(logits), "kl": max(total / len(logits), 0.0)}

@@ -182,7 +182,7 @@ def evaluate(
         loader: yields ``(inputs, labels)``, or mappings with ``pixel_values`` and ``labels``; with
             ``metric``, ``(inputs, targets)`` of any kind. It can be read more than once.
         reference: what ``agreement``, ``kl`` and ``change_spread`` compare with: the unpruned
-            model, or what ``predict`` returned for it on the same loader, or its logits alone.
+            model, or what ``predict`` returned for it on the same loader, or its outputs alone.
         report: what was pruned in ``model``, for its sparsity and stored bytes.
         device: where to run; None means where the model lives.
         timing: measure the time of the forward passes, at least 10 of them, without data loading.
@@ -257,7 +257,7 @@ def measured(
     Args:
         model: the network.
         answers: what it predicted, and the labels; or what it was measured at.
-        reference: the same of the reference, or its logits alone.
+        reference: the same of the reference, or its outputs alone.
         report: what was pruned in the model.
         num_bytes: the model's ``stored_bytes``.
         latency: the times of its forward passes; None untimed.

@@ -1,4 +1,4 @@
-"""The logits of a classifier for every sample of a loader."""
+"""The outputs of a classifier for every sample of a loader."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Predictions(NamedTuple):
     """Logits and labels of every sample of a loader, in the loader's order.
 
     Attributes:
-        logits: ``(N, C)``, on the CPU.
+        logits: ``(N, C)``, on the CPU; probabilities, where the model returns those.
         labels: ``(N,)``, int64, on the CPU.
     """
 

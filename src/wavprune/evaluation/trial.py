@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import bisect
-import copy
 import dataclasses
 import time
 import warnings
@@ -28,6 +27,7 @@ from ..engine.device import compute_device
 from ..engine.layers import LayerRef, select_layers
 from ..engine.rules import rule_for
 from ..engine.run import prune_layers, prune_model
+from ..engine.running import copy_of
 from ..errors import WavpruneError
 from ..graph import GraphModule
 from ..report import PruneReport
@@ -239,7 +239,7 @@ def run_trial(
             "reference: it was measured without the statistics that batchnorm='match' needs"
         )
     data = loader if calibration is None else calibration
-    copied = _copy_of(model).to(run_device)
+    copied = copy_of(model, run_device)
     report: PruneReport | None = None
     with timed("pruning"):
         if config is not None and isinstance(match, int):
@@ -348,12 +348,6 @@ def _fitted(model: nn.Module, config: PruneConfig, budget: int) -> PruneConfig:
             "sparsity: the masks alone are larger"
         )
     return fitted
-
-
-def _copy_of(model: nn.Module) -> nn.Module:
-    # A copy made in inference mode could not be trained afterwards.
-    with torch.inference_mode(False):
-        return copy.deepcopy(model)
 
 
 def _repair(

@@ -74,9 +74,9 @@ def answered(
 ) -> tuple[Answered, Measure]:
     """A loader without labels with the answers of a network as its targets, and what they measure.
 
-    Answers ``(N, C)``, C at least 2, are taken as logits: measured is in which share of the inputs
-    the same class is first. Of any other tensor it is the relative change of the output, the mean
-    over the inputs; then all outputs of the network are kept in memory.
+    Answers ``(N, C)``, C at least 2, are those of a classifier: measured is in which share of the
+    inputs the same class is first. Of any other tensor it is the relative change of the output, the
+    mean over the inputs; then all outputs of the network are kept in memory.
 
     Args:
         model: the unpruned network.
@@ -170,8 +170,8 @@ def distance(model: nn.Module, dense: nn.Module, loader: Iterable[Any]) -> Dista
         for batch in batches(loader, description="compare"):
             inputs = inputs_of(batch).to(device)
             ours, theirs = (_finite(network(inputs)) for network in (model, dense))
-            change += float((ours - theirs).square().sum())
-            norm += float(theirs.square().sum())
+            change += float((ours.double() - theirs.double()).square().sum())
+            norm += float(theirs.double().square().sum())
             are_classes = are_classes and _are_classes(theirs)
             if are_classes:
                 measures = divergence(ours, theirs)
@@ -201,7 +201,7 @@ def _finite(returned: Any) -> torch.Tensor:
     wrong = output.numel() - int(torch.isfinite(output).sum())
     if wrong:
         raise WavpruneError(f"{wrong} of {output.numel()} outputs are NaN or infinite")
-    return output.double()
+    return output
 
 
 def _norms(batch: torch.Tensor) -> torch.Tensor:
