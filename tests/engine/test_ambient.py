@@ -17,7 +17,7 @@ import wavprune
 from tests.support.cases import BACKENDS, bits, normal
 from tests.support.interrupts import interrupted
 from wavprune import LayerRef, PruneConfig
-from wavprune.engine.ambient import neutral, without_gradients
+from wavprune.engine.ambient import neutral, with_gradients, without_gradients
 
 
 @contextmanager
@@ -148,6 +148,36 @@ def test_the_state_of_the_caller_is_as_it_was(state: str) -> None:
         with pytest.raises(RuntimeError), neutral():
             raise RuntimeError
         assert seen() == before
+
+
+def test_what_is_switched_within_a_block_ends_with_it() -> None:
+    with torch.no_grad():
+        with without_gradients():
+            torch.set_grad_enabled(True)
+        assert not torch.is_grad_enabled()
+
+
+def test_an_abandoned_block_ends_with_the_one_around_it_and_only_then() -> None:
+    with torch.no_grad():
+        with with_gradients():
+            abandoned = neutral()
+            abandoned.__enter__()
+        assert not torch.is_grad_enabled()
+        torch.set_grad_enabled(True)
+        del abandoned
+        assert torch.is_grad_enabled()
+
+
+def test_a_block_that_ends_late_leaves_the_later_ones_alone() -> None:
+    with torch.enable_grad():
+        late = without_gradients()
+        late.__enter__()
+        with neutral():
+            with with_gradients():
+                del late
+                assert torch.is_grad_enabled()
+            assert not torch.is_grad_enabled()
+        assert torch.is_grad_enabled()
 
 
 def nested() -> None:

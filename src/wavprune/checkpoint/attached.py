@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from ..common.checks import integer
-from ..engine.ambient import neutral
+from ..engine.ambient import neutral, without_gradients
 from ..engine.device import is_capturing
 from ..engine.running import check_model
 from ..errors import WavpruneError
@@ -182,7 +182,8 @@ def attach(model: nn.Module, path: str | os.PathLike[str], *, cache_bytes: int =
         attached = Attached(data, devices, cache_bytes)
     for module, stored in layers.values():
         _Hooks(attached, stored).install(module)
-    model.load_state_dict(plain, strict=False)
+    with without_gradients():
+        model.load_state_dict(plain, strict=False)
     return attached
 
 
