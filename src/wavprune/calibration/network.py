@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from ..common.outputs import are_probabilities, log_of
+from ..engine.ambient import function_mode
 from ..engine.layers import LayerRef, named_layers, unwrapped
 from ..engine.matching import RunningStatistics
 from ..engine.moments import Moments, batch_norms, moments_of
@@ -84,7 +85,7 @@ class Network:
 
     def run(self, tap: Tap, inputs: torch.Tensor) -> torch.Tensor:
         """The outputs of the model for a batch while a tap is active; probabilities as logits."""
-        with _without_compiler(), tap:
+        with _without_compiler(), function_mode(tap):
             outputs = tensor_of(self.model(inputs))
         if self._returns_probabilities is None:
             # Once, as what is no softmax may come close to it in some batches.

@@ -9,16 +9,21 @@ switched here.
 from __future__ import annotations
 
 import threading
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from ..common.interrupts import finish
 
 T = TypeVar("T")
+
+# Typed in part.
+overrides: Any = torch.overrides
 
 _DEVICE_TYPES = ("cpu", "cuda", "xpu", "mps")
 # The smallest denormal: 0 once it is multiplied where denormals are flushed.
@@ -85,6 +90,14 @@ def without_autocast(device_type: str) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def function_mode(mode: TorchFunctionMode) -> Iterator[None]:
+    """A mode that sees torch's functions; those that were there before are there afterwards."""
+    with _block() as changes:
+        changes.function_mode(mode)
+        yield
+
+
 def autocast_enabled() -> bool:
     """Whether autocast is on for any kind of device."""
     return any(map(torch.is_autocast_enabled, _DEVICE_TYPES))
@@ -132,6 +145,19 @@ class _Changes:
 
         self._undos.append(leave)
         mode.__enter__()
+
+    def function_mode(self, mode: TorchFunctionMode) -> None:
+        before = overrides._get_current_function_mode_stack()
+
+        def leave() -> None:
+            # Torch takes a mode aside while it runs, and loses it where that is interrupted.
+            while overrides._len_torch_function_stack():
+                overrides._pop_mode()
+            for each in before:
+                overrides._push_mode(each)
+
+        self._undos.append(leave)
+        overrides._push_mode(mode)
 
     def torch_defaults(self) -> None:
         if (dtype := torch.get_default_dtype()) != torch.float32:
@@ -190,6 +216,10 @@ def _block() -> Iterator[_Changes]:
         yield changes
     except GeneratorExit:
         late = True
+        raise
+    except (KeyboardInterrupt, SystemExit) as interrupt:
+        # What it left in part, torch's own among it, ends now, and not when it is forgotten.
+        traceback.clear_frames(interrupt.__traceback__)
         raise
     finally:
         try:

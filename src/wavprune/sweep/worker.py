@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import json
 import os
+import signal
 import sys
 import threading
 import time
@@ -166,8 +167,11 @@ def _importable(category: type[Warning]) -> type[Warning]:
 def _begin(parent: int) -> None:
     """Set up a worker process: it keeps its memory, and ends soon after its parent.
 
-    The parent may be killed, and tell it nothing.
+    The parent may be killed, and tell it nothing. Ctrl-C in a terminal reaches both, and the parent
+    ends its workers then: one that waits for its next run would end with a traceback instead.
     """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     kept_memory().__enter__()
 
     def watch() -> None:
