@@ -27,7 +27,7 @@ def are_probabilities(outputs: torch.Tensor) -> bool:
         >>> are_probabilities(logits), are_probabilities(logits.softmax(1))
         (False, True)
     """
-    if not (_are_of_classes(outputs) and outputs.is_floating_point() and len(outputs)):
+    if not (are_of_classes(outputs) and outputs.is_floating_point() and len(outputs)):
         return False
     if outputs.min() < 0:
         return False
@@ -54,10 +54,11 @@ def are_logits(outputs: Sequence[torch.Tensor]) -> bool:
     Args:
         outputs: of each batch; ``log_of`` them, where they are probabilities.
     """
-    if not all(map(_are_of_classes, outputs)):
+    if not all(map(are_of_classes, outputs)):
         return False
     return any(bool((out.min() < 0) | (out.max() > 1)) for out in outputs if len(out))
 
 
-def _are_of_classes(outputs: torch.Tensor) -> bool:
+def are_of_classes(outputs: torch.Tensor) -> bool:
+    """Whether outputs are ``(N, C)``, C at least 2."""
     return outputs.ndim == 2 and outputs.shape[1] >= 2

@@ -39,7 +39,7 @@ def against_labels(predictions: Predictions) -> dict[str, Any]:
         )
         best = single.topk(min(TOP, classes)).indices
         among_top += (best == labels[:, None]).sum()
-        logits = log_of(outputs.double()) if probabilities else outputs.double()
+        logits = _logits(outputs, probabilities)
         loss += float(functional.cross_entropy(logits, labels, reduction="sum"))
     confusion = confusion.view(classes, classes)
     hits = confusion.diag()
@@ -97,8 +97,7 @@ def divergence(logits: torch.Tensor, expected: torch.Tensor) -> dict[str, Any]:
     for found, wanted in _chunks(logits, expected):
         alike += int((found.argmax(1) == wanted.argmax(1)).sum())
         log_p, log_q = (
-            functional.log_softmax(log_of(values.double()) if probabilities else values.double(), 1)
-            for values in (wanted, found)
+            functional.log_softmax(_logits(values, probabilities), 1) for values in (wanted, found)
         )
         total += float(functional.kl_div(log_q, log_p, reduction="sum", log_target=True))
     # Rounding can leave a sum that should be 0 a little below it.
@@ -113,6 +112,12 @@ def correct(predictions: Predictions) -> Parts:
     ]
     values = torch.cat(hits)
     return Parts(values, torch.full_like(values, 1 / len(values)))
+
+
+def _logits(outputs: torch.Tensor, probabilities: bool) -> torch.Tensor:
+    """Logits in float64."""
+    wide = outputs.double()
+    return log_of(wide) if probabilities else wide
 
 
 def _chunks(*tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ..common.loaders import batches, has_targets, inputs_of
+from ..common.outputs import are_of_classes
 from ..engine.moments import BatchKey
 from ..engine.running import running
 from ..errors import WavpruneError
@@ -110,7 +111,7 @@ def answered(
                     f"{len(inputs)} inputs; allowed: an output for each, or targets and metric="
                 )
             if measure is None:
-                measure = _agreement() if _are_classes(output) else _change()
+                measure = _agreement() if are_of_classes(output) else _change()
             answer = (output.argmax(1) if measure.logits else output.float()).cpu()
             answers.append(Answer(BatchKey.of(inputs), _norms(inputs), answer))
     assert measure is not None
@@ -172,7 +173,7 @@ def distance(model: nn.Module, dense: nn.Module, loader: Iterable[Any]) -> Dista
             ours, theirs = (_finite(network(inputs)) for network in (model, dense))
             change += float((ours.double() - theirs.double()).square().sum())
             norm += float(theirs.double().square().sum())
-            are_classes = are_classes and _are_classes(theirs)
+            are_classes = are_classes and are_of_classes(theirs)
             if are_classes:
                 measures = divergence(ours, theirs)
                 alike += len(inputs) * measures["agreement"]
@@ -186,10 +187,6 @@ def _tensor_in(returned: Any) -> torch.Tensor | None:
     output = default_output(returned)
     is_one = isinstance(output, torch.Tensor) and output.is_floating_point()
     return output if is_one else None
-
-
-def _are_classes(output: torch.Tensor) -> bool:
-    return output.ndim == 2 and output.shape[1] >= 2
 
 
 def _finite(returned: Any) -> torch.Tensor:
